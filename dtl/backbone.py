@@ -1,0 +1,326 @@
+"""The pretrained network, cut at its layers of interest: the only importer of Keras."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl import storage
+from dtl.types import BackboneSpec, Description, Head, Layer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TensorFlow greets every process with lines about absent GPUs, past all its own settings."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is first imported
+with _quiet():
+    import keras
+
+    _GPUS = keras.distribution.list_devices("gpu")
+
+_DOWNLOAD_TIMEOUT_S = 30
+
+
+def precisions() -> list[str]:
+    """The precisions that this process computes faster than, or as, float32; fastest first."""
+    if _GPUS:
+        return ["float16", "float32"]
+    flags = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    return (
+        ["bfloat16", "float32"] if {"avx512_bf16", "amx_bf16"} & {*flags.split()} else ["float32"]
+    )
+
+
+def describe(network: str, layers: tuple[str, ...], pooling: str) -> Description:
+    """Look at a network without making its weights.
+
+    Raises
+    ------
+    ValueError
+        For an unknown network or layer; the known ones are listed.
+    """
+    whole = _skeleton(network)
+    cut = _cut(whole, layers, pooling)
+    height, width = whole.input_shape[1:3]
+    return Description(
+        input_size=(height or 224, width or 224),
+        n_features={
+            name: int(output.shape[-1]) for name, output in zip(layers, cut.outputs, strict=True)
+        },
+        layers=tuple(
+            Layer(
+                layer.name,
+                type(layer).__name__,
+                tuple(layer.output.shape[1:]),
+                sum(int(np.prod(v.shape)) for v in layer.weights),
+            )
+            for layer in whole.layers
+        ),
+        used=frozenset(layer.name for layer in cut.layers),
+        weights_bytes=sum(4 * int(np.prod(v.shape)) for v in cut.weights),
+    )
+
+
+class Backbone:
+    """A network with its weights, cut at layers.
+
+    One chunk of work at a time should hold `lock` while it calls `features`.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        self.description = describe(spec.network, spec.layers, spec.pooling)
+        self.lock = threading.Lock()
+        with _dtype_policy(spec.precision):
+            self.model = _cut(_with_weights(spec, self.description), spec.layers, spec.pooling)
+        # XLA makes this several times slower on a CPU under TensorFlow; JAX has nothing else.
+        self.model.jit_compile = keras.backend.backend() == "jax"
+        self.weights_sha256 = _sha256(self.model)
+
+    def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Make an RGB image (..., height, width, 3) what the network was trained on."""
+        return _preprocess(self.spec.network, self.spec.preprocess)(image.astype(np.float32))
+
+    def features(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Compute the features of preprocessed images.
+
+        Parameters
+        ----------
+        batch : (n_images, height, width, 3) float32
+
+        Returns
+        -------
+        dict of layer name to (n_images, n_features) float32
+        """
+        outputs = self.model.predict_on_batch(batch)
+        if len(self.spec.layers) == 1:
+            outputs = [outputs]
+        return {
+            layer: np.asarray(output, dtype=np.float32)
+            for layer, output in zip(self.spec.layers, outputs, strict=True)
+        }
+
+
+_loading = threading.Lock()
+
+
+def load(spec: BackboneSpec) -> Backbone:
+    """The backbone of this process, made at the first call."""
+    with _loading:
+        return _load(spec)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(spec: BackboneSpec) -> Backbone:
+    return Backbone(spec)
+
+
+def classifier(spec: BackboneSpec, head: Head) -> keras.Model:
+    """The whole classifier as one Keras model: RGB images of 0 to 255 in, probabilities out."""
+    backbone = Backbone(spec)
+    kernel, bias = head.folded()
+    images = keras.Input((*backbone.description.input_size, 3), name="image")
+    softmax = keras.layers.Dense(len(bias), activation="softmax", name="class", dtype="float32")
+    features = backbone.model(_preprocess(spec.network, spec.preprocess)(images))
+    model = keras.Model(images, softmax(features), name="classifier")
+    softmax.set_weights([kernel, bias])
+    return model
+
+
+def _network(name: str) -> tuple[Callable[..., keras.Model], Any]:
+    """The function that makes a model, and the module of its preprocessing."""
+    known = {
+        n: make for n, make in vars(keras.applications).items() if n[0].isupper() and callable(make)
+    }
+    if name not in known:
+        raise ValueError(f"Unknown network {name!r}. Known: {', '.join(sorted(known))}.")
+    module = known[name].__module__.rsplit(".", 1)[1]
+    return known[name], getattr(keras.applications, module)
+
+
+def _preprocess(network: str, how: str) -> Callable[[Any], Any]:
+    if how == "dl4j":
+        # Deeplearning4j's NativeImageLoader reads BGR; the original left the means in.
+        return lambda images: images[..., ::-1]
+    preprocess: Callable[[Any], Any] = _network(network)[1].preprocess_input
+    return preprocess
+
+
+@functools.lru_cache(maxsize=4)
+def _skeleton(network: str) -> keras.Model:
+    """The whole network with variables that have shapes but no memory."""
+    make, _ = _network(network)
+    with keras.StatelessScope(initialize_variables=False):
+        model = make(weights=None)
+        if model.input_shape[1] is None:  # some fix no size: theirs is the usual one
+            model = make(weights=None, input_shape=(224, 224, 3))
+    return model
+
+
+def _cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Model:
+    names = [layer.name for layer in model.layers]
+    for layer in layers:
+        if layer not in names:
+            raise ValueError(f"{model.name} has no layer {layer!r}. It has: {', '.join(names)}.")
+    pools = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+        "flatten": keras.layers.Flatten,
+    }
+    outputs = []
+    with keras.StatelessScope(initialize_variables=False):  # pooling has no weights to make
+        for layer in layers:
+            output = model.get_layer(layer).output
+            outputs.append(pools[pooling]()(output) if len(output.shape) == 4 else output)
+    return keras.Model(model.inputs, outputs)
+
+
+def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
+    make, _ = _network(spec.network)
+    # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
+    bare = make(weights=None, include_top=False, input_shape=(*description.input_size, 3))
+    if set(spec.layers) <= {layer.name for layer in bare.layers}:
+        options = {"include_top": False, "input_shape": (*description.input_size, 3)}
+    else:
+        options = {}
+    del bare
+    if spec.weights == "imagenet":
+        with _timeout():
+            try:
+                return make(weights="imagenet", **options)
+            except Exception as error:
+                raise OSError(
+                    f"The ImageNet weights of {spec.network} are not in Keras' cache "
+                    f"(~/.keras/models) on {socket.gethostname()} and could not be downloaded: "
+                    f"{error}. Give a file that every worker can read with --features.weights "
+                    "URL, or use --features.weights random."
+                ) from error
+    # Keras' initializers draw from this seed in the order of the layers.
+    keras.utils.set_random_seed(spec.seed)
+    model = make(weights=None, **options)
+    if spec.weights != "random":
+        needed = _cut(model, spec.layers, spec.pooling)
+        with storage.local_copy(spec.weights) as path:
+            _assign(model, needed, _skeleton(spec.network), path, spec.weights)
+    return model
+
+
+def _assign(
+    model: keras.Model, needed: keras.Model, whole: keras.Model, path: str, url: str
+) -> None:
+    """Set a model's weights from a file of all, or of the first, layers of the whole network."""
+    expected = [(layer.name, v) for layer in whole.layers for v in layer.weights]
+    variables = [v for layer in model.layers for v in layer.weights]
+    last_needed = max(i for i, v in enumerate(variables) if any(v is n for n in needed.weights))
+    n_read = 0
+    for n_read, (name, array) in enumerate(_file_arrays(path, url, whole), 1):
+        if n_read > len(expected):
+            raise ValueError(
+                f"{url} does not fit {whole.name}: it has more weights than the network, from "
+                f"{name} on."
+            )
+        layer, variable = expected[n_read - 1]
+        if tuple(array.shape) != tuple(variable.shape):
+            raise ValueError(
+                f"{url} does not fit {whole.name}: first difference at layer {layer}, which has "
+                f"{variable.name} of shape {tuple(variable.shape)}; the file has {name} of shape "
+                f"{tuple(array.shape)}."
+            )
+        if n_read <= len(variables):
+            variables[n_read - 1].assign(np.asarray(array, dtype=np.float32))
+    if n_read <= last_needed:
+        raise ValueError(
+            f"{url} ends before layer {expected[n_read][0]} of {whole.name}, which the layers "
+            "asked for need. Give a file with those weights, or cut at an earlier layer."
+        )
+
+
+def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str, Any]]:
+    """A file's weights in the order of the network's layers."""
+    import h5py
+
+    if url.endswith(".npz"):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                yield from ((name, arrays[name]) for name in sorted(arrays.files))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{url} is no .npz file of weights: {error}.") from error
+        return
+    if not url.endswith(".h5"):
+        raise ValueError(
+            f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file."
+        )
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise ValueError(f"{url} is no HDF5 file of weights: {error}.") from error
+    with file:
+        if "layer_names" in file.attrs:  # the layout of Keras 1 and 2, and of keras.applications
+            for layer in _texts(file.attrs["layer_names"]):
+                for weight in _texts(file[layer].attrs["weight_names"]):
+                    yield weight, file[layer][weight]
+            return
+        # Keras 3's .weights.h5 names layers by class and number, in the network's order.
+        counts: dict[str, int] = {}
+        for layer in whole.layers:
+            kind = keras.src.saving.saving_lib.naming.to_snake_case(type(layer).__name__)
+            number = counts[kind] = counts.get(kind, -1) + 1
+            name = f"layers/{kind}_{number}" if number else f"layers/{kind}"
+            if layer.weights and name in file and "vars" in file[name]:
+                variables = file[name]["vars"]
+                for key in sorted(variables, key=int):
+                    yield f"{name}/vars/{key}", variables[key]
+
+
+def _texts(values: Any) -> list[str]:
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+
+
+def _sha256(model: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = np.ascontiguousarray(variable.numpy(), dtype="<f4")
+        digest.update(repr(array.shape).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _dtype_policy(precision: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _timeout() -> Iterator[None]:
+    """Without a network some firewalls drop packets in silence: give up after a while."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

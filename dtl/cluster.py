@@ -1,0 +1,68 @@
+"""A Dask `Client` from what the configuration says: this machine, or a running scheduler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+
+
+from dtl.config import ClusterConfig
+
+log = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT_S = 20
+
+
+@contextmanager
+def connect(config: ClusterConfig) -> Iterator[Client]:
+    """Start or reach a cluster; what was started is stopped afterwards.
+
+    Raises
+    ------
+    ConnectionError
+        If no scheduler answers, or it has no workers.
+    """
+    if config.address == "local":
+        threads = config.threads_per_worker or max(CPU_COUNT // config.n_workers, 1)
+        environment = {
+            # TensorFlow would otherwise take all processors in each of several workers.
+            "distributed.nanny.pre-spawn-environ.TF_NUM_INTRAOP_THREADS": threads,
+            # A worker that reads ahead is not stuck: no warning about its event loop.
+            "distributed.admin.tick.limit": "60s",
+        }
+        with (
+            dask.config.set(environment),
+            LocalCluster(
+                n_workers=config.n_workers,
+                # One more thread than one: a chunk is written while the next is computed.
+                threads_per_worker=max(threads, 2),
+                memory_limit=config.memory_limit,
+                processes=config.processes,
+                dashboard_address=config.dashboard_address,
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            log.info("Dask dashboard: %s", client.dashboard_link)
+            yield client
+        return
+    try:
+        client = Client(config.address, timeout=_CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError) as error:
+        raise ConnectionError(
+            f"No Dask scheduler answers at {config.address}: {error}. Start one with "
+            "`dask scheduler`, or use --cluster local."
+        ) from error
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise ConnectionError(
+                f"The scheduler at {config.address} has no workers. Start some with "
+                f"`dask worker {config.address}`."
+            )
+        log.info("Dask dashboard: %s", client.dashboard_link)
+        yield client

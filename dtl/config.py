@@ -1,0 +1,394 @@
+"""The configuration of a run: frozen, validated values, from a TOML file and from the command line.
+
+Every option is declared once, here: its name, type, default, one line of help and what is allowed.
+The TOML keys, the command line, the messages and the table in README.md all follow from that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+NO_URL = ""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    check: Callable[[Any], bool] | None = None,
+    allowed: str = "",
+) -> Any:
+    """Declare one option; `allowed` says in words what `check` tests."""
+    metadata = {"help": help, "check": check, "allowed": allowed}
+    return field(default=default, metadata=metadata)
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _is_share(value: float | int | str) -> bool:
+    if isinstance(value, str):
+        return value == "rest"
+    return 0 <= value < 1 if isinstance(value, float) else value >= 0
+
+
+class _Section:
+    """Checks the type and range of each option when a section is made."""
+
+    _name = ""
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for spec in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, spec.name)
+            if dataclasses.is_dataclass(hints[spec.name]):
+                continue
+            key = f"{self._name}.{spec.name}".lstrip(".")
+            value = _typed(value, hints[spec.name], key)
+            object.__setattr__(self, spec.name, value)
+            check = spec.metadata["check"]
+            if check is not None and not check(value):
+                raise ValueError(f"{key} must be {spec.metadata['allowed']}. Received: {value!r}.")
+
+
+@dataclass(frozen=True)
+class ClusterConfig(_Section):
+    """Where the work runs."""
+
+    _name: typing.ClassVar = "cluster"
+    address: str = option(
+        "local",
+        "local, or a running scheduler's tcp://host:port or tls://host:port",
+        check=lambda v: v == "local" or v.startswith(("tcp://", "tls://")),
+        allowed="local, tcp://host:port or tls://host:port",
+    )
+    n_workers: int = option(
+        1,
+        "processes of a local cluster; the network is loaded once in each",
+        check=_positive,
+        allowed="1 or more",
+    )
+    threads_per_worker: int = option(
+        0, "threads of each; 0 shares the processors out", check=_not_negative, allowed="0 or more"
+    )
+    memory_limit: str = option("auto", "memory of each, such as 6GiB; auto shares it out")
+    processes: bool = option(True, "false: threads of this process instead of worker processes")
+    dashboard_address: str = option(":0", "where a local cluster serves Dask's dashboard")
+
+
+@dataclass(frozen=True)
+class ImagesConfig(_Section):
+    """Which images, and how they become arrays."""
+
+    _name: typing.ClassVar = "images"
+    url: str = option(NO_URL, "folder of class folders, or of train/, validation/ and test/")
+    resize: Literal["stretch", "crop"] = option(
+        "stretch", "stretch to the network's size, or scale the short side and crop the middle"
+    )
+    max_pixels: int = option(
+        100_000_000, "larger images are skipped, not decoded", check=_positive, allowed="1 or more"
+    )
+    max_skipped: float = option(
+        0.01,
+        "the run fails if more than this fraction of the images is unreadable",
+        check=lambda v: 0 <= v <= 1,
+        allowed="a fraction from 0 to 1",
+    )
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(_Section):
+    """Which network turns images into features, and how they are stored."""
+
+    _name: typing.ClassVar = "features"
+    network: str = option("VGG16", "a model of keras.applications")
+    layers: tuple[str, ...] = option(
+        ("fc2",),
+        "layers to keep, all computed in one pass",
+        check=bool,
+        allowed="one layer or more",
+    )
+    pooling: Literal["avg", "max", "flatten"] = option(
+        "avg", "what becomes of a layer with positions (height, width, channels)"
+    )
+    weights: str = option("imagenet", "imagenet, random, or the URL of a .h5, .weights.h5 or .npz")
+    preprocess: Literal["network", "dl4j"] = option(
+        "network", "the network's own; dl4j: BGR without subtracted means, as Deeplearning4j had it"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "auto: the fastest that every worker's processor has"
+    )
+    dtype: Literal["float32", "float16"] = option("float32", "of the stored features")
+    batch_images: int = option(
+        16, "images in one pass through the network", check=_positive, allowed="1 or more"
+    )
+    chunk_images: int = option(
+        256,
+        "images in one chunk of the store, the unit of work",
+        check=_positive,
+        allowed="1 or more",
+    )
+
+
+@dataclass(frozen=True)
+class SplitConfig(_Section):
+    """Which images train, which validate and which test blindly."""
+
+    _name: typing.ClassVar = "split"
+    method: Literal["auto", "stratified", "random", "folders"] = option(
+        "auto", "auto: as the folders say, stratified by class where they do not"
+    )
+    train: float | int | str = option(
+        "rest",
+        "a fraction (0.6), a number of images (19607), or rest",
+        check=_is_share,
+        allowed="a fraction below 1, a whole number of images, or rest",
+    )
+    validation: float | int | str = option(
+        0.15,
+        "likewise",
+        check=_is_share,
+        allowed="a fraction below 1, a whole number of images, or rest",
+    )
+    test: float | int | str = option(
+        0.2,
+        "likewise",
+        check=_is_share,
+        allowed="a fraction below 1, a whole number of images, or rest",
+    )
+    train_per_class: int = option(
+        0,
+        "train on this many images of every class (as papers do); 0: as train says",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    duplicates: Literal["together", "drop"] = option(
+        "together", "identical files: all on one side, or only the first of them kept"
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Section):
+    """Local SGD with averaging."""
+
+    _name: typing.ClassVar = "train"
+    layer: str = option("", "features to train on; empty: the first of features.layers")
+    n_shards: int = option(
+        0,
+        "replicas that train side by side; 0: one a chunk, at most 8",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    epochs: float = option(
+        30.0, "passes over the training rows", check=_positive, allowed="above 0"
+    )
+    batch_size: int = option(32, "rows of one SGD step", check=_positive, allowed="1 or more")
+    averaging_frequency: int = option(
+        10, "batches between two averages", check=_positive, allowed="1 or more"
+    )
+    aggregation_depth: int = option(
+        2, "levels of the tree that adds the replicas up", check=_positive, allowed="1 or more"
+    )
+    learning_rate: float = option(0.01, "of the first step", check=_positive, allowed="above 0")
+    schedule: Literal["cosine", "constant"] = option(
+        "cosine", "how the learning rate goes on: down to 0 along a half cosine, or constant"
+    )
+    momentum: float = option(
+        0.9, "Nesterov's; 0 is plain SGD", check=lambda v: 0 <= v < 1, allowed="from 0 to below 1"
+    )
+    l2: float = option(
+        1e-3, "penalty l2/2 * sum(kernel ** 2)", check=_not_negative, allowed="0 or more"
+    )
+    average_optimizer: bool = option(
+        True, "average the momentum too; false: start it again after every average"
+    )
+    validate_every: int = option(
+        10, "rounds between two validations", check=_positive, allowed="1 or more"
+    )
+
+
+@dataclass(frozen=True)
+class ReportConfig(_Section):
+    """What the report shows."""
+
+    _name: typing.ClassVar = "report"
+    n_mistakes: int = option(
+        24, "most confident mistakes shown as pictures", check=_not_negative, allowed="0 or more"
+    )
+
+
+@dataclass(frozen=True)
+class Config(_Section):
+    """A whole run."""
+
+    out: str = option(NO_URL, "folder for everything that the run makes")
+    seed: int = option(0, "of the order, the split, the batches and random weights")
+    overwrite: bool = option(False, "replace results in --out that were made with other settings")
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    @property
+    def layer(self) -> str:
+        """The layer whose features the head is trained on."""
+        layer = self.train.layer or self.features.layers[0]
+        if layer not in self.features.layers:
+            raise ValueError(
+                f"train.layer must be one of features.layers {self.features.layers}. "
+                f"Received: {layer!r}."
+            )
+        return layer
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the command line and README.md show it."""
+
+    key: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line; a section's main key goes by the section's name."""
+        short = {"cluster.address": "cluster", "images.url": "images"}
+        return "--" + short.get(self.key, self.key).replace("_", "-")
+
+
+def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
+    """All options in the order of declaration."""
+    hints = _hints(section)
+    for spec in dataclasses.fields(section):
+        kind = hints[spec.name]
+        if dataclasses.is_dataclass(kind):
+            yield from options(typing.cast(type, kind), f"{spec.name}.")
+        else:
+            yield Option(prefix + spec.name, kind, spec.default, spec.metadata["help"])
+
+
+def build(*layers: Mapping[str, Any]) -> Config:
+    """Make a configuration from nested tables, the later over the earlier.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key (the known ones are listed) or a value of the wrong type or range.
+
+    Examples
+    --------
+    >>> build({"train": {"learning_rate": 0.1}}, {"train": {"epochs": 2}}).train.epochs
+    2.0
+    >>> build({"train": {"learning_rat": 0.1}})
+    Traceback (most recent call last):
+        ...
+    ValueError: Unknown key train.learning_rat. Did you mean learning_rate? ...
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    hints = _hints(Config)
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in hints:
+                raise ValueError(_unknown(name, "", list(hints)))
+            kind = hints[name]
+            if not dataclasses.is_dataclass(kind):
+                top[name] = value
+                continue
+            if not isinstance(value, Mapping):
+                raise ValueError(f"[{name}] must be a table of options. Received: {value!r}.")
+            known = [spec.name for spec in dataclasses.fields(kind)]
+            for key in value:
+                if key not in known:
+                    raise ValueError(_unknown(key, f"{name}.", known))
+            merged.setdefault(name, {}).update(value)
+    sections = {name: hints[name](**values) for name, values in merged.items()}
+    return Config(**top, **sections)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Read a TOML text; `where` names it in the message."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not valid TOML: {error}.") from error
+
+
+def parse_text(option: Option, text: str) -> Any:
+    """Turn a command line's text into the option's type."""
+    for kind in _members(option.type):
+        try:
+            if kind is bool:
+                return {"true": True, "false": False}[text.lower()]
+            if typing.get_origin(kind) is tuple:
+                return tuple(part.strip() for part in text.split(",") if part.strip())
+            if kind is int or kind is float:
+                return kind(text)
+        except (ValueError, KeyError):
+            continue
+    return text
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested tables with TOML's types; `build` makes the same configuration of them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    } | {
+        spec.name: to_dict(getattr(config, spec.name))
+        for spec in dataclasses.fields(config)
+        if dataclasses.is_dataclass(getattr(config, spec.name))
+    }
+
+
+def _hints(section: type) -> dict[str, Any]:
+    names = {spec.name for spec in dataclasses.fields(section)}
+    return {k: v for k, v in typing.get_type_hints(section).items() if k in names}
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        # A whole number is tried before a fraction: "5000" is a count, "0.5" a share.
+        return tuple(sorted(typing.get_args(kind), key=[int, float, str].index))
+    return (kind,)
+
+
+def _typed(value: Any, kind: Any, key: str) -> Any:
+    for member in _members(kind):
+        if typing.get_origin(member) is Literal:
+            if value in typing.get_args(member):
+                return value
+            choices = ", ".join(typing.get_args(member))
+            raise ValueError(f"{key} must be one of {choices}. Received: {value!r}.")
+        if typing.get_origin(member) is tuple:
+            if isinstance(value, str):
+                return (value,)
+            if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+                return tuple(value)
+        elif member is float and type(value) is int and len(_members(kind)) == 1:
+            return float(value)
+        elif type(value) is member:
+            return value
+    expected = " or ".join(getattr(m, "__name__", "a list of text") for m in _members(kind))
+    raise ValueError(f"{key} must be {expected}. Received: {value!r}.")
+
+
+def _unknown(key: str, prefix: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"Unknown key {prefix}{key}. {hint}Known: {', '.join(known)}."

@@ -1,0 +1,153 @@
+"""The fourth stage: how well a head classifies each split, counted by chunks on the workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from distributed import Client
+
+from dtl import metrics, storage
+from dtl.metrics import Counts
+from dtl.progress import track
+from dtl.reduction import tree_reduce
+from dtl.softmax import log_softmax
+from dtl.storage import FeatureStore
+from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    counts: Mapping[int, Counts]
+    mistakes: tuple[Mistake, ...]
+
+
+def evaluate(
+    store: FeatureStore, head: Head, client: Client, *, n_mistakes: int = 24
+) -> Evaluation:
+    """Score a head on every split of the store that it was trained on.
+
+    Parameters
+    ----------
+    n_mistakes : int
+        How many of the most confident mistakes on images outside the training split to keep; on
+        the training split, if there are no others.
+
+    Raises
+    ------
+    ValueError
+        If the head was trained on other features.
+    """
+    check_features(store, head)
+    run = uuid4().hex[:8]
+    # A task, unlike scattered data, is run again where a worker that held its result is lost.
+    head_future = client.submit(_same, head, key=f"head-{run}")
+    parts = [
+        client.submit(
+            _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
+        )
+        for chunk in range(store.n_chunks)
+    ]
+    total = tree_reduce(client, parts, _combine, name=f"combine-scores-{run}")
+    with track("evaluation", 1, "passes", show=False) as advance:
+        part: _Part = total.result()
+        advance(1)
+    scores = {
+        SPLITS[index]: metrics.scores(counts, head.class_names)
+        for index, counts in sorted(part.counts.items())
+    }
+    held_out = [m for m in part.mistakes if m.split != SPLITS[0]]
+    return Evaluation(
+        scores=scores,
+        mistakes=tuple((held_out or list(part.mistakes))[:n_mistakes]),
+        class_names=head.class_names,
+        provenance={"head_sha256": head.fingerprint, "n_mistakes": n_mistakes},
+    )
+
+
+def check_features(store: FeatureStore, head: Head) -> None:
+    """Refuse a head that was trained on features made otherwise.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    trained = dict(head.provenance["features"])
+    if found := storage.differences(store.settings, trained):
+        raise ValueError(
+            f"The head was not trained on the features of {store.url}:\n  " + "\n  ".join(found)
+        )
+
+
+def to_json(evaluation: Evaluation) -> bytes:
+    """The text of evaluation.json."""
+    return (json.dumps(asdict(evaluation), indent=1, sort_keys=True) + "\n").encode()
+
+
+def from_json(data: bytes) -> Evaluation:
+    """Read what `to_json` wrote."""
+    values = json.loads(data)
+    scores = {
+        name: SplitScores(**(s | {"confusion": tuple((t, p, n) for t, p, n in s["confusion"])}))
+        for name, s in sorted(values["scores"].items(), key=lambda item: SPLITS.index(item[0]))
+    }
+    return Evaluation(
+        scores=scores,
+        mistakes=tuple(Mistake(**mistake) for mistake in values["mistakes"]),
+        class_names=tuple(values["class_names"]),
+        provenance=values["provenance"],
+    )
+
+
+def _same(head: Head) -> Head:
+    return head
+
+
+def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Part:
+    layer = head.provenance["layer"]
+    split, labels = store.read("split", chunk), store.read("label", chunk)
+    logits = head.logits(store.read(layer, chunk))
+    counts = {
+        index: Counts.of(logits[split == index], labels[split == index])
+        for index in range(len(SPLITS))
+        if (split == index).any()
+    }
+    predicted = logits.argmax(axis=1)
+    wrong = np.flatnonzero((predicted != labels) & (split >= 0))
+    probability = np.exp(log_softmax(logits[wrong].astype(np.float64))).max(axis=1, initial=0)
+    paths = store.read("path", chunk)
+    mistakes = [
+        Mistake(
+            path=str(paths[row]),
+            split=SPLITS[split[row]],
+            true=head.class_names[labels[row]],
+            predicted=head.class_names[predicted[row]],
+            probability=float(p),
+        )
+        for row, p in zip(wrong, probability, strict=True)
+    ]
+    return _Part(counts, _most_confident(mistakes, n_mistakes))
+
+
+def _combine(parts: list[_Part]) -> _Part:
+    indices = {index for part in parts for index in part.counts}
+    n_mistakes = max(len(part.mistakes) for part in parts)
+    return _Part(
+        {i: metrics.combine([p.counts[i] for p in parts if i in p.counts]) for i in indices},
+        _most_confident([m for part in parts for m in part.mistakes], n_mistakes),
+    )
+
+
+def _most_confident(mistakes: list[Mistake], n: int) -> tuple[Mistake, ...]:
+    def rank(mistake: Mistake) -> tuple[Any, ...]:
+        return mistake.split == SPLITS[0], -mistake.probability, mistake.path
+
+    return tuple(sorted(mistakes, key=rank)[:n])

@@ -1,0 +1,173 @@
+"""Image files: which of a source's files are labelled images, and what is in them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from dtl.types import NO_SPLIT, SPLITS
+
+# `decode` checks the size itself, before anything is decompressed, and raises instead of warning.
+Image.MAX_IMAGE_PIXELS = None
+Image.init()
+
+# Not images of pixels, or handed to another program by Pillow.
+_EXCLUDED_FORMATS = frozenset({"EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF"})
+_FORMATS = tuple(name for name in Image.OPEN if name not in _EXCLUDED_FORMATS)
+_EXTENSIONS = frozenset(
+    extension for extension, name in Image.EXTENSION.items() if name in _FORMATS
+)
+_SPLIT_NAMES = {
+    "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "test": 2, "testing": 2,
+}  # fmt: skip
+_CALTECH_FILE = re.compile(r"(\d{3})_\d{4}")
+
+N_MAGIC_BYTES = 32
+"""How much of a file's start `is_image` wants."""
+
+
+def has_image_name(path: str) -> bool:
+    """Whether a file's extension is one of an image format that Pillow reads.
+
+    Examples
+    --------
+    >>> has_image_name("a/b.JPG"), has_image_name("a/RENAME2")
+    (True, False)
+    """
+    return PurePosixPath(path).suffix.lower() in _EXTENSIONS
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that starts with these bytes is in a format that Pillow reads.
+
+    Examples
+    --------
+    >>> is_image(bytes.fromhex("ffd8ffe0") + bytes(28)), is_image(b"2 4 6 8")
+    (True, False)
+    """
+    for name in _FORMATS:
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(start[:16]) is True:
+            return True
+    return False
+
+
+def split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
+    """What a path relative to the source says of an image: its split, and its class.
+
+    Parameters
+    ----------
+    with_splits : bool
+        Whether the first folder is a split. The class is then the second, or the number that
+        begins a Caltech file name.
+
+    Returns
+    -------
+    int, str or None
+        Index into `SPLITS` or -1; None where the path names no class.
+
+    Examples
+    --------
+    >>> split_and_class("003.backpack/003_0001.jpg", with_splits=False)
+    (-1, '003.backpack')
+    >>> split_and_class("valid/003_0001.jpg", with_splits=True)
+    (1, '003')
+    >>> split_and_class("loose.jpg", with_splits=False)
+    (-1, None)
+    """
+    *folders, name = path.split("/")
+    split = NO_SPLIT
+    if with_splits:
+        if not folders or folders[0].lower() not in _SPLIT_NAMES:
+            return NO_SPLIT, None
+        split = _SPLIT_NAMES[folders.pop(0).lower()]
+        if not folders:
+            caltech = _CALTECH_FILE.match(name)
+            return split, caltech[1] if caltech else None
+    return split, folders[0] if folders else None
+
+
+def folders_are_splits(top_folders: Iterable[str]) -> bool:
+    """Whether a source's folders are splits rather than classes.
+
+    Examples
+    --------
+    >>> folders_are_splits(["train", "val"]), folders_are_splits(["train", "plane"])
+    (True, False)
+    """
+    names = {name.lower() for name in top_folders}
+    return {SPLITS[0], "training"} & names != set() and names <= set(_SPLIT_NAMES)
+
+
+def decode(
+    data: bytes, size: tuple[int, int], *, resize: str = "stretch", max_pixels: int = 100_000_000
+) -> NDArray[np.uint8]:
+    """Decode an image file to RGB of the network's size.
+
+    EXIF orientation is honoured; transparency lies over white; 16-bit grey keeps its upper bits;
+    of an animation, the first frame.
+
+    Parameters
+    ----------
+    data : bytes
+    size : (height, width)
+    resize : {"stretch", "crop"}
+        Bilinear with antialiasing to the size; or so that the short side fits, then the middle.
+    max_pixels : int
+        More are refused before anything is decompressed.
+
+    Returns
+    -------
+    (height, width, 3) uint8
+
+    Raises
+    ------
+    ValueError
+        If the file is empty, no image, damaged or too large; the message is fit for a report.
+    """
+    height, width = size
+    if not data:
+        raise ValueError("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            n_pixels = opened.width * opened.height
+            if n_pixels > max_pixels:
+                raise ValueError(
+                    f"{opened.width} x {opened.height} pixels, more than images.max_pixels = "
+                    f"{max_pixels}"
+                )
+            # A JPEG decoder scales by 1/2, 1/4, 1/8 for nearly nothing; twice the size is kept
+            # for a resize that sees no difference.
+            opened.draft(None, (2 * width, 2 * height))
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except ValueError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"not an image that Pillow reads (starts with {data[:8]!r})") from None
+    except Exception as error:  # decoders raise what they like on damaged files
+        raise ValueError(f"damaged: {error}") from error
+    if resize == "crop":
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    else:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling.
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

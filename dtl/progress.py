@@ -1,0 +1,82 @@
+"""What a long stage says while it works: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 15.0
+
+
+class Advance(Protocol):
+    """Called with how many units are done since the last call, and what is worth showing."""
+
+    def __call__(self, n: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def track(what: str, total: int, unit: str, *, show: bool = True) -> Iterator[Advance]:
+    """Show how far a stage is.
+
+    Examples
+    --------
+    >>> with track("features", total=2, unit="images", show=False) as advance:
+    ...     advance(1)
+    ...     advance(1, "1 skipped")
+    """
+    started = time.monotonic()
+    done = 0
+    if show and sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total, note="", speed="")
+
+            def advance_bar(n: int, note: str = "") -> None:
+                nonlocal done
+                done += n
+                speed = f"{done / (time.monotonic() - started):.1f} {unit}/s"
+                bar.update(task, advance=n, note=note, speed=speed)
+
+            yield advance_bar
+        return
+    last = started
+
+    def advance_log(n: int, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if show and (now - last >= _LINE_EVERY_S or done == total):
+            last = now
+            speed = done / (now - started)
+            left = f", {(total - done) / speed:.0f} s left" if done < total else ""
+            log.info(
+                "%s: %d of %d %s, %.1f %s/s%s%s",
+                what, done, total, unit, speed, unit, left, f"; {note}" if note else "",
+            )  # fmt: skip
+
+    yield advance_log

@@ -1,0 +1,291 @@
+"""The values that stages exchange."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+NO_SPLIT = -1
+"""The split of a row that takes no part: skipped, dropped as a duplicate, or left over."""
+
+PENDING, DONE, SKIPPED = range(3)
+"""The `status` of a row of the feature store."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The labelled images of one source, in the order of the feature store's rows.
+
+    Parameters
+    ----------
+    root : str
+        fsspec URL that `path` is relative to.
+    path : (n_images,) StringDType
+    label : (n_images,) int32
+        Index into `class_names`.
+    given_split : (n_images,) int8
+        Index into `SPLITS` where the source's folders say so, else -1.
+    size_bytes : (n_images,) int64
+    class_names : tuple of str
+    left_out : tuple of (path, reason)
+        Files of the source that are no images of a class.
+    """
+
+    root: str
+    path: NDArray[Any]
+    label: NDArray[np.int32]
+    given_split: NDArray[np.int8]
+    size_bytes: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all but the root: a copy of the images elsewhere is the same list."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for column in (self.label, self.given_split, self.size_bytes):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        for path in self.path:
+            digest.update(path.encode() + b"\0")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What determines a network's outputs.
+
+    Parameters
+    ----------
+    network : str
+        Name of a model function in `keras.applications`.
+    layers : tuple of str
+        Layers whose outputs are the features.
+    pooling : {"avg", "max", "flatten"}
+        For outputs with positions, (height, width, channels).
+    weights : str
+        ``imagenet``, ``random``, or a URL.
+    seed : int
+        Of random weights.
+    preprocess : {"network", "dl4j"}
+    precision : {"float32", "bfloat16", "float16"}
+        Of the computation; the weights stay float32.
+    """
+
+    network: str = "VGG16"
+    layers: tuple[str, ...] = ("fc2",)
+    pooling: str = "avg"
+    weights: str = "imagenet"
+    seed: int = 0
+    preprocess: str = "network"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a network's summary."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int | None, ...]
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a cut network without its weights.
+
+    Parameters
+    ----------
+    input_size : (height, width)
+    n_features : dict of layer name to int
+    layers : tuple of Layer
+        The whole network's, in its order.
+    used : frozenset of str
+        The layers that the features need.
+    weights_bytes : int
+        Memory of the used layers' float32 weights.
+    """
+
+    input_size: tuple[int, int]
+    n_features: dict[str, int]
+    layers: tuple[Layer, ...]
+    used: frozenset[str]
+    weights_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A softmax layer on standardised features.
+
+    ``logits = (features - mean) / scale @ kernel + bias``
+
+    Parameters
+    ----------
+    kernel : (n_features, n_classes) float32
+    bias : (n_classes,) float32
+    mean, scale : (n_features,) float32
+        Of the training rows; `scale` is 1 for a constant feature.
+    class_names : tuple of str
+    provenance : dict
+        What it was trained on and how, as JSON's types.
+    """
+
+    kernel: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Scores (n, n_classes) of features (n, n_features) as they are stored."""
+        standardised = (features.astype(np.float32) - self.mean) / self.scale
+        logits: NDArray[np.float32] = standardised @ self.kernel + self.bias
+        return logits
+
+    def folded(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The kernel and bias that take features as they are, not standardised.
+
+        Examples
+        --------
+        >>> one = np.ones(1, "f4")
+        >>> Head(kernel=np.full((1, 1), 6, "f4"), bias=one, mean=3 * one, scale=2 * one,
+        ...      class_names=("a",)).folded()
+        (array([[3.]], dtype=float32), array([-8.], dtype=float32))
+        """
+        kernel = self.kernel.astype(np.float64) / self.scale[:, None]
+        bias = self.bias - self.mean.astype(np.float64) @ kernel
+        return kernel.astype(np.float32), bias.astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """The bytes of an .npz file, without pickles; the same head gives the same bytes."""
+        buffer = io.BytesIO()
+        meta = json.dumps(
+            {"class_names": self.class_names, "provenance": self.provenance}, sort_keys=True
+        )
+        np.savez(
+            buffer,
+            kernel=self.kernel,
+            bias=self.bias,
+            mean=self.mean,
+            scale=self.scale,
+            meta=np.frombuffer(meta.encode(), np.uint8),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Head:
+        """Read what `to_bytes` wrote."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                meta = json.loads(arrays["meta"].tobytes())
+                return cls(
+                    *(arrays[name] for name in ("kernel", "bias", "mean", "scale")),
+                    class_names=tuple(meta["class_names"]),
+                    provenance=meta["provenance"],
+                )
+        except (ValueError, KeyError, OSError, EOFError) as error:
+            raise ValueError(f"Not a head that dtl wrote: {error}.") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its numbers and class names."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong prediction, and how sure the head was of it."""
+
+    path: str
+    split: str
+    true: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """How well one split was classified.
+
+    Parameters
+    ----------
+    n_images : int
+    accuracy, top5, log_loss, mean_precision, mean_recall, mean_f1 : float
+        The means are over the classes that the split has (macro); log loss in nats.
+    classes : dict
+        By class name: ``{"n_images", "precision", "recall", "f1"}``.
+    confusion : tuple of (true label, predicted label, n_images)
+        The entries that are not zero, sorted.
+    """
+
+    n_images: int
+    accuracy: float
+    top5: float
+    log_loss: float
+    mean_precision: float
+    mean_recall: float
+    mean_f1: float
+    classes: Mapping[str, Mapping[str, float]]
+    confusion: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of a head on every split, and its most confident mistakes."""
+
+    scores: Mapping[str, SplitScores]
+    mistakes: tuple[Mistake, ...]
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of training did: a row of history.parquet.
+
+    Parameters
+    ----------
+    round, epoch : int, float
+        Counted from 1; passes over the training rows at the round's end.
+    loss : float
+        Mean cross-entropy of the round's batches, over shards weighted by their rows (nats).
+    shard_loss : tuple of float
+        The same for each shard; NaN for a shard without training rows.
+    learning_rate : float
+        At the round's first step.
+    update_ratio : float
+        Norm of the round's change of the kernel over the norm of the kernel.
+    spread : float
+        Root mean square distance of the replicas from their average, over the average's norm.
+    step_s, average_s, wait_s : float
+        Seconds in local steps (the slowest shard), in adding and averaging, and the rest.
+    train_accuracy, validation_accuracy, validation_loss : float
+        NaN in rounds without validation.
+    """
+
+    round: int
+    epoch: float
+    loss: float
+    shard_loss: tuple[float, ...]
+    learning_rate: float
+    update_ratio: float
+    spread: float
+    step_s: float
+    average_s: float
+    wait_s: float
+    train_accuracy: float = float("nan")
+    validation_accuracy: float = float("nan")
+    validation_loss: float = float("nan")
