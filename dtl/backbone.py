@@ -6,7 +6,9 @@ import contextlib
 import functools
 import hashlib
 import os
+import random
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,7 +101,9 @@ class Backbone:
 
     def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Make an RGB image (..., height, width, 3) what the network was trained on."""
-        return _preprocess(self.spec.network, self.spec.preprocess)(image.astype(np.float32))
+        preprocess = _preprocess(self.spec.network, self.spec.preprocess)
+        ready: NDArray[np.float32] = preprocess(image.astype(np.float32))
+        return ready
 
     def features(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Compute the features of preprocessed images.
@@ -135,16 +139,24 @@ def _load(spec: BackboneSpec) -> Backbone:
     return Backbone(spec)
 
 
-def classifier(spec: BackboneSpec, head: Head) -> keras.Model:
-    """The whole classifier as one Keras model: RGB images of 0 to 255 in, probabilities out."""
+def export(spec: BackboneSpec, head: Head) -> bytes:
+    """The whole classifier as the bytes of a .keras file.
+
+    RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out.
+    """
     backbone = Backbone(spec)
     kernel, bias = head.folded()
     images = keras.Input((*backbone.description.input_size, 3), name="image")
-    softmax = keras.layers.Dense(len(bias), activation="softmax", name="class", dtype="float32")
     features = backbone.model(_preprocess(spec.network, spec.preprocess)(images))
+    if len(spec.layers) > 1:
+        features = features[spec.layers.index(head.provenance["layer"])]
+    softmax = keras.layers.Dense(len(bias), activation="softmax", name="class", dtype="float32")
     model = keras.Model(images, softmax(features), name="classifier")
     softmax.set_weights([kernel, bias])
-    return model
+    with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
+        path = Path(folder) / "classifier.keras"
+        model.save(path)
+        return path.read_bytes()
 
 
 def _network(name: str) -> tuple[Callable[..., keras.Model], Any]:
@@ -192,7 +204,7 @@ def _cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mod
         for layer in layers:
             output = model.get_layer(layer).output
             outputs.append(pools[pooling]()(output) if len(output.shape) == 4 else output)
-    return keras.Model(model.inputs, outputs)
+    return keras.Model(model.inputs, outputs if len(outputs) > 1 else outputs[0])
 
 
 def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
@@ -215,9 +227,8 @@ def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
                     f"{error}. Give a file that every worker can read with --features.weights "
                     "URL, or use --features.weights random."
                 ) from error
-    # Keras' initializers draw from this seed in the order of the layers.
-    keras.utils.set_random_seed(spec.seed)
-    model = make(weights=None, **options)
+    with _initializer_seeds(spec.seed):
+        model = make(weights=None, **options)
     if spec.weights != "random":
         needed = _cut(model, spec.layers, spec.pooling)
         with storage.local_copy(spec.weights) as path:
@@ -313,6 +324,19 @@ def _dtype_policy(precision: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _initializer_seeds(seed: int) -> Iterator[None]:
+    """Initializers draw their seeds as after `keras.utils.set_random_seed`, but from a generator
+    of their own: Dask's threads draw from Python's global one at the same time."""
+    module = keras.src.random.seed_generator
+    before = module.python_random
+    module.python_random = random.Random(seed)
+    try:
+        yield
+    finally:
+        module.python_random = before
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 
-
 from dtl.config import ClusterConfig
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ def connect(config: ClusterConfig) -> Iterator[Client]:
                 memory_limit=config.memory_limit,
                 processes=config.processes,
                 dashboard_address=config.dashboard_address,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):

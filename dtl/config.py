@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -16,6 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 NO_URL = ""
+
+_IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a list of texts",
+}
 
 
 def option(
@@ -47,7 +56,7 @@ def _is_share(value: float | int | str) -> bool:
 class _Section:
     """Checks the type and range of each option when a section is made."""
 
-    _name = ""
+    _name: typing.ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -57,6 +66,8 @@ class _Section:
                 continue
             key = f"{self._name}.{spec.name}".lstrip(".")
             value = _typed(value, hints[spec.name], key)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be a finite number. Received: {value!r}.")
             object.__setattr__(self, spec.name, value)
             check = spec.metadata["check"]
             if check is not None and not check(value):
@@ -158,13 +169,13 @@ class SplitConfig(_Section):
     )
     validation: float | int | str = option(
         0.15,
-        "likewise",
+        "a fraction (0.15), a number of images (5000), or rest",
         check=_is_share,
         allowed="a fraction below 1, a whole number of images, or rest",
     )
     test: float | int | str = option(
         0.2,
-        "likewise",
+        "a fraction (0.2), a number of images (6000), or rest",
         check=_is_share,
         allowed="a fraction below 1, a whole number of images, or rest",
     )
@@ -192,7 +203,7 @@ class TrainConfig(_Section):
         allowed="0 or more",
     )
     epochs: float = option(
-        30.0, "passes over the training rows", check=_positive, allowed="above 0"
+        40.0, "passes over the training rows", check=_positive, allowed="above 0"
     )
     batch_size: int = option(32, "rows of one SGD step", check=_positive, allowed="1 or more")
     averaging_frequency: int = option(
@@ -201,7 +212,7 @@ class TrainConfig(_Section):
     aggregation_depth: int = option(
         2, "levels of the tree that adds the replicas up", check=_positive, allowed="1 or more"
     )
-    learning_rate: float = option(0.01, "of the first step", check=_positive, allowed="above 0")
+    learning_rate: float = option(0.02, "of the first step", check=_positive, allowed="above 0")
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "how the learning rate goes on: down to 0 along a half cosine, or constant"
     )
@@ -209,7 +220,7 @@ class TrainConfig(_Section):
         0.9, "Nesterov's; 0 is plain SGD", check=lambda v: 0 <= v < 1, allowed="from 0 to below 1"
     )
     l2: float = option(
-        1e-3, "penalty l2/2 * sum(kernel ** 2)", check=_not_negative, allowed="0 or more"
+        1e-2, "penalty l2/2 * sum(kernel ** 2)", check=_not_negative, allowed="0 or more"
     )
     average_optimizer: bool = option(
         True, "average the momentum too; false: start it again after every average"
@@ -269,6 +280,26 @@ class Option:
         """Its name on the command line; a section's main key goes by the section's name."""
         short = {"cluster.address": "cluster", "images.url": "images"}
         return "--" + short.get(self.key, self.key).replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        """What its value looks like."""
+        if typing.get_origin(self.type) is Literal:
+            return "|".join(typing.get_args(self.type))
+        if typing.get_origin(self.type) is tuple:
+            return "A,B"
+        if self.type is bool:
+            return "true|false"
+        names = {int: "N", float: "X", str: "TEXT"}
+        return "|".join(names[member] for member in _members(self.type) if member is not str) or (
+            "URL" if self.key in ("out", "images.url") else "TEXT"
+        )
+
+    @property
+    def described(self) -> str:
+        """Its help and its default."""
+        shown = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        return f"{self.help} (default: {shown})" if shown != NO_URL else self.help
 
 
 def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
@@ -384,7 +415,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             return float(value)
         elif type(value) is member:
             return value
-    expected = " or ".join(getattr(m, "__name__", "a list of text") for m in _members(kind))
+    expected = " or ".join(_IN_WORDS[typing.get_origin(m) or m] for m in _members(kind))
     raise ValueError(f"{key} must be {expected}. Received: {value!r}.")
 
 

@@ -15,10 +15,10 @@ from distributed import Client
 from dtl import metrics, storage
 from dtl.metrics import Counts
 from dtl.progress import track
-from dtl.reduction import tree_reduce
 from dtl.softmax import log_softmax
 from dtl.storage import FeatureStore
 from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores
+from dtl.workers import tree_reduce
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dtl.types import NO_SPLIT, SPLITS
 
@@ -18,7 +19,10 @@ Image.MAX_IMAGE_PIXELS = None
 Image.init()
 
 # Not images of pixels, or handed to another program by Pillow.
-_EXCLUDED_FORMATS = frozenset({"EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF"})
+# FPX and MIC are there only with the package olefile, and would take every Thumbs.db for an image.
+_EXCLUDED_FORMATS = frozenset(
+    {"EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF", "FPX", "MIC"}
+)
 _FORMATS = tuple(name for name in Image.OPEN if name not in _EXCLUDED_FORMATS)
 _EXTENSIONS = frozenset(
     extension for extension, name in Image.EXTENSION.items() if name in _FORMATS
@@ -53,8 +57,11 @@ def is_image(start: bytes) -> bool:
     """
     for name in _FORMATS:
         accept = Image.OPEN[name][1]
-        if accept is not None and accept(start[:16]) is True:
-            return True
+        try:
+            if accept is not None and accept(start[:16]) is True:
+                return True
+        except (IndexError, struct.error):  # fewer bytes than the format's signature
+            continue
     return False
 
 
@@ -132,6 +139,33 @@ def decode(
         If the file is empty, no image, damaged or too large; the message is fit for a report.
     """
     height, width = size
+    # A JPEG decoder scales by 1/2, 1/4, 1/8 for nearly nothing; twice the size is kept for a resize
+    # that sees no difference.
+    image = _open(data, (2 * width, 2 * height), max_pixels)
+    if resize == "crop":
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    else:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:
+    """Make a small JPEG of an image file, its longer side at most `side` pixels.
+
+    Raises
+    ------
+    ValueError
+        As `decode`.
+    """
+    image = _open(data, (side, side), max_pixels)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _open(data: bytes, least_size: tuple[int, int], max_pixels: int) -> Image.Image:
+    """Decode to RGB, upright, of `least_size` (width, height) or larger where the file is."""
     if not data:
         raise ValueError("empty file")
     try:
@@ -142,21 +176,14 @@ def decode(
                     f"{opened.width} x {opened.height} pixels, more than images.max_pixels = "
                     f"{max_pixels}"
                 )
-            # A JPEG decoder scales by 1/2, 1/4, 1/8 for nearly nothing; twice the size is kept
-            # for a resize that sees no difference.
-            opened.draft(None, (2 * width, 2 * height))
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            opened.draft(None, least_size)
+            return _to_rgb(ImageOps.exif_transpose(opened))
     except ValueError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ValueError(f"not an image that Pillow reads (starts with {data[:8]!r})") from None
     except Exception as error:  # decoders raise what they like on damaged files
         raise ValueError(f"damaged: {error}") from error
-    if resize == "crop":
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    else:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

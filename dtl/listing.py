@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -31,30 +29,7 @@ def list_images(config: ImagesConfig, seed: int) -> ImageList:
     ValueError
         If there is no image, or only one class.
     """
-    if not config.url:
-        raise ValueError("No images given. Say --images URL.")
-    root = storage.absolute(config.url)
-    paths: list[str] = []
-    sizes: list[int] = []
-    left_out: list[tuple[str, str]] = []
-    unsure: list[tuple[str, int]] = []
-    tops: set[str] = set()
-    for path, size in storage.walk(root):
-        if any(part.startswith(".") for part in path.split("/")):
-            left_out.append((path, "hidden file"))
-        elif images.has_image_name(path):
-            paths.append(path)
-            sizes.append(size)
-        else:
-            unsure.append((path, size))
-    with ThreadPoolExecutor(_SNIFFERS) as pool:
-        sniffed = pool.map(lambda f: storage.read_start(storage.join(root, f[0]), 32), unsure)
-        for (path, size), start in zip(unsure, sniffed, strict=True):
-            if images.is_image(start):
-                paths.append(path)
-                sizes.append(size)
-            else:
-                left_out.append((path, "not an image"))
+    root, paths, sizes, left_out = find_images(config.url)
     tops = {path.split("/")[0] for path in paths if "/" in path}
     with_splits = images.folders_are_splits(tops)
     places = [images.split_and_class(path, with_splits) for path in paths]
@@ -65,8 +40,8 @@ def list_images(config: ImagesConfig, seed: int) -> ImageList:
     class_names = tuple(sorted({name for _, name in places if name is not None}))
     if not class_names:
         raise ValueError(
-            f"No images in class folders below {config.url} ({len(left_out)} other files). Expected "
-            "CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/."
+            f"No images in class folders below {config.url} ({len(left_out)} other files). "
+            "Expected CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/."
         )
     if len(class_names) == 1:
         raise ValueError(
@@ -96,6 +71,57 @@ def list_images(config: ImagesConfig, seed: int) -> ImageList:
     return listed
 
 
+def find_images(url: str) -> tuple[str, list[str], list[int], list[tuple[str, str]]]:
+    """Find the image files below a folder, whatever its folders mean.
+
+    Returns
+    -------
+    root : str
+        The URL that the paths are relative to.
+    paths, sizes : list
+        Of images: relative paths, and bytes.
+    left_out : list of (path, reason)
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, ValueError
+        If there is no such folder, or none is given.
+    """
+    if not url:
+        raise ValueError("No images given. Say --images URL.")
+    root = storage.absolute(url)
+    paths: list[str] = []
+    sizes: list[int] = []
+    left_out: list[tuple[str, str]] = []
+    unsure: list[tuple[str, int]] = []
+    for path, size in storage.walk(root):
+        if any(part.startswith(".") for part in path.split("/")):
+            left_out.append((path, "hidden file"))
+        elif images.has_image_name(path):
+            paths.append(path)
+            sizes.append(size)
+        else:
+            unsure.append((path, size))
+    with ThreadPoolExecutor(_SNIFFERS) as pool:
+        starts = pool.map(lambda file: _start(storage.join(root, file[0])), unsure)
+        for (path, size), start in zip(unsure, starts, strict=True):
+            if start is None:
+                left_out.append((path, "cannot be read"))
+            elif images.is_image(start):
+                paths.append(path)
+                sizes.append(size)
+            else:
+                left_out.append((path, "not an image"))
+    return root, paths, sizes, left_out
+
+
+def _start(url: str) -> bytes | None:
+    try:
+        return storage.read_start(url, images.N_MAGIC_BYTES)
+    except (FileNotFoundError, PermissionError):  # such as a link to nowhere
+        return None
+
+
 def check_split(listed: ImageList, config: SplitConfig, seed: int) -> None:
     """Refuse a split that the list cannot give, before the features are made.
 
@@ -115,49 +141,41 @@ def check_split(listed: ImageList, config: SplitConfig, seed: int) -> None:
     )
 
 
-def split_images(
-    listed: ImageList, store: storage.FeatureStore, config: SplitConfig, seed: int
-) -> Mapping[str, Any]:
+def split_images(store: storage.FeatureStore, config: SplitConfig, seed: int) -> None:
     """Say of every row of a finished store which split it is in, and store that.
 
     It comes after the features because the bytes of all files have then been seen: identical files
     stay together, and unreadable ones are not counted.
 
-    Returns
-    -------
-    mapping
-        What the split follows from, and its counts.
+    Raises
+    ------
+    ValueError
+        If the classes have too few readable images for the splits.
     """
-    settings = {
-        "method": config.method,
-        "train": config.train,
-        "validation": config.validation,
-        "test": config.test,
-        "train_per_class": config.train_per_class,
-        "duplicates": config.duplicates,
-        "seed": seed,
-    }
+    settings = {"method": config.method, "duplicates": config.duplicates, "seed": seed}
+    for name in ("train", "validation", "test", "train_per_class"):
+        settings[name] = getattr(config, name)
     if store.split_settings == settings:
-        return settings
-    content_hash = store.read("content_hash")
+        return
+    label, content_hash = store.read("label"), store.read("content_hash")
     usable = store.read("status") == DONE
     rows = split.assign_splits(
-        listed.path,
-        listed.label,
-        listed.given_split,
+        store.read("path"),
+        label,
+        store.read("given_split"),
         content_hash,
         usable,
-        listed.class_names,
+        store.class_names,
         config,
         seed,
     )
     store.write_split(rows, settings)
-    n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], listed.label[usable])
-    log.info(
-        "split: %s; %d identical files (%d of them under another class) %s",
-        ", ".join(f"{(rows == k).sum()} {name}" for k, name in enumerate(SPLITS)),
-        n_duplicates,
-        n_conflicting,
-        "kept on one side" if config.duplicates == "together" else "dropped",
-    )
-    return settings
+    log.info("split: %s", ", ".join(f"{(rows == k).sum()} {name}" for k, name in enumerate(SPLITS)))
+    n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], label[usable])
+    if n_duplicates:
+        log.info(
+            "%d images repeat another's bytes (%d of them in another class): %s",
+            n_duplicates,
+            n_conflicting,
+            "kept on one side" if config.duplicates == "together" else "dropped",
+        )

@@ -90,7 +90,7 @@ def scores(counts: Counts, class_names: Sequence[str]) -> SplitScores:
                 "recall": float(recall[k]),
                 "f1": float(f1[k]),
             }
-            for k in present
+            for k in present.tolist()
         },
         confusion=tuple(
             (int(t), int(p), int(n))

@@ -27,7 +27,8 @@ _LINE_EVERY_S = 15.0
 class Advance(Protocol):
     """Called with how many units are done since the last call, and what is worth showing."""
 
-    def __call__(self, n: int, note: str = "") -> None: ...
+    def __call__(self, n: int, note: str = "") -> None:
+        """Count `n` more units as done."""
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def track(what: str, total: int, unit: str, *, show: bool = True) -> Iterator[Ad
             def advance_bar(n: int, note: str = "") -> None:
                 nonlocal done
                 done += n
-                speed = f"{done / (time.monotonic() - started):.1f} {unit}/s"
+                speed = f"{done / max(time.monotonic() - started, 1e-9):.1f} {unit}/s"
                 bar.update(task, advance=n, note=note, speed=speed)
 
             yield advance_bar
@@ -72,8 +73,8 @@ def track(what: str, total: int, unit: str, *, show: bool = True) -> Iterator[Ad
         now = time.monotonic()
         if show and (now - last >= _LINE_EVERY_S or done == total):
             last = now
-            speed = done / (now - started)
-            left = f", {(total - done) / speed:.0f} s left" if done < total else ""
+            speed = done / max(now - started, 1e-9)
+            left = f", {(total - done) / speed:.0f} s left" if 0 < done < total else ""
             log.info(
                 "%s: %d of %d %s, %.1f %s/s%s%s",
                 what, done, total, unit, speed, unit, left, f"; {note}" if note else "",

@@ -7,13 +7,14 @@ machine and with any version of NumPy, and an image that is added moves few othe
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import SplitConfig
-from dtl.types import NO_SPLIT, SPLITS, TRAIN
+from dtl.types import NO_SPLIT, TRAIN
 
 
 def hash_keys(
@@ -52,26 +53,40 @@ def shares(n: int, wanted: Sequence[float | int | str]) -> list[int]:
     counts = [
         0 if w == "rest" else round(w * n) if isinstance(w, float) else int(w) for w in wanted
     ]
-    counts[int(np.argmax(counts))] -= max(sum(counts) - n, 0)  # rounding took one row too many
+    excess = sum(counts) - n
+    covers = all(isinstance(w, float) for w in wanted) and math.isclose(sum(map(float, wanted)), 1)
+    if excess > 0 or covers:
+        counts[int(np.argmax(counts))] -= excess  # rounding took a row too many, or left one
     return [n - sum(counts) if w == "rest" else c for w, c in zip(wanted, counts, strict=True)]
 
 
-def apportion(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+def apportion(
+    sizes: NDArray[np.int64], total: int, most: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Divide a total over classes in proportion to their sizes, by largest remainders.
 
-    Every class gets one at least, where the total allows.
+    Every class gets one at least, where the total allows, and `most` at most.
+
+    Parameters
+    ----------
+    sizes : (n_classes,) int64
+    total : int
+        No more than the sum of `most`.
+    most : (n_classes,) int64
+        The sizes, unless given.
 
     Examples
     --------
     >>> apportion(np.array([100, 50, 3]), 15).tolist()
     [9, 5, 1]
     """
-    exact = sizes * (total / sizes.sum())
+    most = sizes if most is None else most
+    exact = sizes * (total / max(sizes.sum(), 1))
     least = 1 if total >= len(sizes) else 0
-    counts = np.maximum(np.floor(exact).astype(np.int64), least)
+    counts: NDArray[np.int64] = np.clip(np.floor(exact).astype(np.int64), least, most)
     while (missing := total - counts.sum()) != 0:
         if missing > 0:
-            counts[np.argmin(counts - exact)] += 1
+            counts[np.argmin(np.where(counts < most, counts - exact, np.inf))] += 1
         else:
             counts[np.argmax(np.where(counts > least, counts - exact, -np.inf))] -= 1
     return counts
@@ -89,10 +104,10 @@ def check_split(config: SplitConfig, n_images: int) -> None:
         raise ValueError(f"Only one split can be the rest. Received: {parts}.")
     taken = sum(
         p * n_images if isinstance(p, float) else p
-        for p in parts.values()
-        if not isinstance(p, str)
+        for name, p in parts.items()
+        if not isinstance(p, str) and not (name == "train" and config.train_per_class)
     )
-    if not config.train_per_class and taken > n_images * (1 + 1e-9):
+    if taken > n_images * (1 + 1e-9):
         raise ValueError(
             f"The splits ask for {taken:.0f} of {n_images} images: {parts}. Make them smaller."
         )
@@ -198,19 +213,24 @@ def _sizes(
                 f"Class {name} has {size} different images for {np.count_nonzero(wanted)} splits. "
                 "Add images, leave the class out, or use --split.method random."
             )
-        if size <= config.train_per_class:
+        n_others = max(np.count_nonzero(wanted[1:]), 1)
+        if config.train_per_class and size - config.train_per_class < n_others:
             raise ValueError(
                 f"Class {name} has {size} different images; split.train_per_class = "
-                f"{config.train_per_class} leaves none to test. Lower it, or leave the class out."
+                f"{config.train_per_class} leaves too few for validation and test. Lower it, or "
+                "leave the class out."
             )
     if config.train_per_class:
         train = np.full_like(n, config.train_per_class)
         left = n - train
         held_out = max(wanted[1] + wanted[2], 1)
-        validation = apportion(left, round(int(left.sum()) * wanted[1] / held_out))
+        n_validation = round(int(left.sum()) * wanted[1] / held_out)
+        least_test = int(left.sum() - n_validation >= len(n))
+        validation = apportion(left, n_validation, left - least_test)
         return np.stack([train, validation, left - validation], axis=1)
-    validation = apportion(n, wanted[1])
-    test = apportion(n, wanted[2])
-    rest = n - validation - test
-    train = rest if config.train == "rest" else np.minimum(apportion(n, wanted[0]), rest)
+    # Who comes first leaves the others the one image of every class that they are to have.
+    least_train, _, least_test = (int(count >= len(n)) for count in wanted)
+    validation = apportion(n, wanted[1], n - least_train - least_test)
+    test = apportion(n, wanted[2], n - validation - least_train)
+    train = apportion(n - validation - test, wanted[0])
     return np.stack([train, validation, test], axis=1)

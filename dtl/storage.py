@@ -28,7 +28,7 @@ SCHEMES = ("file", "hdfs", "webhdfs", "s3", "gs", "abfs", "http", "https", "memo
 # second to close a file, however small.
 _ROWS_A_FILE = 65_536
 
-_LIST_COLUMNS = {"path": "str", "label": "int32", "split": "int8"}
+_LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
 _TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
 
 
@@ -171,10 +171,14 @@ def check_writable(url: str) -> None:
 def walk(url: str) -> Iterator[tuple[str, int]]:
     """All files below a folder: path relative to it, size in bytes; sorted within a folder.
 
+    Links to folders are followed.
+
     Raises
     ------
     FileNotFoundError, NotADirectoryError
         If there is no such folder.
+    ValueError
+        If a link leads to a folder above itself.
     """
     fs, root = filesystem(url)
     if not fs.exists(root):
@@ -182,10 +186,23 @@ def walk(url: str) -> Iterator[tuple[str, int]]:
     if not fs.isdir(root):
         raise NotADirectoryError(f"Not a folder: {url}. --images takes the folder of the classes.")
     prefix = len(fs._strip_protocol(root).rstrip("/")) + 1
+    for path, size in _walk(fs, root, ()):
+        yield path[prefix:], size
+
+
+def _walk(fs: Any, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     # One folder at a time: details of all files at once would be the driver's largest value.
     for folder, _, files in fs.walk(root, detail=True):
         for name in sorted(files):
-            yield f"{folder}/{name}"[prefix:], int(files[name]["size"])
+            path = f"{folder}/{name}"
+            if files[name].get("islink") and fs.isdir(path):  # which fsspec gives as a file
+                target = os.path.realpath(path)
+                places = (*above, os.path.realpath(folder))
+                if any(f"{place}/".startswith(f"{target}/") for place in places):
+                    raise ValueError(f"{path} links to a folder above itself. Remove the link.")
+                yield from _walk(fs, path, places)
+            else:
+                yield path, int(files[name]["size"])
 
 
 # --- the feature store ---------------------------------------------------------------------------
@@ -201,6 +218,7 @@ class FeatureStore:
     a layer's name    (n_images, n_features)      float32 or float16
     ``path``          (n_images,) str             relative to the listed root
     ``label``         (n_images,) int32           index into ``class_names``
+    ``given_split``   (n_images,) int8            what the source's folders say of the split
     ``split``         (n_images,) int8            0 train, 1 validation, 2 test, -1 none
     ``content_hash``  (n_images,) uint64          of the file's bytes; 0 if they could not be read
     ``error``         (n_images,) str             why a row was skipped
@@ -249,7 +267,7 @@ class FeatureStore:
                 chunks=(chunk_images,),
                 shards=(file_rows,) if name in _LIST_COLUMNS else None,
                 compressors=ZstdCodec(level=1),
-                fill_value=NO_SPLIT if name == "split" else "" if kind == "str" else 0,
+                fill_value=NO_SPLIT if name.endswith("split") else "" if kind == "str" else 0,
                 dimension_names=("image",),
             )
         for name, n_features in layers.items():
@@ -262,10 +280,12 @@ class FeatureStore:
                 fill_value=0,
                 dimension_names=("image", f"{name}_feature" if len(layers) > 1 else "feature"),
             )
-        group["path"][:] = images.path
-        group["label"][:] = images.label
+        store = cls(url, group)
+        for name in ("path", "label", "given_split"):
+            store._array(name)[:] = getattr(images, name)
         group.attrs.put({**attrs, "class_names": list(images.class_names), "dtl": "features"})
-        return cls(url, group)
+        store.attrs = dict(group.attrs)
+        return store
 
     @classmethod
     def open(cls, url: str) -> FeatureStore:
@@ -290,6 +310,11 @@ class FeatureStore:
                 f"{url} is no feature store: it has no zarr.json. "
                 "Choose another --out, or --overwrite to replace it."
             ) from None
+        except (ValueError, FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{url} is no feature store: {error} "
+                "Choose another --out, or --overwrite to replace it."
+            ) from error
         made_by = group.attrs.get("dtl")
         if made_by == "unfinished":
             raise FileNotFoundError(f"The feature store at {url} was interrupted while made.")
@@ -362,6 +387,11 @@ class FeatureStore:
         self._array("error")[rows] = error
         self._array("status")[rows] = np.where(error == "", DONE, SKIPPED).astype(np.int8)
 
+    @property
+    def n_done(self) -> int:
+        """Rows that are done or skipped."""
+        return int((self.read("status") != PENDING).sum())
+
     def pending_chunks(self) -> list[int]:
         """The chunks that are not done."""
         status = self.read("status")
@@ -385,7 +415,7 @@ class FeatureStore:
     def split_settings(self) -> dict[str, Any] | None:
         """What the stored split follows from; None before there is one."""
         settings = zarr.open_array(self._array("split").store_path, mode="r").attrs.get("settings")
-        return None if settings is None else dict(settings)  # type: ignore[arg-type, call-overload]
+        return None if settings is None else dict(settings)  # type: ignore[arg-type]
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
@@ -400,12 +430,23 @@ def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str
     --------
     >>> differences({"layer": "fc2", "seed": 0}, {"layer": "fc1", "seed": 0})
     ["layer: asked for 'fc2', stored 'fc1'"]
+    >>> differences({"train": {"l2": 0.0}}, {"train": {"l2": 0.1}})
+    ['train.l2: asked for 0.0, stored 0.1']
     """
+    asked, stored = _flat(asked), _flat(stored)
     return [
         f"{name}: asked for {asked.get(name)!r}, stored {stored.get(name)!r}"
         for name in sorted({*asked, *stored})
         if asked.get(name) != stored.get(name)
     ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def _zarr_store(url: str) -> LocalStore | FsspecStore:

@@ -32,10 +32,10 @@ from dtl import averaging, softmax
 from dtl.averaging import Moments, WeightedSum
 from dtl.config import TrainConfig
 from dtl.progress import track
-from dtl.reduction import tree_reduce
 from dtl.softmax import Params
 from dtl.storage import FeatureStore
 from dtl.types import TRAIN, VALIDATION, Head, Round
+from dtl.workers import tree_reduce
 
 log = logging.getLogger(__name__)
 

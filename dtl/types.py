@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,7 +152,7 @@ class Head:
 
     def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Scores (n, n_classes) of features (n, n_features) as they are stored."""
-        standardised = (features.astype(np.float32) - self.mean) / self.scale
+        standardised: NDArray[Any] = (features.astype(np.float32) - self.mean) / self.scale
         logits: NDArray[np.float32] = standardised @ self.kernel + self.bias
         return logits
 
@@ -165,7 +166,7 @@ class Head:
         ...      class_names=("a",)).folded()
         (array([[3.]], dtype=float32), array([-8.], dtype=float32))
         """
-        kernel = self.kernel.astype(np.float64) / self.scale[:, None]
+        kernel: NDArray[np.float64] = self.kernel.astype(np.float64) / self.scale[:, None]
         bias = self.bias - self.mean.astype(np.float64) @ kernel
         return kernel.astype(np.float32), bias.astype(np.float32)
 
@@ -187,21 +188,30 @@ class Head:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Head:
-        """Read what `to_bytes` wrote."""
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            For other or damaged bytes.
+        """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 meta = json.loads(arrays["meta"].tobytes())
                 return cls(
-                    *(arrays[name] for name in ("kernel", "bias", "mean", "scale")),
+                    kernel=arrays["kernel"],
+                    bias=arrays["bias"],
+                    mean=arrays["mean"],
+                    scale=arrays["scale"],
                     class_names=tuple(meta["class_names"]),
                     provenance=meta["provenance"],
                 )
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"Not a head that dtl wrote: {error}.") from error
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of its numbers and class names."""
+        """SHA-256 of its numbers, class names and provenance."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 

@@ -1,0 +1,239 @@
+"""Image files to features, on a worker: read, decode, preprocess, through the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from dtl import images, storage
+from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.types import BackboneSpec
+from dtl.workers import known_workers, on_each_worker
+
+# Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
+# `dtl.backbone`: the driver and a command that finds its work done stay light.
+
+_READERS = 8
+"""Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How images become features: all that a task needs besides the images' URLs.
+
+    Parameters
+    ----------
+    spec : BackboneSpec
+    weights_sha256 : str
+        Of the network that every worker must have.
+    image : ImagesConfig
+    batch_images : int
+    input_size : (height, width)
+    n_features : dict of layer name to int
+    """
+
+    spec: BackboneSpec
+    weights_sha256: str
+    image: ImagesConfig
+    batch_images: int
+    input_size: tuple[int, int]
+    n_features: dict[str, int]
+
+
+def prepare(
+    client: Client,
+    features: FeaturesConfig,
+    image: ImagesConfig,
+    seed: int,
+    precision: str | None = None,
+) -> Extractor:
+    """Check the network against the workers, and load it on all of them, before work starts.
+
+    Parameters
+    ----------
+    precision : str, optional
+        Instead of that of `features`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown network or layer, weights that do not fit, workers with too little memory,
+        with different weights, or without the precision.
+    OSError
+        If the weights cannot be had.
+    """
+    probes = on_each_worker(client, _probe, features.network, features.layers, features.pooling)
+    description = next(iter(probes.values()))[0]
+    # The weights, the copy that they are loaded from, and what TensorFlow and a batch take.
+    needed = 3 * description.weights_bytes + (1 << 30)
+    for address, worker in known_workers(client).items():
+        limit = worker["memory_limit"]
+        if limit and limit < needed:
+            raise ValueError(
+                f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
+                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. Raise "
+                "cluster.memory_limit, or run fewer workers a machine."
+            )
+    available = [precisions for _, precisions in probes.values()]
+    spec = backbone_spec(features, seed, _precision(precision or features.precision, available))
+    hashes = on_each_worker(client, _load, spec)
+    if len(set(hashes.values())) > 1:
+        raise ValueError(f"The workers have different weights: {hashes}. Give them one file.")
+    return Extractor(
+        spec=spec,
+        weights_sha256=next(iter(hashes.values())),
+        image=image,
+        batch_images=features.batch_images,
+        input_size=description.input_size,
+        n_features=description.n_features,
+    )
+
+
+def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> BackboneSpec:
+    """The network that the configuration asks for, at a precision."""
+    named = features.weights in ("imagenet", "random")
+    return BackboneSpec(
+        network=features.network,
+        layers=features.layers,
+        pooling=features.pooling,
+        weights=features.weights if named else storage.absolute(features.weights),
+        seed=seed,
+        preprocess=features.preprocess,
+        precision=precision,
+    )
+
+
+def extract(
+    urls: Sequence[str], extractor: Extractor
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:
+    """Compute the features of image files, on a worker; one call of a process at a time computes.
+
+    Returns
+    -------
+    features : dict of layer name to (n_images, n_features) float32
+        Zeros where an image could not be read.
+    content_hash : (n_images,) uint64
+        64 bits of the bytes' BLAKE2b; 0 where there are none.
+    errors : list of str
+        Why an image cannot be used, or nothing.
+
+    Raises
+    ------
+    OSError
+        If the storage failed; a file that is gone or forbidden is one of `errors` instead.
+    """
+    from dtl import backbone
+
+    network = backbone.load(extractor.spec)
+    if network.weights_sha256 != extractor.weights_sha256:
+        raise ValueError(
+            f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
+            f"{extractor.weights_sha256}. Give all workers one file."
+        )
+
+    def read(url: str) -> tuple[int, str, NDArray[np.float32] | None]:
+        content_hash, error, pixels = read_image(url, extractor.input_size, extractor.image)
+        return content_hash, error, None if pixels is None else network.preprocess(pixels)
+
+    n_images, batch_images = len(urls), extractor.batch_images
+    content_hash = np.zeros(n_images, np.uint64)
+    errors = [""] * n_images
+    features = {
+        layer: np.zeros((n_images, n), np.float32) for layer, n in extractor.n_features.items()
+    }
+    with ThreadPoolExecutor(_READERS) as pool:
+        ahead = _read_ahead(pool, read, urls, 3 * batch_images)
+        with network.lock:
+            for start in range(0, n_images, batch_images):
+                # Always of one shape, so that Keras traces it once; the rest stays black.
+                batch = np.zeros((batch_images, *extractor.input_size, 3), np.float32)
+                rows = range(start, min(start + batch_images, n_images))
+                for row in rows:
+                    content_hash[row], errors[row], pixels = next(ahead)
+                    if pixels is not None:
+                        batch[row - start] = pixels
+                for layer, values in network.features(batch).items():
+                    features[layer][rows.start : rows.stop] = values[: len(rows)]
+    unread = [row for row, error in enumerate(errors) if error]
+    for values in features.values():
+        values[unread] = 0
+    return features, content_hash, errors
+
+
+def read_image(
+    url: str, size: tuple[int, int], image: ImagesConfig
+) -> tuple[int, str, NDArray[np.uint8] | None]:
+    """Read and decode one image file: content hash, error, and pixels (height, width, 3).
+
+    Raises
+    ------
+    OSError
+        As `extract`.
+    """
+    try:
+        data = storage.read_bytes(url)
+    except FileNotFoundError:
+        return 0, "the file is gone", None
+    except PermissionError:
+        return 0, "no permission to read", None
+    except OSError as error:
+        error.add_note(f"while reading {url}")
+        raise
+    content_hash = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    try:
+        pixels = images.decode(data, size, resize=image.resize, max_pixels=image.max_pixels)
+    except ValueError as error:
+        return content_hash, str(error) or "damaged", None
+    return content_hash, "", pixels
+
+
+def _precision(asked: str, available: Sequence[Sequence[str]]) -> str:
+    if asked == "auto":
+        return next(
+            p
+            for p in ("float16", "bfloat16", "float32")
+            if all(p in precisions for precisions in available)
+        )
+    if not all(asked in precisions for precisions in available):
+        raise ValueError(
+            f"features.precision = {asked}: not every worker's processor computes it at speed. "
+            f"They have: {available}. Use auto or float32."
+        )
+    return asked
+
+
+def _probe(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
+    from dtl import backbone
+
+    return backbone.describe(network, layers, pooling), backbone.precisions()
+
+
+def _load(spec: BackboneSpec) -> str:
+    from dtl import backbone
+
+    return backbone.load(spec).weights_sha256
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[str], Any], urls: Sequence[str], window: int
+) -> Iterator[Any]:
+    """Results in order, with at most `window` of them read but not taken. Starts at once."""
+    waiting: deque[ThreadFuture[Any]] = deque(pool.submit(read, url) for url in urls[:window])
+
+    def results() -> Iterator[Any]:
+        for url in urls[window:]:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(read, url))
+        while waiting:
+            yield waiting.popleft().result()
+
+    return results()

@@ -1,0 +1,485 @@
+"""The command line, and the order of the stages: list, featurize, split, train, evaluate, report.
+
+A stage whose result is there and follows from the same settings is not run again, so the same
+command goes on where it was interrupted; a cluster is only started once a stage has work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from distributed import Client
+from distributed.scheduler import KilledWorker
+
+from dtl import (
+    cluster,
+    config,
+    demo,
+    evaluation,
+    extraction,
+    features,
+    listing,
+    prediction,
+    report,
+    storage,
+    trainer,
+)
+from dtl.config import Config
+from dtl.results import Results, report_input, warnings
+from dtl.storage import FeatureStore
+from dtl.types import Evaluation, Head
+
+log = logging.getLogger("dtl.pipeline")
+
+
+class _Run:
+    """One command: its configuration, its results, and a client once one is needed."""
+
+    def __init__(self, settings: Config, stack: ExitStack) -> None:
+        if not settings.out:
+            raise ValueError("No place for the results given. Say --out URL.")
+        self.settings = settings
+        self.results = Results(settings.out)
+        self._stack = stack
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """Started or reached at the first use."""
+        if self._client is None:
+            self._client = self._stack.enter_context(cluster.connect(self.settings.cluster))
+        return self._client
+
+    @property
+    def dashboard(self) -> str:
+        """Where Dask showed the work; empty if there was none."""
+        return str(self._client.dashboard_link) if self._client else ""
+
+    def begin(self) -> None:
+        """Refuse a place that cannot be written, before any work, and keep the configuration."""
+        storage.check_writable(self.results.url)
+        self.results.write_config(replace(self.settings, overwrite=False))
+
+    def featurize(self) -> FeatureStore:
+        """List and featurize; all that can be checked before the work is."""
+        c, results = self.settings, self.results
+        started = time.monotonic()
+        listed = listing.list_images(c.images, c.seed)
+        listing_s = time.monotonic() - started
+        listing.check_split(listed, c.split, c.seed)
+        fresh = False
+        try:
+            asked = features.settings(listed, c.features, c.images, c.seed)
+            store = features.finished(results.features, asked)
+        except ValueError:
+            if not c.overwrite:
+                raise
+            store, fresh = None, True
+        self.begin()
+        if store is not None:
+            features.check_skipped(store, c.images.max_skipped)
+            log.info("features: done before, %d images", store.n_images)
+            return store
+        n_before = 0 if fresh else self._n_done()
+        client = self.client
+        results.add_timing("list", listing_s, len(listed), "images")
+        started = time.monotonic()
+        try:
+            store = features.featurize(
+                results.features,
+                listed,
+                c.features,
+                c.images,
+                c.seed,
+                client,
+                overwrite=c.overwrite,
+            )
+        finally:
+            seconds, n = time.monotonic() - started, self._n_done() - n_before
+            results.add_timing("featurize", seconds, n, "images", add=n_before > 0)
+        return store
+
+    def train(self, store: FeatureStore) -> Head:
+        """Split and train."""
+        c, results = self.settings, self.results
+        listing.split_images(store, c.split, c.seed)
+        head = results.head()
+        if head is not None:
+            asked = trainer.provenance(store, c.train, c.layer, c.seed)
+            found = storage.differences(asked, head.provenance)
+            if not found:
+                log.info("training: done before")
+                return head
+            log.info("training again, for the settings differ:\n  %s", "\n  ".join(found))
+        started = time.monotonic()
+        head, history = trainer.train(store, c.train, c.layer, c.seed, self.client)
+        results.write_head(head, history)
+        results.add_timing("train", time.monotonic() - started, len(history), "rounds")
+        return head
+
+    def evaluate(self, store: FeatureStore, head: Head) -> Evaluation:
+        """Score the head."""
+        results, n_mistakes = self.results, self.settings.report.n_mistakes
+        scores = results.evaluation()
+        asked = {"head_sha256": head.fingerprint, "n_mistakes": n_mistakes}
+        if scores is not None and scores.provenance == asked:
+            log.info("evaluation: done before")
+            return scores
+        started = time.monotonic()
+        scores = evaluation.evaluate(store, head, self.client, n_mistakes=n_mistakes)
+        results.write_evaluation(scores)
+        n_images = sum(s.n_images for s in scores.scores.values())
+        results.add_timing("evaluate", time.monotonic() - started, n_images, "images")
+        return scores
+
+    def report(self, store: FeatureStore, head: Head, scores: Evaluation) -> None:
+        """Write the report, unless one of all this is there."""
+        if storage.exists(self.results.report):
+            log.info("report: done before")
+            return
+        gathered = report_input(self.results, self.settings, store, head, scores)
+        self.results.write_report(report.render(gathered))
+
+    def _n_done(self) -> int:
+        try:
+            return FeatureStore.open(self.results.features).n_done
+        except (FileNotFoundError, ValueError):
+            return 0
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def _run(run: _Run) -> None:
+    store = run.featurize()
+    head = run.train(store)
+    scores = run.evaluate(store, head)
+    run.report(store, head, scores)
+    for warning in warnings(store):
+        _say(f"\nWarning: {warning}")
+    _say(f"\n{_table(scores)}\n\nReport: {run.results.report}")
+    if run.dashboard:
+        _say(f"Dask dashboard (while it ran): {run.dashboard}")
+
+
+def _demo(run: _Run) -> None:
+    c = run.settings
+    if not c.images.url:
+        pictures = storage.join(run.results.url, "pictures")
+        storage.check_writable(run.results.url)
+        n_pictures = demo.draw_pictures(pictures, c.seed)
+        log.info("drew %d pictures below %s", n_pictures, pictures)
+        c = replace(c, images=replace(c.images, url=pictures))
+    if c.features.weights == "imagenet":
+        try:
+            # The store of an earlier demo tells what could be had then.
+            weights = FeatureStore.open(run.results.features).attrs["weights"]
+        except (FileNotFoundError, ValueError):
+            weights = _available_weights(run, c)
+        c = replace(c, features=replace(c.features, weights=weights))
+    run.settings = c
+    _run(run)
+
+
+def _available_weights(run: _Run, c: Config) -> str:
+    try:
+        extraction.prepare(run.client, c.features, c.images, c.seed)
+    except OSError as error:
+        log.warning("%s\nGoing on with an untrained network (random weights).", error)
+        return "random"
+    return c.features.weights
+
+
+def _featurize(run: _Run) -> None:
+    store = run.featurize()
+    _say(f"Features of {store.n_images} images: {store.url}")
+
+
+def _train(run: _Run) -> None:
+    store = run.results.store()
+    run.begin()
+    run.train(store)
+    _say(f"Head: {storage.join(run.results.url, 'head.npz')}")
+
+
+def _evaluate(run: _Run) -> None:
+    store, head = run.results.store(), _head(run.results)
+    run.begin()
+    _say(_table(run.evaluate(store, head)))
+
+
+def _report(run: _Run) -> None:
+    store, head, scores = run.results.store(), _head(run.results), run.results.evaluation()
+    if scores is None or scores.provenance["head_sha256"] != head.fingerprint:
+        raise FileNotFoundError(
+            f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
+        )
+    run.begin()
+    storage.remove(run.results.report)
+    run.report(store, head, scores)
+    _say(f"Report: {run.results.report}")
+
+
+def _predict(run: _Run, model: Results) -> None:
+    c = run.settings
+    head = _head(model)
+    root, paths, _, left_out = listing.find_images(c.images.url)
+    if not paths:
+        raise ValueError(f"No images below {c.images.url} ({len(left_out)} other files).")
+    n_unread = prediction.predict(
+        run.results.url,
+        root,
+        sorted(paths),
+        head,
+        c.features,
+        c.images,
+        c.seed,
+        run.client,
+        overwrite=c.overwrite,
+    )
+    _say(f"Predictions for {len(paths)} images ({n_unread} unreadable): {run.results.url}")
+
+
+def _export(run: _Run, model: Results) -> None:
+    from dtl import backbone  # Keras, which no other command needs here
+
+    c, head = run.settings, _head(model)
+    spec = extraction.backbone_spec(c.features, c.seed, "float32")
+    if not c.out.endswith(".keras"):
+        raise ValueError(f"--out must end in .keras. Received: {c.out!r}.")
+    if storage.exists(c.out) and not c.overwrite:
+        raise ValueError(f"{c.out} is there already. Choose another --out, or --overwrite.")
+    names = f"{c.out.removesuffix('.keras')}.classes.json"
+    storage.write_bytes(names, json.dumps(head.class_names).encode())
+    storage.write_bytes(c.out, backbone.export(spec, head))
+    _say(f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}")
+
+
+def _summary(settings: Config) -> None:
+    from dtl import backbone
+
+    f = settings.features
+    description = backbone.describe(f.network, f.layers, f.pooling)
+    rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
+    for layer in description.layers:
+        note = "frozen" if layer.name in description.used else "not used"
+        if layer.name in f.layers:
+            note = f"cut here: {description.n_features[layer.name]} features"
+        shape = " x ".join(str(n) for n in layer.output_shape)
+        rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
+    _say(_columns(rows, right={3}))
+    height, width = description.input_size
+    _say(
+        f"\n{f.network}, images of {height} x {width}; {description.weights_bytes / 2**20:.0f} MiB "
+        "of frozen weights in each worker. Trained: a softmax layer, features x classes."
+    )
+
+
+def _head(results: Results) -> Head:
+    head = results.head()
+    if head is None:
+        raise FileNotFoundError(f"No head.npz in {results.url}. Run the train stage first.")
+    return head
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What a command does, and which configuration it starts from."""
+
+    help: str
+    work: Callable[..., None]
+    base: Mapping[str, Any]
+    goes_on: bool = False
+    """From the configuration that `--out` has."""
+    needs_model: bool = False
+    """From the configuration of the run that `--model` names."""
+
+
+_COMMANDS = {
+    "demo": _Command(
+        "draw pictures and run every stage on them",
+        _demo,
+        # Small chunks, shards and batches, so that so few pictures show what many would.
+        {
+            "out": "demo",
+            "features": {"chunk_images": 32},
+            "train": {"n_shards": 4, "batch_size": 8},
+        },
+    ),
+    "run": _Command("every stage, from images to report.html", _run, {}),
+    "featurize": _Command("images to features.zarr", _featurize, {}),
+    "train": _Command("features.zarr to head.npz", _train, {}, goes_on=True),
+    "evaluate": _Command("head.npz to evaluation.json", _evaluate, {}, goes_on=True),
+    "report": _Command("evaluation.json to report.html", _report, {}, goes_on=True),
+    "predict": _Command("classify other images into a Parquet dataset", _predict, {},
+                        needs_model=True),
+    "export": _Command("network and head as one .keras file", _export, {}, needs_model=True),
+    "summary": _Command("the network, the cut, what is frozen", _summary, {}),
+}  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized"):
+            known = [option.flag for option in config.options()]
+            for word in message.split():
+                if close := difflib.get_close_matches(word.split("=")[0], known, 1):
+                    message += f". Did you mean {close[0]}?"
+        super().error(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m dtl.pipeline",
+        description="Folders of labelled photographs to an image classifier, on Dask.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in _COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.help, description=command.help, allow_abbrev=False
+        )
+        sub.add_argument("--config", metavar="URL", help="TOML file with any of the options below")
+        sub.add_argument("--debug", action="store_true", help="show where an error came from")
+        if command.needs_model:
+            sub.add_argument("--model", metavar="URL", required=True, help="--out of a run")
+        for option in config.options():
+            sub.add_argument(
+                option.flag,
+                dest=option.key,
+                type=functools.partial(config.parse_text, option),
+                default=argparse.SUPPRESS,
+                metavar=option.metavar,
+                help=option.described,
+                nargs="?" if option.type is bool else None,
+                const=True if option.type is bool else None,
+            )
+    return parser
+
+
+def _settings(arguments: argparse.Namespace, command: _Command) -> Config:
+    given: dict[str, Any] = {}
+    for option in config.options():
+        if option.key in arguments:
+            *section, name = option.key.split(".")
+            table = given.setdefault(section[0], {}) if section else given
+            table[name] = getattr(arguments, option.key)
+    layers: list[Mapping[str, Any]] = [command.base]
+    file: dict[str, Any] = {}
+    if arguments.config:
+        if not storage.exists(arguments.config):
+            raise FileNotFoundError(f"No such file: {arguments.config}. Check --config.")
+        file = config.parse_toml(storage.read_bytes(arguments.config).decode(), arguments.config)
+    if command.goes_on and (out := given.get("out") or file.get("out")):
+        layers.append(Results(out).config())
+    if command.needs_model:
+        layers.append(Results(arguments.model).config() | {"out": ""})
+        layers.append({"images": {"url": ""}})
+    settings = config.build(*layers, file, given)
+    _ = settings.layer  # says if it is none of the layers
+    return replace(
+        settings,
+        out=settings.out and storage.absolute(settings.out),
+        images=replace(
+            settings.images, url=settings.images.url and storage.absolute(settings.images.url)
+        ),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    command = _COMMANDS[arguments.command]
+    _log_to_stderr()
+    try:
+        settings = _settings(arguments, command)
+        if command.work is _summary:
+            _summary(settings)
+            return 0
+        with ExitStack() as stack:
+            run = _Run(settings, stack)
+            if command.needs_model:
+                command.work(run, Results(arguments.model))
+            else:
+                command.work(run)
+        return 0
+    except KeyboardInterrupt:
+        _complain("Interrupted. What is done stays done; the same command goes on.")
+        return 130
+    except KilledWorker as error:
+        _complain(
+            f"{error}\nMost likely its memory did not suffice: raise --cluster.memory-limit, or "
+            "run fewer workers. What is done stays done; the same command goes on."
+        )
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
+            raise
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        _complain(f"{error}{notes}")
+        return 1
+
+
+def _table(scores: Evaluation) -> str:
+    rows: list[tuple[str, ...]] = [("", "images", "accuracy", "top-5", "mean recall", "log loss")]
+    for name, s in scores.scores.items():
+        shares = (f"{value:.1%}" for value in (s.accuracy, s.top5, s.mean_recall))
+        rows.append((name, f"{s.n_images}", *shares, f"{s.log_loss:.3f}"))
+    return _columns(rows, right={1, 2, 3, 4, 5})
+
+
+def _columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"error: {text}\n")
+
+
+class _ToStderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr now: a progress bar takes its place while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _log_to_stderr() -> None:
+    ours = logging.getLogger("dtl")
+    if not ours.handlers:
+        handler = _ToStderr()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    # Dask's own lines tell an operator of the cluster more than a user of it.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Another use of a trained head: the classes of images that nobody has labelled."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from distributed import Client
+
+from dtl import extraction, storage
+from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.extraction import Extractor
+from dtl.progress import track
+from dtl.softmax import log_softmax
+from dtl.types import Head
+from dtl.workers import check_memory, check_visible, map_chunks
+
+log = logging.getLogger(__name__)
+
+_N_TOP = 5
+
+
+def predict(
+    url: str,
+    root: str,
+    paths: Sequence[str],
+    head: Head,
+    features: FeaturesConfig,
+    image: ImagesConfig,
+    seed: int,
+    client: Client,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Classify images; writes a Parquet dataset, one part a chunk.
+
+    Each row has ``path``, ``class`` (null for an unreadable image), ``probability``, ``top5`` (a
+    list of class and probability) and ``error``. Parts that are there already are not computed
+    again.
+
+    Parameters
+    ----------
+    url : str
+        Folder of the dataset.
+    root : str
+        URL that `paths` are relative to.
+    features : FeaturesConfig
+        As the head's features were made.
+
+    Returns
+    -------
+    int
+        How many images could not be read.
+
+    Raises
+    ------
+    ValueError
+        If the workers' network is not the head's, or the dataset is of other images or another
+        head.
+    """
+    check_memory(client, root, url)
+    check_visible(client, root)
+    chunk_images = features.chunk_images
+    asked = {
+        "head": head.fingerprint,
+        "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
+        "n_images": len(paths),
+        "chunk_images": chunk_images,
+    }
+    ledger = storage.join(url, "_dtl.json")  # Parquet readers pass over names that begin with _
+    if storage.exists(url):
+        stored = json.loads(storage.read_bytes(ledger)) if storage.exists(ledger) else {}
+        if found := storage.differences(asked, stored):
+            if not overwrite:
+                raise ValueError(
+                    f"{url} holds something else:\n  "
+                    + "\n  ".join(found)
+                    + "\nChoose another --to, or --overwrite."
+                )
+            storage.remove(url)
+    precision = str(head.provenance["features"]["precision"])
+    extractor = extraction.prepare(client, features, image, seed, precision)
+    if extractor.weights_sha256 != head.provenance["weights_sha256"]:
+        raise ValueError(
+            f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
+            f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
+        )
+    head_url = storage.join(url, "_head.npz")
+    storage.write_bytes(head_url, head.to_bytes())
+    storage.write_bytes(ledger, json.dumps(asked).encode())
+    check_visible(client, url)
+    parts = [
+        (storage.join(url, f"part-{i:06d}.parquet"), list(paths[start : start + chunk_images]))
+        for i, start in enumerate(range(0, len(paths), chunk_images))
+    ]
+    pending = [part for part in parts if not storage.exists(part[0])]
+    n_unread = 0
+    with track("predictions", sum(len(p) for _, p in pending), "images") as advance:
+        for n_images, unread in map_chunks(
+            client, _predict_chunk, pending, root=root, head_url=head_url, extractor=extractor
+        ):
+            n_unread += unread
+            advance(n_images)
+    return n_unread
+
+
+def _predict_chunk(
+    part: tuple[str, list[str]], *, root: str, head_url: str, extractor: Extractor
+) -> tuple[int, int]:
+    url, paths = part
+    head = _head(head_url)
+    features, _, errors = extraction.extract([storage.join(root, p) for p in paths], extractor)
+    logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
+    probability = np.exp(log_softmax(logits))
+    top = np.argsort(-probability, axis=1, kind="stable")[:, :_N_TOP]
+    named = [
+        [{"class": head.class_names[k], "probability": float(p[k])} for k in best]
+        for p, best in zip(probability, top, strict=True)
+    ]
+    table = pa.table(
+        {
+            "path": paths,
+            "class": [None if e else t[0]["class"] for e, t in zip(errors, named, strict=True)],
+            "probability": [
+                None if e else t[0]["probability"] for e, t in zip(errors, named, strict=True)
+            ],
+            "top5": [None if e else t for e, t in zip(errors, named, strict=True)],
+            "error": [e or None for e in errors],
+        },
+        schema=_SCHEMA,
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(url, buffer.getvalue())
+    return len(paths), sum(e != "" for e in errors)
+
+
+@functools.lru_cache(maxsize=1)
+def _head(url: str) -> Head:
+    return Head.from_bytes(storage.read_bytes(url))
+
+
+_SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "class": pa.string(),
+        "probability": pa.float64(),
+        "top5": pa.list_(pa.struct({"class": pa.string(), "probability": pa.float64()})),
+        "error": pa.string(),
+    }
+)

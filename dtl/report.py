@@ -1,0 +1,458 @@
+"""The page that a run ends with: one HTML file that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import bokeh.models
+import bokeh.plotting
+import jinja2
+import numpy as np
+import tomli_w
+from bokeh.embed import json_item
+from bokeh.palettes import interp_palette
+from bokeh.resources import Resources
+from bokeh.themes import Theme
+from bokeh.transform import linear_cmap
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from dtl.config import build
+from dtl.types import SPLITS, Evaluation, Round, SplitScores
+
+# Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
+models: Any = bokeh.models
+Figure: Any = bokeh.plotting.figure
+
+COLORS = {"train": "#7d9cc0", "validation": "#2a9d8f", "test": "#1f5fa8"}
+COLORS |= {"wrong": "#d1662a", "grey": "#a3adb8"}
+_RIGHT = interp_palette(("#dfe9f5", COLORS["test"]), 32)
+_WRONG = interp_palette(("#f9e0d0", COLORS["wrong"], "#8f3c0d"), 32)
+_NOTHING = "\N{EN DASH}"
+
+_MOST_ROUNDS = 2_000
+"""Plotted; of more, every second, third, ... is."""
+_MOST_CELLS = 20_000
+"""Confusions that are drawn: a browser stays quick and the page small."""
+_MOST_TICKS = 60
+"""Classes that an axis names."""
+_MOST_CELL_TEXTS = 25
+_MOST_MARKERS = 50
+_MOST_BARS = 150
+_MOST_CONFUSIONS = 12
+_MOST_REASONS = 20
+_MOST_PATHS = 10
+
+_TEXT = {"font": "system-ui, sans-serif", "font_size": "12px", "color": "#45505c"}
+_AXIS = {
+    "axis_line_color": "#c5ccd4",
+    "major_tick_line_color": "#c5ccd4",
+    "minor_tick_line_color": None,
+    "axis_label_text_font_style": "normal",
+    **{f"{part}_text_{k}": v for part in ("axis_label", "major_label") for k, v in _TEXT.items()},
+}
+_PLOT = {"outline_line_color": None, "background_fill_color": None}
+_GRID = {"grid_line_color": "#e9edf1"}
+_THEME = Theme(json={"attrs": {"Plot": _PLOT, "Axis": _AXIS, "Grid": _GRID}})
+
+
+@dataclass(frozen=True, eq=False)
+class ReportInput:
+    """What a report shows.
+
+    Parameters
+    ----------
+    config, provenance : mapping
+        Nested: the configuration as `dtl.config.to_dict` gives it, and JSON's types.
+    class_counts : dict of split name to (n_classes,) int64
+        Images of each class.
+    history : sequence of Round
+        Empty if nothing was trained.
+    pictures : dict of path to bytes
+        Small JPEGs of the evaluation's mistakes; some may be missing.
+    skipped, left_out : sequence of (path, reason)
+        Images that could not be read; files that are no images of a class.
+    n_duplicates, n_conflicting : int
+        Files with the content of another, and those of them that are in another class than it.
+    timings : dict of stage to {"seconds": float, "n": int, "unit": str}
+    warnings : sequence of str
+        What a reader must know before any number.
+    """
+
+    title: str
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    class_counts: Mapping[str, NDArray[np.int64]]
+    history: Sequence[Round]
+    evaluation: Evaluation
+    pictures: Mapping[str, bytes]
+    skipped: Sequence[tuple[str, str]]
+    left_out: Sequence[tuple[str, str]]
+    n_duplicates: int
+    n_conflicting: int
+    timings: Mapping[str, Mapping[str, Any]]
+    warnings: Sequence[str] = ()
+
+
+def render(report: ReportInput) -> str:
+    """Lay a report out as one HTML file.
+
+    The same input gives the same text. The page fetches nothing: scripts, styles and pictures are
+    in it, and its content security policy forbids all else.
+
+    Raises
+    ------
+    ValueError
+        If no split was evaluated, or the configuration is none.
+    """
+    scores = report.evaluation.scores
+    split = next((s for s in reversed(SPLITS) if s in scores), None)
+    if split is None:
+        raise ValueError("A report needs the scores of a split. Received: none. Evaluate the head.")
+    main = scores[split]
+    config = build(report.config)
+    plots = {
+        "classes": _class_plot(report.class_counts, report.class_names),
+        "confusion": _confusion_plot(main, report.class_names),
+    }
+    if report.history:
+        plots |= _history_plots(report.history, config.train.averaging_frequency)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dtl"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Bokeh defines an object where it is first met, so the order of keys has a meaning.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.filters |= {"number": _number, "duration": _duration}
+    return environment.get_template("report.html").render(
+        report=report,
+        config=config,
+        toml=tomli_w.dumps(report.config),
+        colors=COLORS,
+        ramps={"right": _RIGHT, "wrong": _WRONG},
+        split=split,
+        scores=scores,
+        main=main,
+        n_images=sum(int(counts.sum()) for counts in report.class_counts.values()),
+        interval=wilson_interval(round(main.accuracy * main.n_images), main.n_images),
+        commonest=_commonest(main),
+        confusions=_confusions(main)[:_MOST_CONFUSIONS],
+        class_rows=_class_rows(report, main),
+        smoothed_over=_smoothing_width(report.history),
+        pictures={path: b64encode(jpeg).decode() for path, jpeg in report.pictures.items()},
+        skipped=_by_reason(report.skipped),
+        left_out=_by_reason(report.left_out),
+        most_reasons=_MOST_REASONS,
+        fewest_drawn=_fewest_drawn(main),
+        rounds_per_bar=_rounds_per_bar(report.history),
+        log_classes=math.log(len(report.class_names)),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        plots={name: _plot_json(plot, name) for name, plot in plots.items()},
+    )
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `n_right` of `n` were seen.
+
+    References
+    ----------
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+
+    Examples
+    --------
+    >>> [round(bound, 3) for bound in wilson_interval(8, 10)]
+    [0.49, 0.943]
+    """
+    z = 1.959964
+    share = n_right / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Mean over a centred window of an odd `width`, of what is finite in it and in reach.
+
+    Parameters
+    ----------
+    values : (n,) float, n >= width
+
+    Examples
+    --------
+    >>> smooth(np.array([1.0, 3.0, np.nan, 4.0]), 3)
+    array([2. , 2. , 3.5, 4. ])
+    """
+    finite = np.isfinite(values)
+    window = np.ones(width)
+    total = np.convolve(np.where(finite, values, 0.0), window, "same")
+    n = np.convolve(finite, window, "same")
+    return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
+
+
+def _smoothing_width(history: Sequence[Round]) -> int:
+    return max(len(history) // 15, 1) | 1
+
+
+def _rounds_per_bar(history: Sequence[Round]) -> int:
+    return math.ceil(len(history) / _MOST_BARS)
+
+
+def _commonest(scores: SplitScores) -> tuple[str, float]:
+    """The class that most images have, and the accuracy of always answering it."""
+    name = max(scores.classes, key=lambda k: scores.classes[k]["n_images"])
+    return name, scores.classes[name]["n_images"] / scores.n_images
+
+
+def _confusions(scores: SplitScores) -> list[tuple[int, int, int, int]]:
+    """True label, predicted label, images, and all of the true label; the most frequent first."""
+    n_true: Counter[int] = Counter()
+    for true, _, n in scores.confusion:
+        n_true[true] += n
+    wrong = [(t, p, n, n_true[t]) for t, p, n in scores.confusion if t != p]
+    return sorted(wrong, key=lambda entry: (-entry[2], entry))
+
+
+def _fewest_drawn(scores: SplitScores) -> int:
+    """Images of a confusion that is drawn; a cut amid equal ones would favour some classes."""
+    beyond = _confusions(scores)[_MOST_CELLS:]
+    return beyond[0][2] + 1 if beyond else 1
+
+
+def _class_rows(report: ReportInput, scores: SplitScores) -> list[dict[str, Any]]:
+    """Classes from worst to best."""
+    taken_for: dict[str, tuple[str, int]] = {}
+    names = report.class_names
+    for true, predicted, n, _ in _confusions(scores):
+        taken_for.setdefault(names[true], (names[predicted], n))
+    n_train = report.class_counts.get(SPLITS[0], np.zeros(len(names), np.int64))
+    rows = [
+        {"name": name, "n_train": int(n), "taken_for": taken_for.get(name), **scores.classes[name]}
+        for name, n in zip(names, n_train, strict=True)
+        if name in scores.classes
+    ]
+    return sorted(rows, key=lambda row: (row["f1"], row["recall"], row["name"]))
+
+
+def _by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, int, list[str]]]:
+    """Reason, number of files and the first paths; the most frequent reason first."""
+    groups: dict[str, list[str]] = {}
+    for path, reason in files:
+        groups.setdefault(reason, []).append(path)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [(reason, len(paths), sorted(paths)[:_MOST_PATHS]) for reason, paths in ordered]
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def _number(value: float, spec: str) -> str:
+    return format(value, spec).replace("%", "\u202f%") if math.isfinite(value) else _NOTHING
+
+
+def _duration(seconds: float) -> str:
+    """A time that is easy to read.
+
+    Examples
+    --------
+    >>> [_duration(s) for s in (0.25, 12.3, 125, 7265)]
+    ['0.25 s', '12.3 s', '2 min 5 s', '2 h 1 min']
+    """
+    if not math.isfinite(seconds):
+        return _NOTHING
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+# --- plots ---------------------------------------------------------------------------------------
+
+
+def _figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
+    # A plot that takes every drag would keep a phone's page from scrolling.
+    options = {"height": 250, "sizing_mode": "stretch_width", "active_drag": None} | options
+    plot = Figure(x_axis_label=x_label, y_axis_label=y_label, tools="box_zoom,reset", **options)
+    plot.toolbar.update(logo=None, autohide=True)
+    return plot
+
+
+def _column(history: Sequence[Round], name: str) -> NDArray[Any]:
+    return np.array([getattr(row, name) for row in history])
+
+
+def _source(columns: Mapping[str, NDArray[Any]]) -> Any:
+    every = -(-len(columns["round"]) // _MOST_ROUNDS)
+    return models.ColumnDataSource({name: column[::every] for name, column in columns.items()})
+
+
+def _hover(plot: Any, renderer: Any, *names: str, mode: str = "vline") -> None:
+    tooltips = [(name.removesuffix("_s").replace("_", " "), f"@{name}") for name in names]
+    plot.add_tools(models.HoverTool(tooltips=tooltips, renderers=[renderer], mode=mode))
+
+
+def _line_plot(
+    history: Sequence[Round], y_label: str, colors: Mapping[str, str], **options: Any
+) -> Any:
+    """Lines of some columns over the rounds that have a value, with markers if only some do."""
+    plot = _figure(y_label, **options)
+    for name, color in colors.items():
+        value = _column(history, name)
+        # Zero, as the spread of a single replica, has no place on a logarithmic axis.
+        has = value > 0 if options.get("y_axis_type") == "log" else np.isfinite(value)
+        source = _source({"round": _column(history, "round")[has], name: value[has]})
+        line = plot.line("round", name, source=source, line_color=color, line_width=2)
+        if has.sum() < min(len(history), _MOST_MARKERS) or len(history) == 1:
+            plot.scatter("round", name, source=source, size=5, color=color)
+        _hover(plot, line, "round", name)
+    return plot
+
+
+def _loss_plot(history: Sequence[Round]) -> Any:
+    # A shard without training rows has no loss.
+    shards = _column(history, "shard_loss")
+    columns = {name: _column(history, name) for name in ("round", "epoch", "loss")} | {
+        "smoothed": smooth(_column(history, "loss"), _smoothing_width(history)),
+        "low": np.fmin.reduce(shards, axis=1),
+        "high": np.fmax.reduce(shards, axis=1),
+    }
+    source, color = _source(columns), COLORS["test"]
+    plot = _line_plot(history, "loss (nats)", {"validation_loss": COLORS["validation"]})
+    plot.varea("round", "low", "high", source=source, fill_color=color, fill_alpha=0.12)
+    dots = plot.scatter("round", "loss", source=source, size=4, color=color, alpha=0.4)
+    plot.line("round", "smoothed", source=source, line_color=color, line_width=2.5)
+    _hover(plot, dots, "round", "epoch", "loss", "smoothed")
+    return plot
+
+
+def _seconds_plot(history: Sequence[Round]) -> Any:
+    colors = {"step_s": COLORS["test"], "average_s": COLORS["wrong"], "wait_s": COLORS["grey"]}
+    starts = np.arange(0, len(history), _rounds_per_bar(history))
+    n_rounds = np.diff(starts, append=len(history))
+    means = {
+        name: np.add.reduceat(_column(history, name), starts) / n_rounds
+        for name in ("round", *colors)
+    }
+    plot = _figure("seconds")
+    _stack(plot, means, "round", colors, width=_rounds_per_bar(history))
+    return plot
+
+
+def _history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[str, Any]:
+    accuracies = {f"{split}_accuracy": COLORS[split] for split in SPLITS[:2]}
+    updates = {"update_ratio": COLORS["test"], "spread": COLORS["wrong"]}
+    plots = {
+        "loss": _loss_plot(history),
+        "accuracy": _line_plot(history, "accuracy", accuracies),
+        "updates": _line_plot(history, "share of the norm", updates, y_axis_type="log"),
+        "rate": _line_plot(history, "learning rate", {"learning_rate": COLORS["test"]}),
+        "seconds": _seconds_plot(history),
+    }
+    usual = models.BoxAnnotation(bottom=1e-3, top=1e-3 * averaging_frequency)
+    usual.update(fill_color=COLORS["grey"], fill_alpha=0.2, line_color=None)
+    plots["updates"].add_layout(usual)
+    plots["rate"].y_range.start = 0
+    return plots
+
+
+def _stack(
+    plot: Any, columns: Mapping[str, Any], x: str, colors: Mapping[str, str], width: float
+) -> None:
+    look = {"color": list(colors.values()), "line_color": None, "width": width}
+    source = models.ColumnDataSource(dict(columns))
+    bars = plot.vbar_stack(list(colors), x=x, source=source, **look)
+    _hover(plot, bars[0], *(name for name in columns if name != "x"))
+    plot.y_range.start = 0
+    plot.xgrid.visible = False
+
+
+def _class_plot(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Any:
+    counts = {split: class_counts[split] for split in SPLITS if split in class_counts}
+    order = np.argsort(-sum(counts.values()), kind="stable")
+    columns: dict[str, Any] = {"x": np.arange(len(order)), "class": [names[k] for k in order]}
+    columns |= {split: n[order] for split, n in counts.items()}
+    plot = _figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
+    _stack(plot, columns, "x", {split: COLORS[split] for split in counts}, width=0.85)
+    _name_classes(plot.xaxis[0], columns["class"])
+    return plot
+
+
+def _name_classes(axis: Any, names: Sequence[str]) -> None:
+    """Put class names at 0, 1, 2, ... of an axis, if there is room for them."""
+    if len(names) > _MOST_TICKS:
+        axis.update(major_label_text_alpha=0, major_tick_line_color=None)
+        return
+    axis.ticker = list(range(len(names)))
+    # Plain text: Bokeh would take a name in $$ for TeX and fetch MathJax from the internet.
+    axis.major_label_overrides = {
+        k: models.PlainText(text=name if len(name) <= 18 else name[:17] + "…")
+        for k, name in enumerate(names)
+    }
+    axis.update(major_label_policy=models.NoOverlap(), major_label_text_font_size="11px")
+
+
+def _confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
+    true, predicted, n = np.array(scores.confusion, np.int64).reshape(-1, 3).T
+    share = n / np.bincount(true, n)[true]
+    drawn = n >= _fewest_drawn(scores)
+    names = np.array(class_names, object)
+    n_classes = len(class_names)
+    ranges = {"x_range": (-0.5, n_classes - 0.5), "y_range": (n_classes - 0.5, -0.5)}
+    square = {"width": 800, "height": 800, "sizing_mode": "scale_width"}
+    plot = _figure("true class", "predicted class", **square, **ranges)
+    # Cells of 1000 classes would be smaller than a pixel; a mistake is to be seen all the same.
+    size = max(0.92, n_classes / 150)
+    for rows, palette in ((drawn & (true != predicted), _WRONG), (true == predicted, _RIGHT)):
+        source = models.ColumnDataSource(
+            {
+                "x": predicted[rows],
+                "y": true[rows],
+                "true": list(names[true[rows]]),
+                "predicted": list(names[predicted[rows]]),
+                "images": n[rows],
+                "share_of_true": share[rows],
+                "ink": ["white" if s > 0.5 else "black" for s in share[rows]],
+            }
+        )
+        color = linear_cmap("share_of_true", palette, 0, 1)
+        cells = plot.rect("x", "y", size, size, source=source, color=color, line_color=None)
+        _hover(plot, cells, "true", "predicted", "images", "share_of_true", mode="mouse")
+        if n_classes <= _MOST_CELL_TEXTS:
+            look = {"text_font_size": "11px", "text_align": "center", "text_baseline": "middle"}
+            plot.text("x", "y", "images", source=source, text_color="ink", **look)
+    for axis in (plot.xaxis[0], plot.yaxis[0]):
+        _name_classes(axis, class_names)
+    plot.grid.visible = n_classes <= _MOST_TICKS
+    return plot
+
+
+def _plot_json(plot: Any, name: str) -> Any:
+    """What `Bokeh.embed.embed_item` draws, with the same identifiers at every call."""
+    ids: dict[str, str] = {}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: ids.setdefault(part, f"{name}-{len(ids)}")
+            if key in ("id", "root_id")
+            else renamed(part)
+            for key, part in value.items()
+        }
+
+    # Bokeh counts its objects over the whole life of the process.
+    return renamed(json_item(plot, theme=_THEME))

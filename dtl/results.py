@@ -1,0 +1,192 @@
+"""The folder of a run: what lies in it, and what the report is made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from dtl import config, evaluation, features, images, split, storage, trainer
+from dtl.config import Config
+from dtl.report import ReportInput
+from dtl.storage import FeatureStore
+from dtl.types import DONE, SPLITS, Evaluation, Head, Round
+
+_PICTURE_SIDE = 256
+"""Pixels of the longer side of a mistake's picture in the report."""
+
+
+class Results:
+    """The files of a run under its `--out`.
+
+    ====================  =========================================================
+    ``config.toml``       the resolved configuration
+    ``features.zarr``     `FeatureStore`
+    ``head.npz``          `Head`
+    ``history.parquet``   a `Round` a row
+    ``evaluation.json``   `Evaluation`
+    ``timings.json``      how long each stage took; differs from run to run
+    ``report.html``
+    ====================  =========================================================
+
+    Every file is written whole or not at all, and only where its content changes.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = storage.absolute(url)
+        self.features = storage.join(self.url, "features.zarr")
+        self.report = storage.join(self.url, "report.html")
+
+    def config(self) -> dict[str, Any]:
+        """The options of the run, as tables.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there has been no run.
+        """
+        data = self._read("config.toml")
+        if data is None:
+            raise FileNotFoundError(f"No config.toml in {self.url}. Start with `run --out`.")
+        return config.parse_toml(data.decode(), storage.join(self.url, "config.toml"))
+
+    def write_config(self, value: Config) -> None:
+        """Keep the configuration; a report of another one goes."""
+        data = tomli_w.dumps(config.to_dict(value)).encode()
+        if data != self._read("config.toml"):
+            storage.remove(self.report)
+            self._write("config.toml", data)
+
+    def store(self) -> FeatureStore:
+        """The finished feature store.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is none, or it is not finished.
+        """
+        store = FeatureStore.open(self.features)
+        if pending := store.pending_chunks():
+            raise ValueError(
+                f"{len(pending)} of {store.n_chunks} chunks of {self.features} are not computed "
+                "yet. Run the featurize stage to its end first."
+            )
+        return store
+
+    def head(self) -> Head | None:
+        """The trained head, if there is one."""
+        data = self._read("head.npz")
+        return None if data is None else Head.from_bytes(data)
+
+    def history(self) -> list[Round]:
+        """The rounds of the head's training."""
+        data = self._read("history.parquet")
+        return [] if data is None else trainer.history_from_bytes(data)
+
+    def write_head(self, head: Head, history: list[Round]) -> None:
+        """Keep a head; the history goes first, so that a head always has its own."""
+        self._write("history.parquet", trainer.history_to_bytes(history))
+        self._write("head.npz", head.to_bytes())
+
+    def evaluation(self) -> Evaluation | None:
+        """The scores, if there are any."""
+        data = self._read("evaluation.json")
+        return None if data is None else evaluation.from_json(data)
+
+    def write_evaluation(self, value: Evaluation) -> None:
+        """Keep scores; a report of others goes."""
+        storage.remove(self.report)
+        self._write("evaluation.json", evaluation.to_json(value))
+
+    def write_report(self, html: str) -> None:
+        """Keep the report."""
+        storage.write_bytes(self.report, html.encode())
+
+    def timings(self) -> dict[str, dict[str, Any]]:
+        """Seconds, number and unit of what each stage did."""
+        data = self._read("timings.json")
+        timings: dict[str, dict[str, Any]] = {} if data is None else json.loads(data)
+        return timings
+
+    def add_timing(
+        self, stage: str, seconds: float, n: int, unit: str, *, add: bool = False
+    ) -> None:
+        """Keep what a stage took; `add` to what it took before it was interrupted."""
+        timings = self.timings()
+        if add and stage in timings:
+            seconds += timings[stage]["seconds"]
+            n += timings[stage]["n"]
+        timings[stage] = {"seconds": round(seconds, 3), "n": n, "unit": unit}
+        self._write("timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+
+    def _read(self, name: str) -> bytes | None:
+        url = storage.join(self.url, name)
+        return storage.read_bytes(url) if storage.exists(url) else None
+
+    def _write(self, name: str, data: bytes) -> None:
+        storage.write_bytes(storage.join(self.url, name), data)
+
+
+def report_input(
+    results: Results, settings: Config, store: FeatureStore, head: Head, scores: Evaluation
+) -> ReportInput:
+    """Gather what the report shows; reads the pictures of the mistakes."""
+    usable = store.read("status") == DONE
+    label, rows = store.read("label"), store.read("split")
+    n_classes = len(store.class_names)
+    n_duplicates, n_conflicting = split.count_duplicates(
+        store.read("content_hash")[usable], label[usable]
+    )
+    root = settings.images.url or str(store.attrs["root"])
+    made_by = {k: v for k, v in store.attrs.items() if k not in _SHOWN_ELSEWHERE}
+    return ReportInput(
+        title=root.rstrip("/").rsplit("/", 1)[-1],
+        config=config.to_dict(settings),
+        provenance={"features": made_by, "head": dict(head.provenance), "files": _files(scores)},
+        class_names=store.class_names,
+        class_counts={
+            name: np.bincount(label[rows == k], minlength=n_classes)
+            for k, name in enumerate(SPLITS)
+        },
+        history=results.history(),
+        evaluation=scores,
+        pictures=_pictures(root, scores, settings.images.max_pixels),
+        skipped=features.skipped_images(store),
+        left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
+        n_duplicates=n_duplicates,
+        n_conflicting=n_conflicting,
+        timings=results.timings(),
+        warnings=warnings(store),
+    )
+
+
+_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl"}
+
+
+def warnings(store: FeatureStore) -> list[str]:
+    """What whoever reads the scores must know first."""
+    if store.attrs["weights"] != "random":
+        return []
+    return [
+        f"The network was not trained: {store.settings['network']} has random weights, so its "
+        "features are random projections and the scores are far below what ImageNet weights give. "
+        "This shows that everything runs, not how good a classifier can be."
+    ]
+
+
+def _files(scores: Evaluation) -> Mapping[str, Any]:
+    return {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
+
+
+def _pictures(root: str, scores: Evaluation, max_pixels: int) -> dict[str, bytes]:
+    pictures = {}
+    for mistake in scores.mistakes:
+        try:
+            data = storage.read_bytes(storage.join(root, mistake.path))
+            pictures[mistake.path] = images.thumbnail(data, _PICTURE_SIDE, max_pixels=max_pixels)
+        except (OSError, ValueError):
+            continue  # the photographs may have moved since; the report says which it lacks
+    return pictures

@@ -1,0 +1,132 @@
+"""How work is spread over a client's workers: once on each, a window of chunks, a tree of sums."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import dask.bag as db
+from distributed import Client, Future, as_completed
+
+from dtl import storage
+
+_CHUNKS_A_WORKER = 2
+"""One in the network, one that reads ahead or writes: more would only hold memory."""
+
+_RETRIES = 3
+"""Of a chunk whose storage failed."""
+
+
+def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
+    """What the scheduler knows of every worker, by address."""
+    workers: Mapping[str, Mapping[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    return workers
+
+
+def on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Run a function as a task on every worker; `Client.run` would block their event loops."""
+    futures = {
+        worker: client.submit(function, *args, workers=[worker], pure=False)
+        for worker in known_workers(client)
+    }
+    return {worker: future.result() for worker, future in futures.items()}
+
+
+def check_memory(client: Client, *urls: str) -> None:
+    """Refuse places in the memory of one process where the workers are others.
+
+    Raises
+    ------
+    ValueError
+        For ``memory://`` with worker processes.
+    """
+    if all(address.startswith("inproc://") for address in known_workers(client)):
+        return
+    for url in urls:
+        if url.startswith("memory://"):
+            raise ValueError(
+                f"{url}: memory:// is of one process only, so worker processes would lose all they "
+                "write. Use a folder, or --cluster.processes false."
+            )
+
+
+def check_visible(client: Client, *urls: str) -> None:
+    """Refuse local files and folders that workers on other machines do not have.
+
+    Raises
+    ------
+    FileNotFoundError
+    """
+    for url in filter(storage.is_local, urls):
+        for worker, there in on_each_worker(client, storage.exists, url).items():
+            if not there:
+                raise FileNotFoundError(
+                    f"Worker {worker} does not see {url}. Put it where every worker reads it: "
+                    "hdfs://, s3://, or a folder mounted on all machines."
+                )
+
+
+def map_chunks(
+    client: Client, function: Callable[..., Any], chunks: Sequence[Any], **arguments: Any
+) -> Iterator[Any]:
+    """Map a function over chunks as a Dask bag, a few at a time for each worker.
+
+    Yields results as they come. Workers that join get their share, and a chunk whose worker is
+    lost, or whose storage fails, is tried again.
+    """
+
+    def submit(chunk: Any) -> Future:
+        # A bag for every chunk: the client's work for a task of one large bag grows with the bag.
+        bag = db.from_sequence([chunk], npartitions=1).map(function, **arguments)
+        return client.compute(bag, retries=_RETRIES)
+
+    def wanted() -> int:
+        return _CHUNKS_A_WORKER * max(len(known_workers(client)), 1)
+
+    waiting = iter(chunks)
+    running = as_completed([submit(chunk) for chunk in itertools.islice(waiting, wanted())])
+    for future in running:
+        yield from future.result()
+        for chunk in itertools.islice(waiting, max(wanted() - running.count(), 0)):
+            running.add(submit(chunk))
+
+
+def tree_reduce(
+    client: Client,
+    parts: Sequence[Future],
+    combine: Callable[[list[Any]], Any],
+    *,
+    name: str,
+    depth: int = 2,
+) -> Future:
+    """Combine futures in `depth` levels, neighbours first; nothing passes through the driver.
+
+    The shape depends on the number of parts alone, so floating-point sums have the same bits
+    wherever the tasks run.
+
+    Parameters
+    ----------
+    combine : callable
+        Takes a list of values, returns a value of the same kind.
+    name : str
+        Of the tasks, in the dashboard; must be unique to this reduction.
+    """
+    fan_in = max(2, _root(len(parts), depth))
+    level, parts = 0, list(parts)
+    while len(parts) > 1 or level == 0:
+        groups = [parts[i : i + fan_in] for i in range(0, len(parts), fan_in)]
+        parts = [
+            client.submit(combine, group, key=f"{name}-{level}-{i}")
+            for i, group in enumerate(groups)
+        ]
+        level += 1
+    return parts[0]
+
+
+def _root(n: int, depth: int) -> int:
+    """The smallest whole fan-in whose tree of `depth` levels holds n leaves."""
+    fan_in = 1
+    while fan_in**depth < n:
+        fan_in += 1
+    return fan_in

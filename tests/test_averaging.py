@@ -1,0 +1,164 @@
+"""Averages and moments as data that adds up: the order and the chunks do not matter."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
+
+from dtl.averaging import Moments, WeightedSum, average, combine, combine_moments
+
+
+def replicas(seed, n, shape=(4, 3)):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "kernel": rng.normal(size=shape).astype(np.float32),
+            "bias": rng.normal(size=shape[1]).astype(np.float32),
+        }
+        for _ in range(n)
+    ]
+
+
+def tree(parts, width):
+    while len(parts) > 1:
+        parts = [combine(parts[k : k + width]) for k in range(0, len(parts), width)]
+    return parts[0]
+
+
+WEIGHTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=9).filter(any)
+
+
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 99), st.randoms(use_true_random=False), st.integers(2, 9))
+def test_the_order_of_combination_does_not_matter(weights, seed, random, width):
+    parts = [
+        WeightedSum.of(params, n)
+        for params, n in zip(replicas(seed, len(weights)), weights, strict=True)
+    ]
+    params, spread = average(combine(parts))
+    random.shuffle(parts)
+    other_params, other_spread = average(tree(parts, width))
+    for name in params:
+        np.testing.assert_allclose(other_params[name], params[name], rtol=0, atol=1e-6)
+    assert other_spread == pytest.approx(spread, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 99))
+def test_average_is_weighted_by_samples(weights, seed):
+    all_params = replicas(seed, len(weights))
+    total = combine([WeightedSum.of(p, n) for p, n in zip(all_params, weights, strict=True)])
+    assert total.n_samples == sum(weights)
+    params, spread = average(total)
+    for name, value in params.items():
+        assert value.dtype == np.float32
+        stacked = np.stack([p[name] for p in all_params]).astype(np.float64)
+        np.testing.assert_allclose(value, np.average(stacked, axis=0, weights=weights), atol=1e-6)
+    kernels = np.stack([p["kernel"] for p in all_params]).astype(np.float64)
+    mean = np.average(kernels, axis=0, weights=weights)
+    distances = ((kernels - mean) ** 2).sum(axis=(1, 2))
+    expected = np.sqrt(np.average(distances, weights=weights) / (mean**2).sum())
+    assert spread == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_empty_shards_are_harmless():
+    (one,) = replicas(0, 1)
+    broken = {name: np.full_like(value, np.nan) for name, value in one.items()}
+    empty = WeightedSum.of(broken, 0)
+    full = WeightedSum.of(one, 7)
+    for parts in ([empty, full], [full, empty, empty], [combine([empty]), full], [combine([])]):
+        total = combine([*parts, full])
+        params, spread = average(total)
+        np.testing.assert_array_equal(params["kernel"], one["kernel"])
+        np.testing.assert_array_equal(params["bias"], one["bias"])
+        assert spread == pytest.approx(0, abs=1e-7)
+
+
+def test_combining_changes_no_part():
+    parts = [WeightedSum.of(params, 3) for params in replicas(0, 3)]
+    before = [part.sums["kernel"].copy() for part in parts]
+    combine(parts)
+    for part, kernel in zip(parts, before, strict=True):
+        np.testing.assert_array_equal(part.sums["kernel"], kernel)
+
+
+def test_making_a_sum_leaves_the_replica_as_it_is():
+    params = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}  # already float64
+    WeightedSum.of(params, 5)
+    assert (params["kernel"] == 1).all()
+    assert (params["bias"] == 1).all()
+
+
+def test_one_replica_comes_back_bit_for_bit():
+    (params,) = replicas(3, 1)
+    averaged, _ = average(WeightedSum.of(params, 19_607))
+    for name in params:
+        np.testing.assert_array_equal(averaged[name], params[name], strict=True)
+
+
+def test_zero_kernels_have_no_spread():
+    params = {"kernel": np.zeros((2, 2)), "bias": np.ones(2)}
+    averaged, spread = average(combine([WeightedSum.of(params, 1)] * 2))
+    assert spread == 0
+    assert averaged["bias"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("parts", [[], [WeightedSum()] * 3])
+def test_no_rows_at_all(parts):
+    with pytest.raises(ValueError, match=r"No replica had training rows to learn from\. Check"):
+        average(combine(parts))
+
+
+def rows_of(seed, n, offset=0.0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, 5)) * [1, 10, 0.1, 3, 1e3] + offset).astype(np.float32)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99), st.lists(st.integers(0, 30), max_size=5), st.floats(-1e3, 1e3))
+def test_moments_do_not_depend_on_chunks(seed, cuts, offset):
+    rows = rows_of(seed, 30, offset)
+    chunks = np.split(rows, sorted(cuts))
+    moments = combine_moments([Moments.of(chunk) for chunk in chunks])
+    exact = rows.astype(np.float64)
+    assert moments.n == len(rows)
+    np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(moments.m2, ((exact - exact.mean(0)) ** 2).sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(moments.scale(), exact.std(axis=0), rtol=1e-6)
+    assert moments.scale().dtype == np.float32
+
+
+def test_standardised_as_scikit_learn_does():
+    rows = rows_of(0, 500, offset=7)
+    rows[:, 2] = 0.3  # a constant feature
+    moments = combine_moments([Moments.of(chunk) for chunk in np.array_split(rows, 7)])
+    scaler = StandardScaler().fit(rows.astype(np.float64))
+    np.testing.assert_allclose(moments.mean, scaler.mean_, rtol=1e-9)
+    np.testing.assert_allclose(moments.scale(), scaler.scale_, rtol=1e-6)
+    assert moments.scale()[2] == 1
+
+
+@settings(deadline=None)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 40))
+def test_a_constant_feature_has_scale_one(value, n):
+    rows = np.full((n, 1), value, np.float32)
+    for parts in ([rows], np.array_split(rows, 3)):
+        assert combine_moments([Moments.of(part) for part in parts]).scale().tolist() == [1]
+
+
+def test_large_numbers_with_small_deviations():
+    # The textbook formula, mean of squares minus square of the mean, is left with no digit here.
+    rows = 1e8 + np.tile([[-1.0], [1.0]], (500, 1))
+    moments = combine_moments([Moments.of(chunk) for chunk in np.array_split(rows, 9)])
+    assert moments.m2[0] == pytest.approx(1000)
+
+
+def test_moments_of_no_rows():
+    moments = Moments.of(np.zeros((0, 3), np.float32))
+    assert moments.n == 0
+    assert moments.scale().tolist() == [1, 1, 1]
+    rows = rows_of(1, 4)[:, :3]
+    both = combine_moments([moments, Moments.of(rows), moments])
+    assert both.n == 4
+    np.testing.assert_allclose(both.mean, rows.astype(np.float64).mean(axis=0))

@@ -1,0 +1,196 @@
+"""The configuration: one declaration of every option, checked where it is made."""
+
+import tomllib
+from dataclasses import FrozenInstanceError
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtl.config import Config, build, options, parse_text, parse_toml, to_dict
+
+OPTIONS = {option.key: option for option in options()}
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+SHARE = st.one_of(
+    st.floats(0, 1, exclude_max=True), st.integers(0, 2**40), st.just("rest"), st.just(0)
+)
+
+
+def nested(key, value):
+    section, _, name = key.rpartition(".")
+    return {section: {name: value}} if section else {name: value}
+
+
+def read(config, key):
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_every_option_has_help_and_its_default_is_allowed(key):
+    option = OPTIONS[key]
+    assert len(option.help) > 10
+    assert not option.help.endswith(".")
+    assert read(build(nested(key, option.default)), key) == option.default == read(build(), key)
+
+
+def test_flags_are_unique_and_short_for_the_main_keys():
+    flags = [option.flag for option in OPTIONS.values()]
+    assert len(set(flags)) == len(flags)
+    assert OPTIONS["images.url"].flag == "--images"
+    assert OPTIONS["cluster.address"].flag == "--cluster"
+    assert OPTIONS["train.learning_rate"].flag == "--train.learning-rate"
+    assert OPTIONS["out"].flag == "--out"
+
+
+@settings(deadline=None)
+@given(
+    out=TEXT,
+    seed=st.integers(-(2**63), 2**63 - 1),
+    layers=st.lists(TEXT, min_size=1, max_size=4),
+    resize=st.sampled_from(["stretch", "crop"]),
+    max_skipped=st.floats(0, 1),
+    train=SHARE,
+    validation=SHARE,
+    learning_rate=st.floats(0, 1e6, exclude_min=True),
+    average_optimizer=st.booleans(),
+)
+def test_toml_round_trip(
+    out, seed, layers, resize, max_skipped, train, validation, learning_rate, average_optimizer
+):
+    config = build(
+        {
+            "out": out,
+            "seed": seed,
+            "features": {"layers": layers},
+            "images": {"resize": resize, "max_skipped": max_skipped},
+            "split": {"train": train, "validation": validation},
+            "train": {"learning_rate": learning_rate, "average_optimizer": average_optimizer},
+        }
+    )
+    assert (config.seed, config.split.train, config.features.layers) == (seed, train, tuple(layers))
+    text = tomli_w.dumps(to_dict(config))
+    again = build(parse_toml(text, "config.toml"))
+    assert again == config
+    assert tomli_w.dumps(to_dict(again)) == text
+
+
+def test_the_saved_configuration_has_every_key():
+    saved = tomllib.loads(tomli_w.dumps(to_dict(Config())))
+    keys = {
+        f"{name}.{key}" if isinstance(value, dict) else name
+        for name, value in saved.items()
+        for key in (value if isinstance(value, dict) else [""])
+    }
+    assert keys == set(OPTIONS)
+
+
+def test_later_layers_win_key_by_key():
+    file = {"seed": 1, "train": {"epochs": 5, "l2": 0.5}}
+    line = {"train": {"epochs": 7}}
+    config = build(file, {}, line)
+    assert (config.seed, config.train.epochs, config.train.l2) == (1, 7.0, 0.5)
+    assert build(line, file).train.epochs == 5.0
+
+
+def test_layers_are_left_as_they_were():
+    file = {"train": {"epochs": 5}}
+    build(file, {"train": {"epochs": 7, "l2": 0.0}})
+    assert file == {"train": {"epochs": 5}}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"train": {"learning_rat": 1}}, r"Unknown key train\.learning_rat\. Did you mean learni"),
+        ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, n_shards"),
+        ({"train": {"xyzzy": 1}}, r"Unknown key train\.xyzzy\. Known: layer, "),
+        ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, report\."),
+        ({"trian": {"epochs": 1}}, r"Unknown key trian\. Did you mean train\?"),
+        ({"train": 3}, r"\[train\] must be a table of options\. Received: 3\."),
+        ({"seed": "0"}, r"seed must be a whole number\. Received: '0'\."),
+        ({"seed": True}, r"seed must be a whole number\. Received: True\."),
+        ({"out": 3}, r"out must be text\. Received: 3\."),
+        ({"overwrite": 1}, r"overwrite must be true or false\. Received: 1\."),
+        ({"train": {"epochs": "2"}}, r"train\.epochs must be a number\. Received: '2'\."),
+        ({"features": {"layers": 3}}, r"features\.layers must be a list of texts\. Received: 3"),
+        ({"features": {"layers": ["fc1", 2]}}, r"features\.layers must be a list of texts"),
+        ({"features": {"layers": []}}, r"features\.layers must be one layer or more"),
+        ({"features": {"precision": "half"}}, r"must be one of auto, float32, bfloat16, float16\."),
+        ({"split": {"train": True}}, r"split\.train must be a whole number or a number or text"),
+        ({"split": {"train": "half"}}, r"split\.train must be a fraction below 1, .* 'half'"),
+        ({"split": {"test": 1.0}}, r"split\.test must be a fraction below 1"),
+        ({"split": {"test": -1}}, r"split\.test must be a fraction below 1"),
+        ({"split": {"train_per_class": -1}}, r"split\.train_per_class must be 0 or more"),
+        ({"images": {"max_skipped": 1.1}}, r"must be a fraction from 0 to 1\. Received: 1\.1\."),
+        ({"images": {"max_pixels": 0}}, r"images\.max_pixels must be 1 or more\. Received: 0\."),
+        ({"train": {"momentum": 1}}, r"train\.momentum must be from 0 to below 1"),
+        ({"train": {"learning_rate": 0}}, r"train\.learning_rate must be above 0"),
+        ({"train": {"l2": -1e-9}}, r"train\.l2 must be 0 or more"),
+        ({"train": {"l2": float("nan")}}, r"train\.l2 must be a finite number\. Received: nan\."),
+        ({"train": {"epochs": float("inf")}}, r"train\.epochs must be a finite number"),
+        ({"cluster": {"address": "host:8786"}}, r"cluster\.address must be local, tcp://"),
+        ({"cluster": {"n_workers": 0}}, r"cluster\.n_workers must be 1 or more"),
+    ],
+)
+def test_what_is_wrong_is_named(tables, message):
+    with pytest.raises(ValueError, match=message):
+        build(tables)
+
+
+def test_invalid_toml_names_the_file():
+    with pytest.raises(ValueError, match=r"run\.toml is not valid TOML: .* \(at line 2, column "):
+        parse_toml("seed = 1\nout  \n", "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("seed", "-3", -3),
+        ("seed", "1.5", "1.5"),
+        ("out", "12", "12"),
+        ("overwrite", "True", True),
+        ("overwrite", "false", False),
+        ("overwrite", "yes", "yes"),
+        ("train.epochs", "0.5", 0.5),
+        ("train.epochs", "3", 3.0),
+        ("train.epochs", "many", "many"),
+        ("features.layers", "fc1, fc2,", ("fc1", "fc2")),
+        ("features.layers", "fc2", ("fc2",)),
+        ("features.layers", "", ()),
+        ("features.precision", "float16", "float16"),
+        ("split.train", "5000", 5000),
+        ("split.train", "0.5", 0.5),
+        ("split.train", "rest", "rest"),
+    ],
+)
+def test_text_of_the_command_line(key, text, value):
+    parsed = parse_text(OPTIONS[key], text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_text_of_every_default_is_the_default(key):
+    default = OPTIONS[key].default
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    assert read(build(nested(key, parse_text(OPTIONS[key], text))), key) == default
+
+
+def test_the_layer_to_train_on():
+    layers = {"features": {"layers": ["fc1", "fc2"]}}
+    assert build(layers).layer == "fc1"
+    assert build(layers, {"train": {"layer": "fc2"}}).layer == "fc2"
+    with pytest.raises(ValueError, match=r"one of features\.layers \('fc1', 'fc2'\)\. .* 'fc3'"):
+        _ = build(layers, {"train": {"layer": "fc3"}}).layer
+
+
+def test_one_layer_may_be_given_as_text():
+    assert build({"features": {"layers": "fc1"}}).features.layers == ("fc1",)
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(FrozenInstanceError):
+        build().train.epochs = 3.0
