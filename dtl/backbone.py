@@ -329,7 +329,8 @@ def _dtype_policy(precision: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _initializer_seeds(seed: int) -> Iterator[None]:
     """Initializers draw their seeds as after `keras.utils.set_random_seed`, but from a generator
-    of their own: Dask's threads draw from Python's global one at the same time."""
+    of their own: Dask's threads draw from Python's global one at the same time.
+    """
     module = keras.src.random.seed_generator
     before = module.python_random
     module.python_random = random.Random(seed)

@@ -226,7 +226,10 @@ class TrainConfig(_Section):
         True, "average the momentum too; false: start it again after every average"
     )
     validate_every: int = option(
-        10, "rounds between two validations", check=_positive, allowed="1 or more"
+        0,
+        "rounds between two validations; 0: about 30 in all",
+        check=_not_negative,
+        allowed="0 or more",
     )
 
 

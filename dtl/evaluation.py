@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from distributed import Client
 
 from dtl import metrics, storage
 from dtl.metrics import Counts
-from dtl.progress import track
 from dtl.softmax import log_softmax
 from dtl.storage import FeatureStore
 from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores
@@ -55,10 +55,8 @@ def evaluate(
         )
         for chunk in range(store.n_chunks)
     ]
-    total = tree_reduce(client, parts, _combine, name=f"combine-scores-{run}")
-    with track("evaluation", 1, "passes", show=False) as advance:
-        part: _Part = total.result()
-        advance(1)
+    combine = functools.partial(_combine, n_mistakes=n_mistakes)
+    part: _Part = tree_reduce(client, parts, combine, name=f"combine-scores-{run}").result()
     scores = {
         SPLITS[index]: metrics.scores(counts, head.class_names)
         for index, counts in sorted(part.counts.items())
@@ -137,9 +135,8 @@ def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -
     return _Part(counts, _most_confident(mistakes, n_mistakes))
 
 
-def _combine(parts: list[_Part]) -> _Part:
+def _combine(parts: list[_Part], n_mistakes: int) -> _Part:
     indices = {index for part in parts for index in part.counts}
-    n_mistakes = max(len(part.mistakes) for part in parts)
     return _Part(
         {i: metrics.combine([p.counts[i] for p in parts if i in p.counts]) for i in indices},
         _most_confident([m for part in parts for m in part.mistakes], n_mistakes),

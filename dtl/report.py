@@ -294,7 +294,7 @@ def _column(history: Sequence[Round], name: str) -> NDArray[Any]:
 
 
 def _source(columns: Mapping[str, NDArray[Any]]) -> Any:
-    every = -(-len(columns["round"]) // _MOST_ROUNDS)
+    every = math.ceil(len(columns["round"]) / _MOST_ROUNDS) or 1
     return models.ColumnDataSource({name: column[::every] for name, column in columns.items()})
 
 
@@ -386,6 +386,7 @@ def _class_plot(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[s
     plot = _figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
     _stack(plot, columns, "x", {split: COLORS[split] for split in counts}, width=0.85)
     _name_classes(plot.xaxis[0], columns["class"])
+    plot.xaxis.major_label_orientation = "vertical"
     return plot
 
 
@@ -434,6 +435,7 @@ def _confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
             plot.text("x", "y", "images", source=source, text_color="ink", **look)
     for axis in (plot.xaxis[0], plot.yaxis[0]):
         _name_classes(axis, class_names)
+    plot.xaxis.major_label_orientation = "vertical"
     plot.grid.visible = n_classes <= _MOST_TICKS
     return plot
 
@@ -443,7 +445,7 @@ def _plot_json(plot: Any, name: str) -> Any:
     ids: dict[str, str] = {}
 
     def renamed(value: Any) -> Any:
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [renamed(part) for part in value]
         if not isinstance(value, dict):
             return value

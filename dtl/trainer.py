@@ -216,7 +216,7 @@ def train(
 
         for index in range(plan.n_rounds):
             params, stats = _submit_round(client, params, shards, index, plan, f"{run}-{index}")
-            scored = (index + 1) % config.validate_every == 0 or index + 1 == plan.n_rounds
+            scored = (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds
             scores = (
                 _submit_scores(client, params, shards, has_validation, f"{run}-{index}")
                 if scored
@@ -282,6 +282,11 @@ class _Plan:
         n_rounds = math.ceil(config.epochs * steps_per_epoch / config.averaging_frequency)
         return cls(config, seed, int(rows.sum()), steps_per_epoch, n_rounds)
 
+    @property
+    def validate_every(self) -> int:
+        """Rounds between two validations."""
+        return self.config.validate_every or max(1, self.n_rounds // 30)
+
     def learning_rates(self, index: int) -> list[float]:
         """Of the steps of a round."""
         config = self.config
@@ -295,6 +300,8 @@ class _Plan:
 def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
     labels = store.read("label")
     counts = np.bincount(labels[split == TRAIN], minlength=len(store.class_names))
+    if not counts.any():
+        raise ValueError("No image of the store is in the training split. Change [split].")
     if missing := [store.class_names[k] for k in np.flatnonzero(counts == 0)]:
         log.warning(
             "%d classes have no training image and will never be predicted: %s",

@@ -76,8 +76,13 @@ def caltech(caltech_names):
     url = f"memory://{uuid.uuid4().hex}"
     plant(url, caltech_names)
     plant(url, STRAYS | {"003.backpack/photo": jpeg()})
-    yield listing(url)
-    storage.remove(url)
+    try:
+        return listing(url)
+    finally:
+        # Removing them by fsspec takes minutes: it looks through all names for each.
+        fs, root = storage.filesystem(url)
+        for path in [path for path in fs.store if path.startswith(root)]:
+            del fs.store[path]
 
 
 def test_caltech(caltech, caltech_names):
@@ -111,7 +116,7 @@ def test_caltech_has_a_split(caltech):
     check_split(caltech, SplitConfig(), 0)
     check_split(caltech, SplitConfig(method="random", validation=5000, test=6000), 0)
     check_split(caltech, SplitConfig(train_per_class=60), 0)
-    with pytest.raises(ValueError, match=r"086\.golden-gate-bridge has 80 .* too few"):
+    with pytest.raises(ValueError, match=r"Class 082\.galaxy has 81 .* leaves too few"):
         check_split(caltech, SplitConfig(train_per_class=80), 0)
     with pytest.raises(ValueError, match="needs train/, validation/ or test/"):
         check_split(caltech, SplitConfig(method="folders"), 0)

@@ -1,3 +1,4 @@
+import hashlib
 import html
 import io
 import json
@@ -100,6 +101,10 @@ def sample(class_names=None, n_classes=19, n_rounds=90, n_images=10, n_mistakes=
     )
 
 
+def squeeze(text):
+    return re.sub(r"[ \n]+", " ", text)
+
+
 class Page(HTMLParser):
     """The elements of a page, its visible text, and its scripts and styles."""
 
@@ -128,7 +133,7 @@ class Page(HTMLParser):
 
     @property
     def text(self):
-        return " ".join(" ".join(self.texts).split())
+        return squeeze(" ".join(self.texts))
 
     def all(self, tag):
         return [attrs for name, attrs in self.elements if name == tag]
@@ -177,18 +182,14 @@ def test_smooth_is_the_mean_of_what_is_finite_in_reach(values, width):
 
 def test_same_input_gives_the_same_page_in_every_process(report):
     code = (
-        "import sys, hashlib; sys.path.insert(0, sys.argv[1]); from test_report import *;"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_report import *;"
         "print(hashlib.sha256(render(sample()).encode()).hexdigest())"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code, os.path.dirname(__file__)],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True, check=True, text=True,
-        ).stdout
-        for seed in ("1", "2")
-    }  # fmt: skip
-    assert len(found) == 1
+    found = subprocess.run(
+        [sys.executable, "-c", code, os.path.dirname(__file__)],
+        env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True, text=True,
+    ).stdout  # fmt: skip
+    assert found.strip() == hashlib.sha256(render(report).encode()).hexdigest()
     assert render(report) == render(report)
 
 
@@ -229,8 +230,8 @@ def test_every_section_shows_its_numbers(report, page):
         "4 replicas, averaged every 10 batches", "Warning. untrained network",
         "90 rounds, 30.0 passes", "mean over 7 rounds", "local steps 9 s in all",
         "12 files have the same content as another file, 3 of them under another class",
-        "3 images take no part", "2 × 0 bytes a/0.jpg a/2.jpg 1 × truncated b/1.jpg",
-        "37 × no image's extension c/000.db", "c/009.db and 27 more",
+        "3 images take no part", "0 bytes a/0.jpg a/2.jpg", "truncated b/1.jpg",
+        "37 files of the source", "no image's extension c/000.db", "c/009.db and 27 more",
         "2 min 5 s", "1,641 images 13.1 images/s", "90 rounds 5.0 rounds/s",
         "fc1, block5_pool", "ab" * 32, "deeper found", "nan nan", "none None",
         "python -m dtl.pipeline run --config config.toml", "learning_rate = ",
@@ -258,14 +259,15 @@ def test_a_missing_picture_is_said(page):
 
 def check_escaped(report):
     page = Page(render(report))
-    plain = Page(render(sample(n_classes=len(report.class_names), n_images=3, n_rounds=2)))
+    names = tuple(map(str, range(len(report.class_names))))
+    plain = Page(render(sample(names, n_images=3, n_rounds=2)))
     skeleton = [tag for tag, _ in plain.elements if tag in ("script", "style", "b", "link", "meta")]
     assert [tag for tag, _ in page.elements if tag in skeleton] == skeleton
     assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
     named = {attrs["alt"] for attrs in page.all("img")}
     assert named <= set(report.class_names)
     for name in report.class_names:
-        assert " ".join(name.split()) in page.text
+        assert squeeze(name) in page.text
     assert set(page.plots) == set(plain.plots)
 
 
@@ -286,7 +288,7 @@ def test_names_are_shown_and_never_run():
     )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sets(
         st.text(st.sampled_from("<>&\"'/!-{}%$\\scriptéß花"), min_size=1), min_size=2, max_size=6
@@ -421,7 +423,7 @@ setTimeout(() => {
   document.querySelector(".sortable button").click();
   names.push(first());
   const plots = [...document.querySelectorAll(".plot")];
-  document.documentElement.dataset.found = JSON.stringify({
+  parent.document.body.dataset.found = JSON.stringify({
     errors, names, pwned: typeof pwned, width: innerWidth,
     scrollWidth: document.documentElement.scrollWidth,
     painted: plots.filter(plot => canvases(plot).some(painted)).map(plot => plot.id),
@@ -431,12 +433,15 @@ setTimeout(() => {
 
 
 def browse(report, width, folder):
-    path = folder / "report.html"
-    path.write_text(render(report).replace("<head>", "<head>" + LOOK, 1), encoding="utf-8")
+    # A window is at least 500 pixels wide, a frame as narrow as a phone.
+    page = html.escape(render(report).replace("<head>", "<head>" + LOOK, 1))
+    frame = f'<body><iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{page}">'
+    path = folder / "frame.html"
+    path.write_text(f'<!DOCTYPE html><meta charset="utf-8">{frame}</iframe>', encoding="utf-8")
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1300,900",
         "--virtual-time-budget=20000", "--dump-dom",
     ]  # fmt: skip
     dom = subprocess.run(

@@ -123,17 +123,18 @@ class MiniCluster:
 
     @classmethod
     def attach(cls, directory: str | os.PathLike[str]) -> MiniCluster:
-        """The cluster that runs in `directory`, whoever started it.
+        """The cluster that was started in `directory`, whoever did.
 
         Raises
         ------
         ValueError
-            If none runs there.
+            If none was.
         """
         cluster = cls(directory)
-        if not cluster.running:
-            raise ValueError(f"No cluster runs in {cluster.home}. Start one there first.")
-        plan = json.loads((cluster.home / "cluster.json").read_text())
+        try:
+            plan = json.loads((cluster.home / "cluster.json").read_text())
+        except FileNotFoundError:
+            raise ValueError(f"No cluster is in {cluster.home}. Start one there first.") from None
         cluster.ports = plan["ports"]
         cluster._options = Options(**plan["options"])
         cluster._java_home = Path(plan["environment"]["JAVA_HOME"])
@@ -227,7 +228,8 @@ class MiniCluster:
             self.wait_ready()
             self._make_hdfs_folders()
         except BaseException:
-            self.stop(keep=detach)
+            # Who wants it to stay wants to see its logs, too.
+            self.stop(keep=detach and (self.home / "cluster.json").exists())
             raise
         return self
 
@@ -277,10 +279,11 @@ class MiniCluster:
     @property
     def pids(self) -> dict[str, int]:
         """Process id of each daemon that runs."""
-        found = {}
-        for name in self.daemons:
-            with contextlib.suppress(FileNotFoundError):
-                found[name] = int(self._run_file(f"{name}.pid").read_text())
+        found: dict[str, int] = {}
+        if self.running:
+            for name in self.daemons:
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = int(self._run_file(f"{name}.pid").read_text())
         return found
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
@@ -380,6 +383,8 @@ class MiniCluster:
     def _start_daemons(self, names: Sequence[str]) -> None:
         for name in names:
             self._check_name(name)
+        if not self.running:  # opening the pipe would wait for it for ever
+            raise ValueError(f"No cluster runs in {self.home}. Start one there first.")
         missing = [name for name in names if name not in self.pids]
         for name in missing:
             self._run_file(f"{name}.exit").unlink(missing_ok=True)
@@ -397,14 +402,15 @@ class MiniCluster:
             if name == "namenode":
                 state = self._bean("namenode", "NameNode,name=FSNamesystemState")
                 n_started = sum(daemon.startswith("datanode") for daemon in self.pids)
-                return state["FSState"] == "Operational" and state["NumLiveDataNodes"] >= n_started
+                known = int(state["NumLiveDataNodes"])
+                return state["FSState"] == "Operational" and known >= n_started
             if name.startswith("datanode"):
                 info = self._bean(name, "DataNode,name=DataNodeInfo")
                 actors = json.loads(info["BPServiceActorInfo"])
                 return [actor["ActorState"] for actor in actors] == ["RUNNING"]
             if name == "resourcemanager":
                 info = _get(f"{self.resourcemanager_url}/ws/v1/cluster/info")["clusterInfo"]
-                return info["state"] == "STARTED"
+                return bool(info["state"] == "STARTED")
             answer = _get(f"{self.resourcemanager_url}/ws/v1/cluster/nodes?states=RUNNING")
             # The ResourceManager remembers a node that was killed: count what it said since.
             started_ms = self._run_file("nodemanager.pid").stat().st_mtime * 1000
@@ -413,7 +419,7 @@ class MiniCluster:
         except (OSError, ValueError, LookupError):
             return False
 
-    def _bean(self, name: str, bean: str) -> dict[str, Any]:
+    def _bean(self, name: str, bean: str) -> Any:
         port = self.ports[f"{name}-http"]
         return _get(f"http://{HOST}:{port}/jmx?qry=Hadoop:service={bean}")["beans"][0]
 
@@ -489,12 +495,12 @@ class MiniCluster:
             self._supervisor = None
 
 
-def _get(url: str, method: str = "GET") -> dict[str, Any]:
+def _get(url: str, method: str = "GET") -> Any:
     # Loopback is never behind the proxy that the environment may name.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(urllib.request.Request(url, method=method), timeout=5) as answer:
-            return json.load(answer)  # type: ignore[no-any-return]
+            return json.load(answer)
     except urllib.error.HTTPError as error:
         error.close()
         raise

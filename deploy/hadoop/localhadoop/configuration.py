@@ -77,8 +77,8 @@ def hdfs_site(home: Path, ports: Mapping[str, int], options: Options) -> dict[st
         "dfs.datanode.hostname": HOST,
         "dfs.namenode.datanode.registration.ip-hostname-check": "false",
         "dfs.permissions.enabled": "true",
-        # A file is closed when its last block is written, not when the NameNode has heard so.
-        "dfs.namenode.file.close.num-committed-allowed": 1,
+        # Not `dfs.namenode.file.close.num-committed-allowed`, tempting for small files: hdfs-native
+        # then reads a file just closed as empty, without an error.
         # Tests make files of many blocks, and tight quotas, from few bytes.
         "dfs.namenode.fs-limits.min-block-size": 512,
         # A DataNode that is gone is passed over after 3 s and given up after 14 s.

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # All that a cluster's folder may hold: these are removed and nothing else.
-ENTRIES = "bin etc run logs tmp name data yarn env.sh cluster.json".split()
+ENTRIES = ["bin", "etc", "run", "logs", "tmp", "name", "data", "yarn", "env.sh", "cluster.json"]
 GRACE_S = 10.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 

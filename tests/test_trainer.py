@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import MakeStore
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from dtl import trainer
+from dtl.config import TrainConfig
+from dtl.storage import FeatureStore
+from dtl.trainer import Shard
+from dtl.types import TRAIN, VALIDATION, Head
+
+CONFIG = TrainConfig(n_shards=4, epochs=6.0, batch_size=16, averaging_frequency=5)
+
+
+def rows(store: FeatureStore, split: int) -> tuple[np.ndarray, np.ndarray]:
+    chosen = store.read("split") == split
+    return store.read("fc2")[chosen], store.read("label")[chosen]
+
+
+def accuracy(head: Head, store: FeatureStore, split: int) -> float:
+    features, labels = rows(store, split)
+    return float((head.logits(features).argmax(axis=1) == labels).mean())
+
+
+def test_one_replica_that_averages_every_batch_is_plain_sgd(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store(n_images=200)
+    config = replace(CONFIG, n_shards=1, averaging_frequency=1, epochs=3.0, schedule="constant")
+    head, history = trainer.train(store, config, "fc2", 7, threads)
+
+    x, y = rows(store, TRAIN)
+    x = (x - head.mean) / head.scale
+    split = store.read("split")
+    shard = Shard(0, x, y, tuple(int((split[store.rows(c)] == TRAIN).sum()) for c in range(4)))
+    kernel, bias = np.zeros((20, 5)), np.zeros(5)
+    kernel_v, bias_v = np.zeros((20, 5)), np.zeros(5)
+    n_steps = int(np.ceil(len(y) / 16))
+    for epoch in range(3):
+        order = shard.order(7, epoch)
+        for start in range(0, len(y), 16):
+            batch = order[start : start + 16]
+            logits = x[batch] @ kernel + bias
+            p = np.exp(logits - logits.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            p[np.arange(len(batch)), y[batch]] -= 1
+            kernel_g = x[batch].T @ p / len(batch) + config.l2 * kernel
+            bias_g = p.mean(axis=0)
+            kernel_v = 0.9 * kernel_v - config.learning_rate * kernel_g
+            bias_v = 0.9 * bias_v - config.learning_rate * bias_g
+            kernel += 0.9 * kernel_v - config.learning_rate * kernel_g
+            bias += 0.9 * bias_v - config.learning_rate * bias_g
+    assert len(history) == 3 * n_steps
+    assert np.allclose(head.kernel, kernel, atol=1e-5)
+    assert np.allclose(head.bias, bias, atol=1e-5)
+
+
+def test_comes_within_half_a_point_of_the_exact_solver(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store(n_images=3000, chunk_images=200, distance=0.5)
+    config = replace(CONFIG, n_shards=8, epochs=40.0, batch_size=32)
+    head, _ = trainer.train(store, config, "fc2", 0, threads)
+    x, y = rows(store, TRAIN)
+    scaler = StandardScaler().fit(x)
+    exact = LogisticRegression(C=1 / (config.l2 * len(y)), max_iter=5000)
+    exact.fit(scaler.transform(x), y)
+    validation, labels = rows(store, VALIDATION)
+    best = exact.score(scaler.transform(validation), labels)
+    assert 0.5 < best < 0.95  # neither hopeless nor trivial: the comparison says something
+    assert accuracy(head, store, VALIDATION) >= best - 0.005
+
+
+def test_features_are_standardised_by_the_training_rows(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store()
+    head, _ = trainer.train(store, replace(CONFIG, epochs=1.0), "fc2", 0, threads)
+    scaler = StandardScaler().fit(rows(store, TRAIN)[0].astype(np.float64))
+    assert np.allclose(head.mean, scaler.mean_, rtol=1e-6)
+    assert np.allclose(head.scale, scaler.scale_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 4])
+@pytest.mark.parametrize("processes", [False, True])
+def test_same_bits_on_any_workers(
+    make_store: MakeStore, threads: Client, n_workers: int, processes: bool
+) -> None:
+    store = make_store()
+    expected, _ = trainer.train(store, CONFIG, "fc2", 1, threads)
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=3 - min(n_workers, 2),
+            processes=processes,
+            dashboard_address=":0",
+        ) as local,
+        Client(local) as client,
+    ):
+        head, _ = trainer.train(store, CONFIG, "fc2", 1, client)
+    assert head.to_bytes() == expected.to_bytes()
+
+
+def test_same_bits_when_a_worker_is_killed_on_the_way(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store(n_images=2000, n_features=200)
+    config = replace(CONFIG, epochs=30.0)
+    expected, _ = trainer.train(store, config, "fc2", 1, threads)
+    killed: list[int] = []
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+            silence_logs=50,
+        ) as local,
+        Client(local) as client,
+    ):  # fmt: skip
+
+        def kill() -> None:
+            time.sleep(1)
+            killed.append(local.workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        head, history = trainer.train(store, config, "fc2", 1, client)
+        still_training = not killer.is_alive()
+        killer.join()
+    assert killed and still_training
+    assert len(history) > 10
+    assert head.to_bytes() == expected.to_bytes()
+
+
+def test_the_seed_and_every_setting_change_the_head(make_store: MakeStore, threads: Client) -> None:
+    store = make_store()
+    heads = [trainer.train(store, CONFIG, "fc2", seed, threads)[0] for seed in (0, 1)]
+    for change in (
+        {"n_shards": 3}, {"averaging_frequency": 4}, {"l2": 0.5}, {"momentum": 0.0},
+        {"average_optimizer": False}, {"schedule": "constant"}, {"batch_size": 8},
+    ):  # fmt: skip
+        heads.append(trainer.train(store, replace(CONFIG, **change), "fc2", 0, threads)[0])
+    assert len({head.kernel.tobytes() for head in heads}) == len(heads)
+
+
+def test_the_depth_of_the_tree_changes_rounding_only(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store()
+    config = replace(CONFIG, n_shards=8)
+    kernels = [
+        trainer.train(store, replace(config, aggregation_depth=d), "fc2", 0, threads)[0].kernel
+        for d in (1, 2, 3)
+    ]
+    assert np.allclose(kernels[0], kernels[1], atol=1e-6)
+    assert np.allclose(kernels[0], kernels[2], atol=1e-6)
+
+
+def test_history_says_what_happened(make_store: MakeStore, threads: Client) -> None:
+    store = make_store()
+    head, history = trainer.train(store, replace(CONFIG, validate_every=3), "fc2", 0, threads)
+    assert [r.round for r in history] == list(range(1, len(history) + 1))
+    assert history[0].loss > history[-1].loss
+    assert all(len(r.shard_loss) == 4 and np.isfinite(r.shard_loss).all() for r in history)
+    assert all(min(r.shard_loss) <= r.loss <= max(r.shard_loss) for r in history)
+    assert history[0].update_ratio == pytest.approx(1)  # from zero, the update is all there is
+    assert all(r.spread > 0 and r.step_s > 0 for r in history)
+    scored = [r.round for r in history if not np.isnan(r.validation_accuracy)]
+    assert scored == sorted({*range(3, len(history) + 1, 3), len(history)})
+    assert history[-1].validation_accuracy == pytest.approx(accuracy(head, store, VALIDATION))
+    assert history[-1].train_accuracy == pytest.approx(accuracy(head, store, TRAIN))
+    rates = [r.learning_rate for r in history]
+    assert rates == sorted(rates, reverse=True)
+    again = trainer.history_from_bytes(trainer.history_to_bytes(history))
+    assert repr(again) == repr(history)  # NaN is not equal to itself
+
+
+def test_shards_without_training_rows_are_harmless(make_store: MakeStore, threads: Client) -> None:
+    store = make_store(n_images=200, chunk_images=50)
+    split = store.read("split")
+    split[store.rows(2)] = -1
+    store.write_split(split, {"made": "by a test"})
+    head, history = trainer.train(store, CONFIG, "fc2", 0, threads)
+    assert np.isnan(history[-1].shard_loss[2])
+    assert np.isfinite(head.kernel).all()
+    assert accuracy(head, store, TRAIN) > 0.8
+
+
+def test_more_shards_than_chunks(make_store: MakeStore, threads: Client) -> None:
+    with pytest.raises(ValueError, match=r"train.n_shards = 9, but the store has 4 chunks"):
+        trainer.train(make_store(200), replace(CONFIG, n_shards=9), "fc2", 0, threads)
+
+
+def test_unknown_layer(make_store: MakeStore, threads: Client) -> None:
+    with pytest.raises(ValueError, match=r"No features of layer 'fc9'.*It has: \['fc2'\]"):
+        trainer.train(make_store(200), CONFIG, "fc9", 0, threads)
+
+
+def test_features_that_are_not_finite_name_the_image(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store(200)
+    features = store.read("fc2", 1)
+    features[3, 2] = np.nan
+    store.write_chunk(1, {"fc2": features}, np.arange(50, dtype=np.uint64), [""] * 50)
+    path = store.read("path", 1)[3]
+    with pytest.raises(ValueError, match=f"NaN or infinity in chunk 1, at {path}"):
+        trainer.train(store, CONFIG, "fc2", 0, threads)
+
+
+def test_a_diverging_learning_rate_is_told(make_store: MakeStore, threads: Client) -> None:
+    config = replace(CONFIG, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"diverged in round 1.*Lower train.learning_rate"):
+        trainer.train(make_store(), config, "fc2", 0, threads)
+
+
+def test_no_training_rows(make_store: MakeStore, threads: Client) -> None:
+    store = make_store(200, shares=(0.0, 0.5, 0.5))
+    with pytest.raises(ValueError, match="No image of the store is in the training split"):
+        trainer.train(store, CONFIG, "fc2", 0, threads)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    chunk_rows=st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(sum),
+    batch_size=st.integers(1, 9),
+    first=st.integers(0, 30),
+)
+def test_batches_pass_over_every_row_once_an_epoch(
+    chunk_rows: list[int], batch_size: int, first: int
+) -> None:
+    n = sum(chunk_rows)
+    shard = Shard(0, np.zeros((n, 1), np.float32), np.zeros(n, np.int32), tuple(chunk_rows))
+    n_steps = -(-n // batch_size)
+    whole = list(trainer.local_batches(shard, 0, 3 * n_steps, batch_size, 5))
+    for epoch in range(3):
+        seen = np.concatenate(whole[epoch * n_steps : (epoch + 1) * n_steps])
+        assert sorted(seen) == list(range(n))
+    later = list(trainer.local_batches(shard, first, 4, batch_size, 5))
+    for batch, same in zip(later, whole[first:], strict=False):
+        assert (batch == same).all()
