@@ -10,9 +10,11 @@ import random
 import socket
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,12 +183,24 @@ def _preprocess(network: str, how: str) -> Callable[[Any], Any]:
 @functools.lru_cache(maxsize=4)
 def _skeleton(network: str) -> keras.Model:
     """The whole network with variables that have shapes but no memory."""
-    make, _ = _network(network)
     with keras.StatelessScope(initialize_variables=False):
-        model = make(weights=None)
+        model = _make(network, weights=None)
         if model.input_shape[1] is None:  # some fix no size: theirs is the usual one
-            model = make(weights=None, input_shape=(224, 224, 3))
+            model = _make(network, weights=None, input_shape=(224, 224, 3))
     return model
+
+
+def _make(network: str, **options: Any) -> keras.Model:
+    """Keras counts the layers that it names itself over all models of a thread: begin anew, so
+    that a layer's name is the same in every process.
+    """
+    state = keras.src.backend.common.global_state
+    before = state.get_global_attribute("object_name_uids")
+    keras.src.utils.naming.reset_uids()
+    try:
+        return _network(network)[0](**options)
+    finally:
+        state.set_global_attribute("object_name_uids", before)
 
 
 def _cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Model:
@@ -203,14 +217,15 @@ def _cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mod
     with keras.StatelessScope(initialize_variables=False):  # pooling has no weights to make
         for layer in layers:
             output = model.get_layer(layer).output
-            outputs.append(pools[pooling]()(output) if len(output.shape) == 4 else output)
+            # Named, so that the network can have a layer that Keras would name alike.
+            pool = pools[pooling](name=f"{layer}_pooled")
+            outputs.append(pool(output) if len(output.shape) == 4 else output)
     return keras.Model(model.inputs, outputs if len(outputs) > 1 else outputs[0])
 
 
 def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
-    make, _ = _network(spec.network)
     # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
-    bare = make(weights=None, include_top=False, input_shape=(*description.input_size, 3))
+    bare = _make(spec.network, weights=None, include_top=False, input_shape=(*description.input_size, 3))
     if set(spec.layers) <= {layer.name for layer in bare.layers}:
         options = {"include_top": False, "input_shape": (*description.input_size, 3)}
     else:
@@ -219,7 +234,7 @@ def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
     if spec.weights == "imagenet":
         with _timeout():
             try:
-                return make(weights="imagenet", **options)
+                return _make(spec.network, weights="imagenet", **options)
             except Exception as error:
                 raise OSError(
                     f"The ImageNet weights of {spec.network} are not in Keras' cache "
@@ -228,7 +243,7 @@ def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
                     "URL, or use --features.weights random."
                 ) from error
     with _initializer_seeds(spec.seed):
-        model = make(weights=None, **options)
+        model = _make(spec.network, weights=None, **options)
     if spec.weights != "random":
         needed = _cut(model, spec.layers, spec.pooling)
         with storage.local_copy(spec.weights) as path:
@@ -274,7 +289,7 @@ def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str,
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 yield from ((name, arrays[name]) for name in sorted(arrays.files))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{url} is no .npz file of weights: {error}.") from error
         return
     if not url.endswith(".h5"):
@@ -286,10 +301,11 @@ def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str,
     except OSError as error:
         raise ValueError(f"{url} is no HDF5 file of weights: {error}.") from error
     with file:
-        if "layer_names" in file.attrs:  # the layout of Keras 1 and 2, and of keras.applications
-            for layer in _texts(file.attrs["layer_names"]):
-                for weight in _texts(file[layer].attrs["weight_names"]):
-                    yield weight, file[layer][weight]
+        legacy = file.get("model_weights", file)  # beside the configuration in a whole model
+        if "layer_names" in legacy.attrs:  # the layout of Keras 1 and 2, and of keras.applications
+            for layer in _texts(legacy.attrs["layer_names"]):
+                for weight in _texts(legacy[layer].attrs["weight_names"]):
+                    yield weight, legacy[layer][weight]
             return
         # Keras 3's .weights.h5 names layers by class and number, in the network's order.
         counts: dict[str, int] = {}

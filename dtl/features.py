@@ -222,6 +222,10 @@ def _featurize_chunk(
     chunk: int, *, store: FeatureStore, root: str, extractor: Extractor
 ) -> tuple[int, int]:
     """Compute and store one chunk, on a worker; returns how many images, and how many skipped."""
+    status = store.read("status", chunk)
+    if (status != PENDING).all():
+        # Dask runs a task again when its worker is lost before its result was fetched.
+        return len(status), int((status == SKIPPED).sum())
     urls = [storage.join(root, str(path)) for path in store.read("path", chunk)]
     computed, content_hash, errors = extraction.extract(urls, extractor)
     store.write_chunk(chunk, computed, content_hash, errors)

@@ -75,6 +75,7 @@ def predict(
         "chunk_images": chunk_images,
     }
     ledger = storage.join(url, "_dtl.json")  # Parquet readers pass over names that begin with _
+    replaced = False
     if storage.exists(url):
         stored = json.loads(storage.read_bytes(ledger)) if storage.exists(ledger) else {}
         if found := storage.differences(asked, stored):
@@ -84,7 +85,7 @@ def predict(
                     + "\n  ".join(found)
                     + "\nChoose another --to, or --overwrite."
                 )
-            storage.remove(url)
+            replaced = True
     precision = str(head.provenance["features"]["precision"])
     extractor = extraction.prepare(client, features, image, seed, precision)
     if extractor.weights_sha256 != head.provenance["weights_sha256"]:
@@ -92,6 +93,10 @@ def predict(
             f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
             f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
         )
+    if replaced:
+        storage.remove(url)
+    elif storage.exists(url):
+        _clean(url)
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
     storage.write_bytes(ledger, json.dumps(asked).encode())
@@ -100,11 +105,18 @@ def predict(
         (storage.join(url, f"part-{i:06d}.parquet"), list(paths[start : start + chunk_images]))
         for i, start in enumerate(range(0, len(paths), chunk_images))
     ]
-    pending = [part for part in parts if not storage.exists(part[0])]
-    n_unread = 0
+    done = {part for part, _ in parts if storage.exists(part)}
+    pending = [part for part in parts if part[0] not in done]
+    n_unread = sum(_count_unread(part) for part in sorted(done))
     with track("predictions", sum(len(p) for _, p in pending), "images") as advance:
         for n_images, unread in map_chunks(
-            client, _predict_chunk, pending, root=root, head_url=head_url, extractor=extractor
+            client,
+            _predict_chunk,
+            pending,
+            root=root,
+            head_url=head_url,
+            fingerprint=head.fingerprint,
+            extractor=extractor,
         ):
             n_unread += unread
             advance(n_images)
@@ -112,10 +124,15 @@ def predict(
 
 
 def _predict_chunk(
-    part: tuple[str, list[str]], *, root: str, head_url: str, extractor: Extractor
+    part: tuple[str, list[str]],
+    *,
+    root: str,
+    head_url: str,
+    fingerprint: str,
+    extractor: Extractor,
 ) -> tuple[int, int]:
     url, paths = part
-    head = _head(head_url)
+    head = _head(head_url, fingerprint)
     features, _, errors = extraction.extract([storage.join(root, p) for p in paths], extractor)
     logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
     probability = np.exp(log_softmax(logits))
@@ -142,8 +159,21 @@ def _predict_chunk(
     return len(paths), sum(e != "" for e in errors)
 
 
+def _clean(url: str) -> None:
+    """Remove the half-written files that a killed process left; Parquet readers would read them."""
+    for path, _ in list(storage.walk(url)):
+        if path.endswith(".partial"):
+            storage.remove(storage.join(url, path))
+
+
+def _count_unread(part: str) -> int:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=["class"])
+    return int(table["class"].null_count)
+
+
 @functools.lru_cache(maxsize=1)
-def _head(url: str) -> Head:
+def _head(url: str, fingerprint: str) -> Head:
+    """Another head may have been there before."""
     return Head.from_bytes(storage.read_bytes(url))
 
 
