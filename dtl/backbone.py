@@ -225,10 +225,9 @@ def _cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mod
 
 def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
     # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
-    bare = _make(spec.network, weights=None, include_top=False, input_shape=(*description.input_size, 3))
-    if set(spec.layers) <= {layer.name for layer in bare.layers}:
-        options = {"include_top": False, "input_shape": (*description.input_size, 3)}
-    else:
+    options = {"include_top": False, "input_shape": (*description.input_size, 3)}
+    bare = _make(spec.network, weights=None, **options)
+    if not set(spec.layers) <= {layer.name for layer in bare.layers}:
         options = {}
     del bare
     if spec.weights == "imagenet":
@@ -287,7 +286,8 @@ def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str,
 
     if url.endswith(".npz"):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # NumPy leaves what it opens itself open where it is no .npz file.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 yield from ((name, arrays[name]) for name in sorted(arrays.files))
         except (ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{url} is no .npz file of weights: {error}.") from error
@@ -307,16 +307,23 @@ def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str,
                 for weight in _texts(legacy[layer].attrs["weight_names"]):
                     yield weight, legacy[layer][weight]
             return
-        # Keras 3's .weights.h5 names layers by class and number, in the network's order.
-        counts: dict[str, int] = {}
-        for layer in whole.layers:
-            kind = keras.src.saving.saving_lib.naming.to_snake_case(type(layer).__name__)
-            number = counts[kind] = counts.get(kind, -1) + 1
-            name = f"layers/{kind}_{number}" if number else f"layers/{kind}"
-            if layer.weights and name in file and "vars" in file[name]:
-                variables = file[name]["vars"]
-                for key in sorted(variables, key=int):
-                    yield f"{name}/vars/{key}", variables[key]
+        if "layers" in file:
+            yield from _numbered(file["layers"], whole.layers)
+
+
+def _numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]]:
+    """Keras 3's .weights.h5 names layers by class and number, in the network's order."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        kind = keras.src.saving.saving_lib.naming.to_snake_case(type(layer).__name__)
+        number = counts[kind] = counts.get(kind, -1) + 1
+        name = f"{kind}_{number}" if number else kind
+        if layer.weights and name in group:
+            if "layers" in group[name]:  # a model within the model
+                yield from _numbered(group[name]["layers"], layer.layers)
+            variables = group[name].get("vars", {})
+            for key in sorted(variables, key=int):
+                yield variables[key].name.strip("/"), variables[key]
 
 
 def _texts(values: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,14 +29,13 @@ def connect(config: ClusterConfig) -> Iterator[Client]:
     """
     if config.address == "local":
         threads = config.threads_per_worker or max(CPU_COUNT // config.n_workers, 1)
-        environment = {
-            # TensorFlow would otherwise take all processors in each of several workers.
-            "distributed.nanny.pre-spawn-environ.TF_NUM_INTRAOP_THREADS": threads,
-            # A worker that reads ahead is not stuck: no warning about its event loop.
-            "distributed.admin.tick.limit": "60s",
-        }
+        # TensorFlow would otherwise take all processors in each of several workers. Not by Dask's
+        # `pre-spawn-environ`, which stays in this process and would win in its next cluster.
+        variable = "TF_NUM_INTRAOP_THREADS"
+        environment = {variable: os.environ.get(variable, str(threads))}
         with (
-            dask.config.set(environment),
+            # A worker that reads ahead is not stuck: no warning about its event loop.
+            dask.config.set({"distributed.admin.tick.limit": "60s"}),
             LocalCluster(
                 n_workers=config.n_workers,
                 # One more thread than one: a chunk is written while the next is computed.
@@ -44,6 +44,7 @@ def connect(config: ClusterConfig) -> Iterator[Client]:
                 processes=config.processes,
                 dashboard_address=config.dashboard_address,
                 silence_logs=logging.CRITICAL,
+                **({"env": environment} if config.processes else {}),
             ) as cluster,
             Client(cluster) as client,
         ):

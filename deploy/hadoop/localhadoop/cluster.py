@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -433,6 +434,12 @@ class MiniCluster:
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="hadoop-"))
             self._made_directory = True
+        elif not re.fullmatch(r"[\w./@+=~-]+", str(self._directory)):
+            # DataNodes take a folder as a list of URLs, others as a path: no escape suits both.
+            raise ValueError(
+                f"Hadoop cannot work in {str(self._directory)!r}. Give a folder whose path has "
+                "only letters, digits and ./_@+=~-."
+            )
         elif not self._directory.exists():
             self._directory.mkdir(parents=True)
             self._made_directory = True

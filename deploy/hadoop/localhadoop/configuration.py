@@ -71,7 +71,7 @@ def hdfs_site(home: Path, ports: Mapping[str, int], options: Options) -> dict[st
     """``hdfs-site.xml``; what differs between DataNodes is on their command lines."""
     return {
         "dfs.replication": options.replication,
-        "dfs.namenode.name.dir": (home / "name").as_uri(),
+        "dfs.namenode.name.dir": f"file://{home}/name",
         "dfs.namenode.rpc-address": f"{HOST}:{ports['namenode']}",
         "dfs.namenode.http-address": f"{HOST}:{ports['namenode-http']}",
         "dfs.datanode.hostname": HOST,
@@ -133,8 +133,8 @@ def yarn_site(
         f"{disk}.min-free-space-per-disk-mb": 0,
         f"{node}.remote-app-log-dir": "/tmp/logs",
         "yarn.log-aggregation-enable": "true",
-        "yarn.node-attribute.fs-store.root-dir": (home / "yarn" / "node-attribute").as_uri(),
-        "yarn.node-labels.fs-store.root-dir": (home / "yarn" / "node-labels").as_uri(),
+        "yarn.node-attribute.fs-store.root-dir": f"file://{home}/yarn/node-attribute",
+        "yarn.node-labels.fs-store.root-dir": f"file://{home}/yarn/node-labels",
         # What skein and others put on their application masters' class path.
         "yarn.application.classpath": f"{home}/etc/hadoop,{jars}/*",
     }
@@ -235,7 +235,7 @@ def daemon_commands(
     }
     for name in options.datanodes:
         own = {
-            "dfs.datanode.data.dir": (home / "data" / name).as_uri(),
+            "dfs.datanode.data.dir": f"file://{home}/data/{name}",
             "dfs.datanode.address": f"{HOST}:{ports[name]}",
             "dfs.datanode.ipc.address": f"{HOST}:{ports[name + '-ipc']}",
             "dfs.datanode.http.address": f"{HOST}:{ports[name + '-http']}",

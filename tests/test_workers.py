@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtl import workers
+from dtl.workers import check_memory, check_visible, map_chunks, on_each_worker, tree_reduce
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+def leaves(client: Client, values: list[Any]) -> list[Any]:
+    return client.map(lambda v: v, values, pure=False)
+
+
+def height(tree: Any) -> int:
+    return 1 + max(map(height, tree)) if isinstance(tree, tuple) else 0
+
+
+def widths(tree: Any) -> list[int]:
+    return (
+        [len(tree), *(w for part in tree for w in widths(part))] if isinstance(tree, tuple) else []
+    )
+
+
+def flat(tree: Any) -> list[int]:
+    return [leaf for part in tree for leaf in flat(part)] if isinstance(tree, tuple) else [tree]
+
+
+# --- tree_reduce ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 40), depth=st.integers(1, 5))
+def test_a_tree_holds_every_part_once_in_order(threads: Client, n: int, depth: int) -> None:
+    name = f"tree-{n}-{depth}"
+    tree = tree_reduce(threads, leaves(threads, [*range(n)]), tuple, name=name, depth=depth)
+    found = tree.result()
+    assert flat(found) == list(range(n))
+    assert 1 <= height(found) <= depth
+
+
+@pytest.mark.parametrize(("n", "depth", "widest"), [(9, 2, 3), (10, 2, 4), (64, 3, 4), (7, 1, 7)])
+def test_no_task_combines_more_than_the_depth_asks(
+    threads: Client, n: int, depth: int, widest: int
+) -> None:
+    name = f"wide-{n}-{depth}"
+    tree = tree_reduce(threads, leaves(threads, [*range(n)]), tuple, name=name, depth=depth)
+    assert max(widths(tree.result())) == widest
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 30])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_sums_have_the_same_bits_on_any_workers(
+    threads: Client, one_thread: Client, n: int, depth: int
+) -> None:
+    rng = np.random.default_rng(n)
+    values = [float(v) for v in rng.normal(size=n) * 10.0 ** rng.integers(-8, 8, n)]
+    name = f"sum-{n}-{depth}"
+    found = [
+        tree_reduce(client, leaves(client, values), sum, name=name, depth=depth).result()
+        for client in (threads, one_thread)
+    ]
+    assert found[0].hex() == found[1].hex()
+    assert found[0] == pytest.approx(sum(values), rel=1e-9, abs=1e-6)
+
+
+# --- map_chunks ----------------------------------------------------------------------------------
+
+
+def test_every_chunk_comes_once(threads: Client) -> None:
+    def double(chunk: int, plus: int) -> int:
+        return 2 * chunk + plus
+
+    found = list(map_chunks(threads, double, range(50), plus=1))
+    assert sorted(found) == list(range(1, 101, 2))
+    assert list(map_chunks(threads, double, [], plus=1)) == []
+    assert list(map_chunks(threads, double, [3], plus=1)) == [7]
+
+
+def test_two_thousand_tiny_chunks(threads: Client) -> None:
+    found = list(map_chunks(threads, abs, range(-2000, 0)))
+    assert sorted(found) == list(range(1, 2001))
+
+
+def test_a_chunk_may_be_a_value_of_any_kind(threads: Client) -> None:
+    """A part of predictions is an address and a list."""
+    chunks = [("a", ["x", "y"]), ("b", ["z"])]
+    assert sorted(map_chunks(threads, lambda c: (c[0], len(c[1])), chunks)) == [("a", 2), ("b", 1)]
+
+
+def test_a_chunk_that_fails_is_tried_again(threads: Client, tmp_path: Path) -> None:
+    def fails_twice(chunk: int, folder: Path) -> int:
+        with (folder / str(chunk)).open("a") as file:
+            file.write("tried\n")
+        if chunk == 4 and len((folder / "4").read_text().splitlines()) < 3:
+            raise OSError("the storage failed")
+        return chunk
+
+    assert sorted(map_chunks(threads, fails_twice, range(8), folder=tmp_path)) == list(range(8))
+    tries = {int(file.name): len(file.read_text().splitlines()) for file in tmp_path.iterdir()}
+    assert tries == {chunk: 3 if chunk == 4 else 1 for chunk in range(8)}
+
+
+def test_a_chunk_that_always_fails_fails_the_work(threads: Client, tmp_path: Path) -> None:
+    def fails(chunk: int, folder: Path) -> int:
+        with (folder / str(chunk)).open("a") as file:
+            file.write("tried\n")
+        if chunk == 2:
+            raise OSError("the storage failed for good")
+        return chunk
+
+    with pytest.raises(OSError, match="the storage failed for good"):
+        list(map_chunks(threads, fails, range(4), folder=tmp_path))
+    assert len((tmp_path / "2").read_text().splitlines()) == 4
+
+
+class Counted:
+    """Chunks that know how many of them were taken."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.n_taken = n, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in range(self.n):
+            self.n_taken += 1
+            yield chunk
+
+
+def test_two_chunks_a_worker_are_in_flight(threads: Client) -> None:
+    chunks = Counted(40)
+    in_flight = []
+    for n_done, _ in enumerate(map_chunks(threads, abs, chunks)):
+        in_flight.append(chunks.n_taken - n_done)
+    assert len(in_flight) == 40
+    assert max(in_flight) == 4 and set(in_flight[:36]) == {4}  # two workers
+
+
+# --- workers and what they see -------------------------------------------------------------------
+
+
+def test_on_each_worker(threads: Client, processes: Client) -> None:
+    found = on_each_worker(threads, lambda plus: threading.get_ident() + plus, 0)
+    assert list(found) == list(workers.known_workers(threads))
+    assert len(set(found.values())) == 2
+    assert os.getpid() not in on_each_worker(processes, os.getpid).values()
+
+
+def test_memory_of_one_process_is_refused_with_processes(
+    threads: Client, processes: Client
+) -> None:
+    check_memory(threads, "memory://photos", "/somewhere")
+    check_memory(processes, "/somewhere", "hdfs:///photos")
+    message = r"memory://photos: memory:// is of one process only.*Use a folder, or --cluster\.proc"
+    with pytest.raises(ValueError, match=message):
+        check_memory(processes, "/somewhere", "memory://photos")
+
+
+def test_a_folder_that_a_worker_does_not_see(processes: Client, tmp_path: Path) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.write_text("x")
+    check_visible(processes, str(tmp_path), f"file://{there}")
+    check_visible(processes, "memory://is-no-place-on-a-disk")
+    message = rf"Worker tcp://.* does not see {gone}\. Put it where every worker reads it: hdfs://"
+    with pytest.raises(FileNotFoundError, match=message):
+        check_visible(processes, str(there), str(gone))
