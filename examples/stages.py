@@ -13,6 +13,7 @@ from dtl import config, evaluation, features, listing, trainer
 def main(
     images: str, out: str, client: Client, layer: str = "fc2", weights: str = "imagenet"
 ) -> None:
+    """Featurize, train and evaluate, on a client's workers."""
     c = config.build(
         {
             "images": {"url": images},
@@ -20,9 +21,7 @@ def main(
         }
     )
     listed = listing.list_images(c.images, c.seed)
-    store = features.featurize(
-        f"{out}/features.zarr", listed, c.features, c.images, c.seed, client
-    )
+    store = features.featurize(f"{out}/features.zarr", listed, c.features, c.images, c.seed, client)
     listing.split_images(store, c.split, c.seed)
     head, history = trainer.train(store, c.train, layer, c.seed, client)
     scores = evaluation.evaluate(store, head, client)
