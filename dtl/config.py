@@ -100,11 +100,23 @@ class ClusterConfig(_Section):
 
 
 @dataclass(frozen=True)
+class StorageConfig(_Section):
+    """How storage is reached."""
+
+    _name: typing.ClassVar = "storage"
+    hdfs_client: Literal["native", "pyarrow"] = option(
+        "native", "for hdfs://: hdfs-native, or pyarrow's, which needs libhdfs and a JVM"
+    )
+
+
+@dataclass(frozen=True)
 class ImagesConfig(_Section):
     """Which images, and how they become arrays."""
 
     _name: typing.ClassVar = "images"
-    url: str = option(NO_URL, "folder of class folders, or of train/, validation/ and test/")
+    url: str = option(
+        NO_URL, "folder of class folders, of train/, validation/ and test/, or of tars; or a tar"
+    )
     resize: Literal["stretch", "crop"] = option(
         "stretch", "stretch to the network's size, or scale the short side and crop the middle"
     )
@@ -234,6 +246,16 @@ class TrainConfig(_Section):
 
 
 @dataclass(frozen=True)
+class PackConfig(_Section):
+    """How images are packed into tars."""
+
+    _name: typing.ClassVar = "pack"
+    shard_mib: int = option(
+        256, "MiB of one tar, which a worker holds in memory", check=_positive, allowed="1 or more"
+    )
+
+
+@dataclass(frozen=True)
 class ReportConfig(_Section):
     """What the report shows."""
 
@@ -251,10 +273,12 @@ class Config(_Section):
     seed: int = option(0, "of the order, the split, the batches and random weights")
     overwrite: bool = option(False, "replace results in --out that were made with other settings")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     @property

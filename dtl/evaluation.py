@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,7 +49,9 @@ def evaluate(
     check_features(store, head)
     run = uuid4().hex[:8]
     # A task, unlike scattered data, is run again where a worker that held its result is lost.
-    head_future = client.submit(_same, head, key=f"head-{run}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
+        head_future = client.submit(_same, head, key=f"head-{run}")
     parts = [
         client.submit(
             _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
@@ -79,7 +82,7 @@ def check_features(store: FeatureStore, head: Head) -> None:
         Naming each difference.
     """
     trained = dict(head.provenance["features"])
-    if found := storage.differences(store.settings, trained):
+    if found := storage.differences(trained, store.settings):
         raise ValueError(
             f"The head was not trained on the features of {store.url}:\n  " + "\n  ".join(found)
         )

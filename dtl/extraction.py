@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dtl import images, storage
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.types import BackboneSpec
+from dtl.types import BackboneSpec, Extent
 from dtl.workers import known_workers, on_each_worker
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
@@ -113,9 +113,14 @@ def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> Backbo
 
 
 def extract(
-    urls: Sequence[str], extractor: Extractor
+    files: Sequence[str | Extent], extractor: Extractor
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:
     """Compute the features of image files, on a worker; one call of a process at a time computes.
+
+    Parameters
+    ----------
+    files : sequence of str or Extent
+        URLs, and where in tars images lie.
 
     Returns
     -------
@@ -140,18 +145,20 @@ def extract(
             f"{extractor.weights_sha256}. Give all workers one file."
         )
 
-    def read(url: str) -> tuple[int, str, NDArray[np.float32] | None]:
-        content_hash, error, pixels = read_image(url, extractor.input_size, extractor.image)
+    def read(row: int) -> tuple[int, str, NDArray[np.float32] | None]:
+        content_hash, error, pixels = read_image(
+            files[row], extractor.input_size, extractor.image, lambda: reader.read(row)
+        )
         return content_hash, error, None if pixels is None else network.preprocess(pixels)
 
-    n_images, batch_images = len(urls), extractor.batch_images
+    n_images, batch_images = len(files), extractor.batch_images
     content_hash = np.zeros(n_images, np.uint64)
     errors = [""] * n_images
     features = {
         layer: np.zeros((n_images, n), np.float32) for layer, n in extractor.n_features.items()
     }
-    with ThreadPoolExecutor(_READERS) as pool:
-        ahead = _read_ahead(pool, read, urls, 3 * batch_images)
+    with storage.Reader(files) as reader, ThreadPoolExecutor(_READERS) as pool:
+        ahead = read_ahead(pool, read, range(n_images), 3 * batch_images)
         with network.lock:
             for start in range(0, n_images, batch_images):
                 # Always of one shape, so that Keras traces it once; the rest stays black.
@@ -170,9 +177,17 @@ def extract(
 
 
 def read_image(
-    url: str, size: tuple[int, int], image: ImagesConfig
+    file: str | Extent,
+    size: tuple[int, int],
+    image: ImagesConfig,
+    read: Callable[[], bytes] | None = None,
 ) -> tuple[int, str, NDArray[np.uint8] | None]:
     """Read and decode one image file: content hash, error, and pixels (height, width, 3).
+
+    Parameters
+    ----------
+    read : callable, optional
+        What gives the file's bytes, where something is known that reads it with others.
 
     Raises
     ------
@@ -180,13 +195,14 @@ def read_image(
         As `extract`.
     """
     try:
-        data = storage.read_bytes(url)
+        data = read() if read else storage.read_file(file)
     except FileNotFoundError:
         return 0, "the file is gone", None
     except PermissionError:
         return 0, "no permission to read", None
     except OSError as error:
-        error.add_note(f"while reading {url}")
+        where = file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
+        error.add_note(f"while reading {where}")
         raise
     content_hash = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     try:
@@ -223,16 +239,16 @@ def _load(spec: BackboneSpec) -> str:
     return backbone.load(spec).weights_sha256
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[str], Any], urls: Sequence[str], window: int
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[int], Any], rows: Sequence[int], window: int
 ) -> Iterator[Any]:
     """Results in order, with at most `window` of them read but not taken. Starts at once."""
-    waiting: deque[ThreadFuture[Any]] = deque(pool.submit(read, url) for url in urls[:window])
+    waiting: deque[ThreadFuture[Any]] = deque(pool.submit(read, row) for row in rows[:window])
 
     def results() -> Iterator[Any]:
-        for url in urls[window:]:
+        for row in rows[window:]:
             yield waiting.popleft().result()
-            waiting.append(pool.submit(read, url))
+            waiting.append(pool.submit(read, row))
         while waiting:
             yield waiting.popleft().result()
 

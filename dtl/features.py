@@ -158,6 +158,7 @@ def featurize(
         )
     else:
         store.clean()
+        store.write_places(listed)
     check_visible(client, url)
     status = store.read("status")
     n_pending = int((status == PENDING).sum())
@@ -226,7 +227,6 @@ def _featurize_chunk(
     if (status != PENDING).all():
         # Dask runs a task again when its worker is lost before its result was fetched.
         return len(status), int((status == SKIPPED).sum())
-    urls = [storage.join(root, str(path)) for path in store.read("path", chunk)]
-    computed, content_hash, errors = extraction.extract(urls, extractor)
+    computed, content_hash, errors = extraction.extract(store.files(root, chunk), extractor)
     store.write_chunk(chunk, computed, content_hash, errors)
-    return len(urls), sum(error != "" for error in errors)
+    return len(errors), sum(error != "" for error in errors)

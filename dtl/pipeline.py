@@ -28,7 +28,10 @@ from dtl import (
     evaluation,
     extraction,
     features,
+    fetching,
     listing,
+    lock,
+    packing,
     prediction,
     report,
     storage,
@@ -38,6 +41,7 @@ from dtl.config import Config
 from dtl.results import Results, report_input, warnings
 from dtl.storage import FeatureStore
 from dtl.types import Evaluation, Head
+from dtl.workers import set_up
 
 log = logging.getLogger("dtl.pipeline")
 
@@ -52,12 +56,14 @@ class _Run:
         self.results = Results(settings.out)
         self._stack = stack
         self._client: Client | None = None
+        self._held = False
 
     @property
     def client(self) -> Client:
         """Started or reached at the first use."""
         if self._client is None:
             self._client = self._stack.enter_context(cluster.connect(self.settings.cluster))
+            set_up(self._client, storage.use_hdfs_client, self.settings.storage.hdfs_client)
         return self._client
 
     @property
@@ -67,8 +73,15 @@ class _Run:
 
     def begin(self) -> None:
         """Refuse a place that cannot be written, before any work, and keep the configuration."""
-        storage.check_writable(self.results.url)
+        self.hold()
         self.results.write_config(replace(self.settings, overwrite=False))
+
+    def hold(self) -> None:
+        """Refuse a place that cannot be written, or that another driver writes to."""
+        if not self._held:
+            storage.check_writable(self.results.url)
+            self._stack.enter_context(lock.hold(self.results.url))
+            self._held = True
 
     def featurize(self) -> FeatureStore:
         """List and featurize; all that can be checked before the work is."""
@@ -94,6 +107,11 @@ class _Run:
         client = self.client
         results.add_timing("list", listing_s, len(listed), "images")
         started = time.monotonic()
+
+        def keep_timing() -> None:
+            seconds, n = time.monotonic() - started, self._n_done() - n_before
+            results.add_timing("featurize", seconds, n, "images", add=n_before > 0)
+
         try:
             store = features.featurize(
                 results.features,
@@ -104,9 +122,10 @@ class _Run:
                 client,
                 overwrite=c.overwrite,
             )
-        finally:
-            seconds, n = time.monotonic() - started, self._n_done() - n_before
-            results.add_timing("featurize", seconds, n, "images", add=n_before > 0)
+        except (ValueError, KeyboardInterrupt, KilledWorker):
+            keep_timing()  # not after an OSError: the storage may be gone
+            raise
+        keep_timing()
         return store
 
     def train(self, store: FeatureStore) -> Head:
@@ -233,21 +252,23 @@ def _report(run: _Run) -> None:
 def _predict(run: _Run, model: Results) -> None:
     c = run.settings
     head = _head(model)
-    root, paths, _, left_out = listing.find_images(c.images.url)
-    if not paths:
-        raise ValueError(f"No images below {c.images.url} ({len(left_out)} other files).")
+    found = listing.find_images(c.images.url)
+    if not found.paths:
+        raise ValueError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
+    found.sort()
     n_unread = prediction.predict(
         run.results.url,
-        root,
-        sorted(paths),
+        found.root,
+        found.paths,
         head,
         c.features,
         c.images,
         c.seed,
         run.client,
+        places=found.files(),
         overwrite=c.overwrite,
     )
-    _say(f"Predictions for {len(paths)} images ({n_unread} unreadable): {run.results.url}")
+    _say(f"Predictions for {len(found.paths)} images ({n_unread} unreadable): {run.results.url}")
 
 
 def _export(run: _Run, model: Results) -> None:
@@ -263,6 +284,48 @@ def _export(run: _Run, model: Results) -> None:
     storage.write_bytes(names, json.dumps(head.class_names).encode())
     storage.write_bytes(c.out, backbone.export(spec, head))
     _say(f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}")
+
+
+def _pack(run: _Run) -> None:
+    c, url = run.settings, run.results.url
+    if f"{url}/".startswith(f"{c.images.url.rstrip('/')}/"):
+        raise ValueError(
+            f"--out {url} lies in --images {c.images.url}: the tars would be listed as images of "
+            "it, too. Choose a place beside it."
+        )
+    listed = listing.list_images(c.images, c.seed)
+    asked = packing.settings(listed, c.pack)
+    if packing.is_finished(url, asked):
+        log.info("packing: done before")
+    else:
+        packing.check_free(url, asked, overwrite=c.overwrite)
+        run.hold()
+        packing.pack(url, listed, c.pack, run.client, overwrite=c.overwrite)
+    _say(f"{len(listed)} images in tars: {url}")
+
+
+def _fetch(run: _Run, arguments: argparse.Namespace) -> None:
+    run.hold()
+    fetching.fetch(
+        arguments.dataset,
+        run.settings,
+        source=arguments.source,
+        md5=arguments.md5,
+        layout=arguments.layout,
+        scratch=arguments.scratch,
+    )
+    _say(f"{arguments.dataset}: {run.results.url}")
+
+
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    add = functools.partial(parser.add_argument, default="")
+    parser.add_argument("dataset", choices=sorted(fetching.DATASETS), help="which data set")
+    add("--to", dest="out", metavar="URL", default=argparse.SUPPRESS, help="same as --out")
+    add("--from", dest="source", metavar="URL", help="its archive elsewhere: a mirror, or a file")
+    add("--md5", metavar="HEX", help="of another archive than the official one; none: unchecked")
+    add("--scratch", metavar="DIR", help="where it is downloaded to (default: ~/.cache/dtl)")
+    layouts = "class folders (default); those in train/, validation/ and test/; tars"
+    add("--layout", choices=fetching.LAYOUTS, default="folders", help=layouts)
 
 
 def _summary(settings: Config) -> None:
@@ -306,6 +369,8 @@ class _Command:
     """From the configuration that `--out` has."""
     needs_model: bool = False
     """From the configuration of the run that `--model` names."""
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    """Adds those of its own, which `work` then takes."""
 
 
 _COMMANDS = {
@@ -327,6 +392,9 @@ _COMMANDS = {
     "predict": _Command("classify other images into a Parquet dataset", _predict, {},
                         needs_model=True),
     "export": _Command("network and head as one .keras file", _export, {}, needs_model=True),
+    "fetch": _Command("bring a public data set to where the work is", _fetch, {},
+                      arguments=_fetch_arguments),
+    "pack": _Command("many image files into few tars, which are read faster", _pack, {}),
     "summary": _Command("the network, the cut, what is frozen", _summary, {}),
 }  # fmt: skip
 
@@ -356,6 +424,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show where an error came from")
         if command.needs_model:
             sub.add_argument("--model", metavar="URL", required=True, help="--out of a run")
+        if command.arguments:
+            command.arguments(sub)
         for option in config.options():
             sub.add_argument(
                 option.flag,
@@ -390,6 +460,7 @@ def _settings(arguments: argparse.Namespace, command: _Command) -> Config:
         layers.append({"images": {"url": ""}})
     settings = config.build(*layers, file, given)
     _ = settings.layer  # says if it is none of the layers
+    storage.use_hdfs_client(settings.storage.hdfs_client)
     return replace(
         settings,
         out=settings.out and storage.absolute(settings.out),
@@ -413,6 +484,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = _Run(settings, stack)
             if command.needs_model:
                 command.work(run, Results(arguments.model))
+            elif command.arguments:
+                command.work(run, arguments)
             else:
                 command.work(run)
         return 0

@@ -14,17 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client
 
-from dtl import extraction, storage
+from dtl import extraction, storage, tars
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.extraction import Extractor
 from dtl.progress import track
 from dtl.softmax import log_softmax
-from dtl.types import Head
+from dtl.types import Extent, Head
 from dtl.workers import check_memory, check_visible, map_chunks
 
 log = logging.getLogger(__name__)
 
 _N_TOP = 5
+_Part = tuple[str, Sequence[str], Sequence[str | Extent]]
+"""A part's URL, and the names and places of its images."""
 
 
 def predict(
@@ -37,6 +39,7 @@ def predict(
     seed: int,
     client: Client,
     *,
+    places: Sequence[str | Extent] | None = None,
     overwrite: bool = False,
 ) -> int:
     """Classify images; writes a Parquet dataset, one part a chunk.
@@ -53,6 +56,8 @@ def predict(
         URL that `paths` are relative to.
     features : FeaturesConfig
         As the head's features were made.
+    places : sequence of str or Extent, optional
+        Where the images of `paths` are, if not at their paths: in tars.
 
     Returns
     -------
@@ -62,8 +67,8 @@ def predict(
     Raises
     ------
     ValueError
-        If the workers' network is not the head's, or the dataset is of other images or another
-        head.
+        If the workers' network is not the head's, or something else is there: with `overwrite`,
+        predictions of other images or another head are replaced, and nothing else is.
     """
     check_memory(client, root, url)
     check_visible(client, root)
@@ -76,16 +81,17 @@ def predict(
     }
     ledger = storage.join(url, "_dtl.json")  # Parquet readers pass over names that begin with _
     replaced = False
-    if storage.exists(url):
-        stored = json.loads(storage.read_bytes(ledger)) if storage.exists(ledger) else {}
-        if found := storage.differences(asked, stored):
+    if storage.exists(ledger):
+        if found := storage.differences(asked, json.loads(storage.read_bytes(ledger))):
             if not overwrite:
                 raise ValueError(
-                    f"{url} holds something else:\n  "
+                    f"{url} holds other predictions:\n  "
                     + "\n  ".join(found)
-                    + "\nChoose another --to, or --overwrite."
+                    + "\nChoose another --out, or --overwrite."
                 )
             replaced = True
+    elif storage.exists(url) and not _is_empty(url):
+        raise ValueError(f"{url} holds something that is no predictions. Choose another --out.")
     precision = str(head.provenance["features"]["precision"])
     extractor = extraction.prepare(client, features, image, seed, precision)
     if extractor.weights_sha256 != head.provenance["weights_sha256"]:
@@ -97,23 +103,23 @@ def predict(
         storage.remove(url)
     elif storage.exists(url):
         _clean(url)
+    storage.write_bytes(ledger, json.dumps(asked).encode())
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
-    storage.write_bytes(ledger, json.dumps(asked).encode())
     check_visible(client, url)
-    parts = [
-        (storage.join(url, f"part-{i:06d}.parquet"), list(paths[start : start + chunk_images]))
-        for i, start in enumerate(range(0, len(paths), chunk_images))
-    ]
-    done = {part for part, _ in parts if storage.exists(part)}
+    files = tars.locate(root, paths) if places is None else places
+    parts: list[_Part] = []
+    for i, start in enumerate(range(0, len(paths), chunk_images)):
+        rows = slice(start, start + chunk_images)
+        parts.append((storage.join(url, f"part-{i:06d}.parquet"), paths[rows], files[rows]))
+    done = {part[0] for part in parts if storage.exists(part[0])}
     pending = [part for part in parts if part[0] not in done]
     n_unread = sum(_count_unread(part) for part in sorted(done))
-    with track("predictions", sum(len(p) for _, p in pending), "images") as advance:
+    with track("predictions", sum(len(part[1]) for part in pending), "images") as advance:
         for n_images, unread in map_chunks(
             client,
             _predict_chunk,
             pending,
-            root=root,
             head_url=head_url,
             fingerprint=head.fingerprint,
             extractor=extractor,
@@ -124,16 +130,15 @@ def predict(
 
 
 def _predict_chunk(
-    part: tuple[str, list[str]],
+    part: _Part,
     *,
-    root: str,
     head_url: str,
     fingerprint: str,
     extractor: Extractor,
 ) -> tuple[int, int]:
-    url, paths = part
+    url, paths, files = part
     head = _head(head_url, fingerprint)
-    features, _, errors = extraction.extract([storage.join(root, p) for p in paths], extractor)
+    features, _, errors = extraction.extract(files, extractor)
     logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
     probability = np.exp(log_softmax(logits))
     top = np.argsort(-probability, axis=1, kind="stable")[:, :_N_TOP]
@@ -143,7 +148,7 @@ def _predict_chunk(
     ]
     table = pa.table(
         {
-            "path": paths,
+            "path": list(paths),
             "class": [None if e else t[0]["class"] for e, t in zip(errors, named, strict=True)],
             "probability": [
                 None if e else t[0]["probability"] for e, t in zip(errors, named, strict=True)
@@ -157,6 +162,13 @@ def _predict_chunk(
     pq.write_table(table, buffer)
     storage.write_bytes(url, buffer.getvalue())
     return len(paths), sum(e != "" for e in errors)
+
+
+def _is_empty(url: str) -> bool:
+    try:
+        return next(storage.walk(url), None) is None
+    except NotADirectoryError:
+        return False
 
 
 def _clean(url: str) -> None:

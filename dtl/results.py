@@ -13,7 +13,7 @@ from dtl import config, evaluation, features, images, split, storage, trainer
 from dtl.config import Config
 from dtl.report import ReportInput
 from dtl.storage import FeatureStore
-from dtl.types import DONE, SPLITS, Evaluation, Head, Round
+from dtl.types import DONE, SPLITS, Evaluation, Extent, Head, Round
 
 _PICTURE_SIDE = 256
 """Pixels of the longer side of a mistake's picture in the report."""
@@ -153,7 +153,7 @@ def report_input(
         },
         history=results.history(),
         evaluation=scores,
-        pictures=_pictures(root, scores, settings.images.max_pixels),
+        pictures=_pictures(root, store, scores, settings.images.max_pixels),
         skipped=features.skipped_images(store),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
         n_duplicates=n_duplicates,
@@ -163,7 +163,7 @@ def report_input(
     )
 
 
-_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl"}
+_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
 
 
 def warnings(store: FeatureStore) -> list[str]:
@@ -181,12 +181,18 @@ def _files(scores: Evaluation) -> Mapping[str, Any]:
     return {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
 
 
-def _pictures(root: str, scores: Evaluation, max_pixels: int) -> dict[str, bytes]:
+def _pictures(
+    root: str, store: FeatureStore, scores: Evaluation, max_pixels: int
+) -> dict[str, bytes]:
+    files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in scores.mistakes}
+    if store.attrs.get("shards"):
+        places = zip(store.read("path"), store.files(str(store.attrs["root"])), strict=True)
+        files = {str(path): place for path, place in places if path in files}
     pictures = {}
-    for mistake in scores.mistakes:
+    for path, file in files.items():
         try:
-            data = storage.read_bytes(storage.join(root, mistake.path))
-            pictures[mistake.path] = images.thumbnail(data, _PICTURE_SIDE, max_pixels=max_pixels)
+            data = storage.read_file(file)
+            pictures[path] = images.thumbnail(data, _PICTURE_SIDE, max_pixels=max_pixels)
         except (OSError, ValueError):
             continue  # the photographs may have moved since; the report says which it lacks
     return pictures

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import getpass
 import hashlib
 import os
 import tempfile
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import fsspec
 import numpy as np
 import zarr
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
-from dtl.types import DONE, NO_SPLIT, PENDING, SKIPPED, ImageList
+from dtl import hdfs, tars
+from dtl.hdfs import Hdfs
+from dtl.types import DONE, NO_SPLIT, PENDING, SKIPPED, Extent, ImageList
 
 SCHEMES = ("file", "hdfs", "webhdfs", "s3", "gs", "abfs", "http", "https", "memory")
 """What messages offer; any other protocol that fsspec knows works too."""
+
+LEDGER = "_dtl_images.json"
+"""Beside images that were packed or fetched: what they are of, and whether all of it is there."""
 
 # Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
 # second to close a file, however small.
@@ -30,6 +39,15 @@ _ROWS_A_FILE = 65_536
 
 _LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
 _TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
+_TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
+
+_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+
+
+_SPAN_BYTES = 1 << 20
+"""Read at once from a tar: a request takes about as long as half of it."""
+_AHEAD_BYTES = 256 << 10
+"""Read on for from one header of a tar to the next, where it is not on this machine."""
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -48,9 +66,29 @@ def filesystem(url: str) -> tuple[Any, str]:
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     if scheme not in fsspec.available_protocols():
         raise ValueError(f"Unknown scheme {scheme}:// in {url!r}. Known: {', '.join(SCHEMES)}.")
-    options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+    options: dict[str, Any] = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+    if scheme in _OBJECT_STORES:
+        options["use_listings_cache"] = False  # other processes write there, too
+    if scheme == "webhdfs" and "@" not in url:
+        # As Hadoop's own clients: without Kerberos, the user is who says so.
+        options["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
     fs, path = fsspec.core.url_to_fs(url, **options)
     return fs, path
+
+
+def use_hdfs_client(name: str) -> None:
+    """Choose this process's client for ``hdfs://``.
+
+    Parameters
+    ----------
+    name : {"native", "pyarrow"}
+        hdfs-native, or libhdfs with its JVM and class path, which pyarrow loads.
+    """
+    client: Any = {"native": Hdfs, "pyarrow": "fsspec.implementations.arrow.HadoopFileSystem"}
+    fsspec.register_implementation("hdfs", client[name], clobber=True)
+
+
+use_hdfs_client("native")
 
 
 def absolute(url: str) -> str:
@@ -92,15 +130,165 @@ def read_bytes(url: str) -> bytes:
 def read_start(url: str, n_bytes: int) -> bytes:
     """The first bytes of a file."""
     fs, path = filesystem(url)
-    return bytes(fs.cat_file(path, start=0, end=n_bytes))
+    try:
+        return bytes(fs.cat_file(path, start=0, end=n_bytes))
+    except OSError:
+        if fs.exists(path) and fs.size(path) == 0:  # S3 refuses any range of an empty object
+            return b""
+        raise
+
+
+class Ranges:
+    """Byte ranges of one file: one open handle, which threads share."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, self._path = filesystem(url)
+        self._file = None
+        if isinstance(self._fs, LocalFileSystem | Hdfs):
+            with self._translated():
+                self._file = self._fs.open(self._path, "rb")
+
+    def __enter__(self) -> Ranges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Read from an offset; fewer bytes at the end of the file."""
+        if self._file is None:  # what is a request each in any case
+            return bytes(self._fs.cat_file(self._path, start=offset, end=offset + n_bytes))
+        if isinstance(self._fs, LocalFileSystem):
+            return os.pread(self._file.fileno(), n_bytes, offset)
+        with self._translated():
+            n_bytes = max(min(n_bytes, len(self._file) - offset), 0)
+            return bytes(self._file.read_range(offset, n_bytes))
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise hdfs.translate(error, self.url) from error
+
+    def window(self) -> tars.Window:
+        """What reads the headers of a tar."""
+        local = isinstance(self._fs, LocalFileSystem)
+        return tars.Window(self.read, size(self.url), 0 if local else _AHEAD_BYTES)
+
+
+class Reader:
+    """Files and extents of tars, each read once, by several threads.
+
+    Every tar is opened once, and neighbours in it are one request.
+
+    Parameters
+    ----------
+    files : sequence of str or Extent
+        In the order in which they are read, more or less: what is read at once is kept until the
+        last of it is asked for.
+    """
+
+    def __init__(self, files: Sequence[str | Extent]) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._tars: dict[str, Ranges] = {}
+        self._spans: dict[int, _Span] = {}
+        for rows in tars.spans(files, _SPAN_BYTES):
+            if isinstance(files[rows.start], Extent):
+                self._spans |= dict.fromkeys(rows, _Span(rows))
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for opened in self._tars.values():
+            opened.__exit__()
+
+    def read(self, row: int) -> bytes:
+        """Read one file's bytes.
+
+        Raises
+        ------
+        OSError
+            As the storage does; and if a tar is shorter than it was.
+        """
+        file = self._files[row]
+        if isinstance(file, str):
+            return read_bytes(file)
+        span = self._spans.pop(row)
+        with span.lock:
+            last = self._files[span.rows.stop - 1]
+            first = self._files[span.rows.start]
+            assert isinstance(first, Extent)
+            assert isinstance(last, Extent)
+            if span.data is None:
+                end = last.offset + last.n_bytes
+                span.data = self._open(file.url).read(first.offset, end - first.offset)
+            start = file.offset - first.offset
+            data = span.data[start : start + file.n_bytes]
+        if len(data) < file.n_bytes:
+            raise OSError(
+                f"{file.url} has {len(data)} of {file.n_bytes} bytes at {file.offset}. It was "
+                "changed since it was listed: start again."
+            )
+        return data
+
+    def _open(self, url: str) -> Ranges:
+        with self._lock:
+            if url not in self._tars:
+                self._tars[url] = Ranges(url)
+            return self._tars[url]
+
+
+class _Span:
+    """Rows of one request, and its bytes as long as one of them is to be taken."""
+
+    def __init__(self, rows: range) -> None:
+        self.rows = rows
+        self.lock = threading.Lock()
+        self.data: bytes | None = None
+
+
+def read_file(file: str | Extent) -> bytes:
+    """A file's bytes, or a tar member's."""
+    with Reader([file]) as reader:
+        return reader.read(0)
+
+
+def open_at(url: str, offset: int) -> IO[bytes]:
+    """Open a file to be read from an offset on."""
+    fs, path = filesystem(url)
+    file: IO[bytes] = fs.open(path, "rb")
+    file.seek(offset)
+    return file
+
+
+def size(url: str) -> int:
+    """A file's bytes."""
+    fs, path = filesystem(url)
+    return int(fs.size(path))
+
+
+def is_file(url: str) -> bool:
+    """Whether there is a file, and no folder."""
+    fs, path = filesystem(url)
+    return bool(fs.isfile(path))
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file, so that whoever reads it finds all of it or none."""
     fs, path = filesystem(url)
-    if not isinstance(fs, LocalFileSystem) and fs.async_impl:
-        fs.pipe_file(path, data)  # object stores show an object only once it is whole
-        return
+    if isinstance(fs, Hdfs) or (not isinstance(fs, LocalFileSystem) and fs.async_impl):
+        # Object stores show an object only once it is whole; `Hdfs` sees to it.
+        fs.pipe_file(path, data)
+    else:
+        _write_whole(fs, path, data)
+
+
+def _write_whole(fs: Any, path: str, data: bytes) -> None:
     partial = f"{path}.{uuid.uuid4().hex}.partial"
     fs.makedirs(fs._parent(path), exist_ok=True)
     try:
@@ -115,6 +303,13 @@ def write_bytes(url: str, data: bytes) -> None:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
+
+
+class _Whole(AsyncFileSystemWrapper):  # type: ignore[misc]
+    """For Zarr: a filesystem whose files are whole or not there."""
+
+    async def _pipe_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
+        await asyncio.to_thread(_write_whole, self.sync_fs, path, value)
 
 
 @contextlib.contextmanager
@@ -150,6 +345,14 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def clear(url: str) -> None:
+    """Remove all that is in a folder, but hidden files, such as a lock."""
+    fs, path = filesystem(url)
+    for inside in fs.ls(path, detail=False):
+        if not inside.rstrip("/").rsplit("/", 1)[-1].startswith("."):
+            fs.rm(inside, recursive=True)
+
+
 def check_writable(url: str) -> None:
     """Write and remove a small file in a folder, making it where it is missing.
 
@@ -181,6 +384,7 @@ def walk(url: str) -> Iterator[tuple[str, int]]:
         If a link leads to a folder above itself.
     """
     fs, root = filesystem(url)
+    root = root.rstrip("/") or root
     if not fs.exists(root):
         raise FileNotFoundError(f"No such folder: {url}. Check --images.")
     if not fs.isdir(root):
@@ -225,6 +429,9 @@ class FeatureStore:
     ``status``        (n_images,) int8            0 pending, 1 done, 2 skipped
     ================  ==========================  =================================================
 
+    Where images lie in tars, there are ``shard``, ``offset`` and ``size_bytes``, too, and the
+    attribute ``shards``, as in `ImageList`.
+
     A chunk's ``status`` is written after all else of the chunk: it says that the chunk is whole.
     The attributes hold ``class_names``, ``settings`` (all that the features depend on) and what
     made them. The object pickles without its data, so tasks carry it.
@@ -258,18 +465,8 @@ class FeatureStore:
         remove(url)
         n_images = len(images)
         group = zarr.create_group(_zarr_store(url), zarr_format=3, attributes={"dtl": "unfinished"})
-        file_rows = chunk_images * max(1, _ROWS_A_FILE // chunk_images)
         for name, kind in (_LIST_COLUMNS | _TASK_COLUMNS).items():
-            group.create_array(
-                name,
-                shape=(n_images,),
-                dtype=kind,
-                chunks=(chunk_images,),
-                shards=(file_rows,) if name in _LIST_COLUMNS else None,
-                compressors=ZstdCodec(level=1),
-                fill_value=NO_SPLIT if name.endswith("split") else "" if kind == "str" else 0,
-                dimension_names=("image",),
-            )
+            _create_column(group, name, kind, n_images, chunk_images)
         for name, n_features in layers.items():
             group.create_array(
                 name,
@@ -283,7 +480,10 @@ class FeatureStore:
         store = cls(url, group)
         for name in ("path", "label", "given_split"):
             store._array(name)[:] = getattr(images, name)
-        group.attrs.put({**attrs, "class_names": list(images.class_names), "dtl": "features"})
+        store.write_places(images)
+        tar_attrs = {"shards": list(images.shards)} if images.shards else {}
+        class_names = list(images.class_names)
+        group.attrs.put({**attrs, **tar_attrs, "class_names": class_names, "dtl": "features"})
         store.attrs = dict(group.attrs)
         return store
 
@@ -352,8 +552,9 @@ class FeatureStore:
 
     def n_features(self, layer: str) -> int:
         """Columns of a layer's array."""
-        if layer not in self._group or layer in _LIST_COLUMNS or layer in _TASK_COLUMNS:
-            known = sorted(set(self._group) - set(_LIST_COLUMNS) - set(_TASK_COLUMNS))
+        columns = {*_LIST_COLUMNS, *_TASK_COLUMNS, *_TAR_COLUMNS}
+        if layer not in self._group or layer in columns:
+            known = sorted(set(self._group) - columns)
             raise ValueError(f"No features of layer {layer!r} in {self.url}. It has: {known}.")
         return int(self._array(layer).shape[1])
 
@@ -370,6 +571,27 @@ class FeatureStore:
         """An array's rows of one chunk, or all of them."""
         rows = slice(None) if chunk is None else self.rows(chunk)
         return np.asarray(self._array(name)[rows])
+
+    def files(self, root: str, chunk: int | None = None) -> list[str | Extent]:
+        """Where the images of a chunk, or all, are below a root."""
+        shards = self.attrs.get("shards", [])
+        places = [self.read(name, chunk) for name in _TAR_COLUMNS] if shards else []
+        return tars.locate(root, map(str, self.read("path", chunk)), shards, *places)
+
+    def write_places(self, images: ImageList) -> None:
+        """Keep in which tars the images lie, and where; these may have been packed again."""
+        shards = list(images.shards)
+        if shards == self.attrs.get("shards", []) and all(
+            np.array_equal(self.read(name), getattr(images, name))
+            for name in (_TAR_COLUMNS if shards else ())
+        ):
+            return
+        for name, kind in (_TAR_COLUMNS if shards else {}).items():
+            if name not in self._group:
+                _create_column(self._group, name, kind, self.n_images, self.chunk_images)
+            self._array(name)[:] = getattr(images, name)
+        self._group.attrs.update({"shards": shards, "root": images.root})
+        self.attrs = dict(self._group.attrs)
 
     def write_chunk(
         self,
@@ -398,9 +620,9 @@ class FeatureStore:
         return [int(c) for c in np.unique(np.flatnonzero(status == PENDING) // self.chunk_images)]
 
     def clean(self) -> None:
-        """Remove the half-written files that a killed process left on a local disk."""
+        """Remove the half-written files that a killed process left."""
         fs, path = filesystem(self.url)
-        if isinstance(fs, LocalFileSystem):
+        if isinstance(fs, LocalFileSystem | Hdfs):
             for partial in fs.glob(f"{path}/**/*.partial"):
                 fs.rm_file(partial)
 
@@ -421,6 +643,22 @@ class FeatureStore:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
+
+
+def _create_column(
+    group: zarr.Group, name: str, kind: str, n_images: int, chunk_images: int
+) -> None:
+    file_rows = chunk_images * max(1, _ROWS_A_FILE // chunk_images)
+    group.create_array(
+        name,
+        shape=(n_images,),
+        dtype=kind,
+        chunks=(chunk_images,),
+        shards=None if name in _TASK_COLUMNS else (file_rows,),
+        compressors=ZstdCodec(level=1),
+        fill_value=NO_SPLIT if name.endswith("split") else "" if kind == "str" else 0,
+        dimension_names=("image",),
+    )
 
 
 def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
@@ -456,6 +694,8 @@ def _zarr_store(url: str) -> LocalStore | FsspecStore:
     if fs.async_impl:
         # Zarr runs coroutines on a loop of its own, which needs an instance made for that.
         fs = fsspec.filesystem(url.split("://", 1)[0], asynchronous=True, **fs.storage_options)
-    else:
+    elif isinstance(fs, Hdfs | MemoryFileSystem):
         fs = AsyncFileSystemWrapper(fs, asynchronous=True)
+    else:
+        fs = _Whole(fs, asynchronous=True)
     return FsspecStore(fs, path=path)

@@ -8,7 +8,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,14 @@ PENDING, DONE, SKIPPED = range(3)
 """The `status` of a row of the feature store."""
 
 
+class Extent(NamedTuple):
+    """A part of a file: an image in a tar."""
+
+    url: str
+    offset: int
+    n_bytes: int
+
+
 @dataclass(frozen=True, eq=False)
 class ImageList:
     """The labelled images of one source, in the order of the feature store's rows.
@@ -31,6 +39,7 @@ class ImageList:
     root : str
         fsspec URL that `path` is relative to.
     path : (n_images,) StringDType
+        Where a file's class folder is, too: of an image in a tar, its path if it were unpacked.
     label : (n_images,) int32
         Index into `class_names`.
     given_split : (n_images,) int8
@@ -39,6 +48,12 @@ class ImageList:
     class_names : tuple of str
     left_out : tuple of (path, reason)
         Files of the source that are no images of a class.
+    shards : tuple of str
+        Tars that images lie in, relative to `root`.
+    shard : (n_images,) int32
+        Index into `shards`, -1 for a file of its own. Empty where there are no shards.
+    offset : (n_images,) int64
+        Of the image's bytes in its tar. Empty where there are no shards.
     """
 
     root: str
@@ -48,13 +63,16 @@ class ImageList:
     size_bytes: NDArray[np.int64]
     class_names: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...] = ()
+    shards: tuple[str, ...] = ()
+    shard: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    offset: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.path)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all but the root: a copy of the images elsewhere is the same list."""
+        """SHA-256 of all but the place: a copy elsewhere, or in tars, is the same list."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for column in (self.label, self.given_split, self.size_bytes):
             digest.update(np.ascontiguousarray(column).tobytes())

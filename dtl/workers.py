@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dask.bag as db
-from distributed import Client, Future, as_completed
+from distributed import Client, Future, WorkerPlugin, as_completed
 
 from dtl import storage
+from dtl.hdfs import UnreachableError
+
+log = logging.getLogger(__name__)
 
 _CHUNKS_A_WORKER = 2
 """One in the network, one that reads ahead or writes: more would only hold memory."""
@@ -31,6 +36,19 @@ def on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> 
         for worker in known_workers(client)
     }
     return {worker: future.result() for worker, future in futures.items()}
+
+
+class _Setup(WorkerPlugin):  # type: ignore[misc]
+    def __init__(self, function: Callable[..., None], *args: Any) -> None:
+        self._function, self._args = function, args
+
+    def setup(self, worker: Any) -> None:
+        self._function(*self._args)
+
+
+def set_up(client: Client, function: Callable[..., None], *args: Any) -> None:
+    """Call a function once in every worker, those that join later too."""
+    client.register_plugin(_Setup(function, *args), name=function.__name__)
 
 
 def check_memory(client: Client, *urls: str) -> None:
@@ -68,28 +86,45 @@ def check_visible(client: Client, *urls: str) -> None:
 
 
 def map_chunks(
-    client: Client, function: Callable[..., Any], chunks: Sequence[Any], **arguments: Any
+    client: Client, function: Callable[..., Any], chunks: Iterable[Any], **arguments: Any
 ) -> Iterator[Any]:
     """Map a function over chunks as a Dask bag, a few at a time for each worker.
 
-    Yields results as they come. Workers that join get their share, and a chunk whose worker is
-    lost, or whose storage fails, is tried again.
+    Yields results as they come. Workers that join get their share; a chunk whose worker is lost is
+    computed again, and one whose storage failed is tried again.
     """
 
     def submit(chunk: Any) -> Future:
         # A bag for every chunk: the client's work for a task of one large bag grows with the bag.
         bag = db.from_sequence([chunk], npartitions=1).map(function, **arguments)
-        return client.compute(bag, retries=_RETRIES)
+        future = client.compute(bag)
+        chunk_of[future.key] = chunk
+        return future
 
     def wanted() -> int:
         return _CHUNKS_A_WORKER * max(len(known_workers(client)), 1)
 
+    chunk_of: dict[str, Any] = {}
+    failures: Counter[str] = Counter()
     waiting = iter(chunks)
     running = as_completed([submit(chunk) for chunk in itertools.islice(waiting, wanted())])
     for future in running:
-        yield from future.result()
-        for chunk in itertools.islice(waiting, max(wanted() - running.count(), 0)):
+        chunk = chunk_of.pop(future.key)
+        try:
+            results = future.result()
+        except UnreachableError:
+            raise  # it has been tried again for minutes
+        except OSError as error:
+            failures[str(chunk)] += 1
+            if failures[str(chunk)] > _RETRIES:
+                raise
+            log.warning("%s; trying again", error)
+            future.release()  # a bag of the same content has the same key
             running.add(submit(chunk))
+            continue
+        yield from results
+        for more in itertools.islice(waiting, max(wanted() - running.count(), 0)):
+            running.add(submit(more))
 
 
 def tree_reduce(

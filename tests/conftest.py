@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from PIL import Image
+from helpers import MakeStore, draw
 
 from dtl import cluster, config
 from dtl.storage import FeatureStore
 from dtl.types import ImageList
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
+
+from minicluster import MiniCluster, UnavailableError  # noqa: E402
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -47,39 +52,71 @@ def processes() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def hadoop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
+    """HDFS with two DataNodes and two copies of each block; YARN does not run, unless it does."""
+    # So that tests of a NameNode that is gone for good need not wait for three minutes.
+    site = {"hdfs-site": {"dfs.client.failover.max.attempts": 6}}
+    running = MiniCluster(tmp_path_factory.mktemp("hadoop"), yarn=False, site=site)
+    try:
+        running.start()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    before = dict(os.environ)
+    os.environ.update(running.environment)  # as `. env.sh` does; worker processes inherit it
+    yield running
+    os.environ.clear()
+    os.environ.update(before)
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def yarn(hadoop: MiniCluster) -> MiniCluster:
+    """The same cluster with its ResourceManager and NodeManager."""
+    hadoop.start_yarn()
+    return hadoop
+
+
+@pytest.fixture
+def breakable_hadoop(hadoop: MiniCluster) -> Iterator[MiniCluster]:
+    """The same cluster, to kill daemons of: those that ran are started again after the test."""
+    before = list(hadoop.pids)
+    yield hadoop
+    for name in before:
+        hadoop.start_daemon(name, wait=False)
+    hadoop.wait_ready()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URL of a bucket on an S3 server of this machine."""
+    server_module = pytest.importorskip("moto.server")
+    import boto3
+
+    server = server_module.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = dict(os.environ)
+    os.environ.update(settings)
+    boto3.client("s3").create_bucket(Bucket="tests")
+    yield "s3://tests"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Three classes of eight small pictures, each of one colour and some noise."""
     folder = tmp_path / "pictures"
     draw(folder, {"blue": (20, 20, 200), "green": (20, 180, 20), "red": (200, 20, 20)}, 8)
     return folder
-
-
-def draw(folder: Path, colours: dict[str, tuple[int, int, int]], n: int) -> None:
-    rng = np.random.default_rng(0)
-    for name, colour in colours.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(n):
-            pixels = np.clip(rng.normal(colour, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
-            (folder / name / f"{i}.jpg").write_bytes(jpeg(pixels))
-
-
-def jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-MakeStore = Callable[..., FeatureStore]
 
 
 @pytest.fixture

@@ -18,10 +18,14 @@ from dtl.workers import known_workers, on_each_worker
 def nothing_is_left_running() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
-    left = [c for c in psutil.Process().children(recursive=True) if c not in before]
-    _, alive = psutil.wait_procs(left, timeout=20)
     # Python's own helper of `spawn` stays as long as the interpreter.
-    assert [c.cmdline() for c in alive if "resource_tracker" not in " ".join(c.cmdline())] == []
+    left = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child not in before and "resource_tracker" not in " ".join(child.cmdline())
+    ]
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert alive == []
 
 
 def in_worker() -> tuple[int, str | None]:
@@ -41,7 +45,8 @@ def test_local_processes() -> None:
         found = on_each_worker(client, in_worker)
         assert all(address.startswith("tcp://127.0.0.1:") for address in found)
         pids = {pid for pid, _ in found.values()}
-        assert len(pids) == 2 and os.getpid() not in pids
+        assert len(pids) == 2
+        assert os.getpid() not in pids
         # TensorFlow would take all processors in each.
         assert {threads for _, threads in found.values()} == {"3"}
         assert client.dashboard_link.startswith("http://")
@@ -57,7 +62,8 @@ def test_local_threads() -> None:
     )
     with cluster.connect(config) as client:
         workers = known_workers(client)
-        assert len(workers) == 2 and all(w.startswith("inproc://") for w in workers)
+        assert len(workers) == 2
+        assert all(w.startswith("inproc://") for w in workers)
         # One writes a chunk while the next is computed.
         assert {w["nthreads"] for w in workers.values()} == {2}
         assert {pid for pid, _ in on_each_worker(client, in_worker).values()} == {os.getpid()}

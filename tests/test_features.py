@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
-from conftest import contents, draw, jpeg
 from distributed import Client
+from helpers import COLOURS, contents, draw, jpeg
 
 from dtl import config, features, listing
 from dtl.config import Config
 from dtl.storage import FeatureStore
 from dtl.types import DONE, PENDING, SKIPPED, ImageList
-
-COLOURS = {"blue": (20, 20, 200), "green": (20, 180, 20), "red": (200, 20, 20)}
 
 
 def settings(url: Path | str, **changes: object) -> Config:

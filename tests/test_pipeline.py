@@ -12,25 +12,10 @@ import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import contents, draw, jpeg
+from helpers import COLOURS, CUT, command, contents, draw, jpeg
 
 from dtl import config, demo, pipeline
 from dtl.results import Results
-
-CUT = [
-    "--features.layers", "block1_pool", "--features.weights", "random", "--features.chunk-images",
-    "8", "--features.batch-images", "4", "--features.precision", "float32", "--train.epochs", "10",
-    "--split.validation", "0.25", "--split.test", "0.25",
-]  # fmt: skip
-COLOURS = {"blue": (20, 20, 200), "green": (20, 180, 20), "red": (200, 20, 20)}
-
-
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """What a user types, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
-        capture_output=True, text=True, timeout=1800, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

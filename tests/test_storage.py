@@ -20,16 +20,28 @@ CHUNK_IMAGES = 4
 ATTRS = {"settings": {"network": "VGG16", "layers": ["fc2"]}, "weights_sha256": "abc"}
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "hdfs", "webhdfs", "s3"])
 def root(request, tmp_path):
-    """An empty folder, which is there."""
+    """An empty folder, which is there, on every backend."""
     if request.param == "file":
         yield str(tmp_path)
+        return
+    name = uuid.uuid4().hex
+    if request.param == "memory":
+        url = f"memory://{name}"
+    elif request.param == "s3":
+        url = f"{request.getfixturevalue('s3')}/{name}"
     else:
-        url = f"memory://{uuid.uuid4().hex}"
-        storage.filesystem(url)[0].makedirs(url)
-        yield url
-        storage.remove(url)
+        hadoop = request.getfixturevalue("hadoop")
+        where = {"hdfs": hadoop.url, "webhdfs": hadoop.webhdfs_url}[request.param]
+        url = f"{where}/tests/{name}"
+    if request.param == "s3":
+        storage.write_bytes(f"{url}/.keep", b"")  # a folder is there as long as a file is in it
+        storage.remove(f"{url}/.keep")
+    else:
+        storage.filesystem(url)[0].makedirs(storage.filesystem(url)[1])
+    yield url
+    storage.remove(url)
 
 
 def images():
@@ -134,7 +146,8 @@ def test_local_copy(root):
 def test_check_writable(root):
     url = storage.join(root, "out/deep")
     storage.check_writable(url)
-    assert not list(storage.walk(root))
+    storage.write_bytes(storage.join(url, "a"), b"")  # S3 has no empty folders to walk through
+    assert [path for path, _ in storage.walk(root)] == ["out/deep/a"]
 
 
 def test_an_unwritable_place(tmp_path):
@@ -322,8 +335,9 @@ def test_nothing_is_there(root):
     url = storage.join(root, "features.zarr")
     with pytest.raises(FileNotFoundError, match=r"No feature store at .* Run the featurize stage"):
         FeatureStore.open(url)
-    storage.filesystem(url)[0].makedirs(url)
-    with pytest.raises(FileNotFoundError, match=r"The feature store at .* is empty\."):
+    fs, path = storage.filesystem(url)
+    fs.makedirs(path, exist_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"is empty\.|No feature store"):  # S3: no folders
         FeatureStore.open(url)
 
 

@@ -1,0 +1,173 @@
+"""HDFS through hdfs-native: its errors as Python's own, and writes that are whole or not at all.
+
+hdfs-native needs no JVM, reads ``HADOOP_CONF_DIR``, and itself waits with growing pauses for a
+NameNode that does not answer, as long as ``dfs.client.failover.max.attempts`` (15, three minutes)
+and its siblings in ``hdfs-site.xml`` say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hdfs_native.fsspec import HdfsFileSystem
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 120.0
+"""How long what passes is tried again: a NameNode in safe mode after its start, lost DataNodes."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+
+_REFUSED = {
+    "AccessControlException": "",
+    "SafeModeException": "",
+    "NSQuotaExceededException": "The quota of names is used up: ",
+    "DSQuotaExceededException": "The quota of space is used up: ",
+}
+"""NameNode exceptions that are `PermissionError`, and what to say first."""
+
+_PASSING = re.compile(
+    r"^(?!.*turned on manually).*"
+    r"(safe ?mode|RetriableException|StandbyException|OperationFailed|DataTransferError)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Errors that pass by themselves; a safe mode that an administrator ordered does not."""
+
+_RPC_ERROR = re.compile(r'RPCError\("(?P<exception>[\w.$]+)", "(?P<message>.*)"\)', re.DOTALL)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class UnreachableError(ConnectionError):
+    """No NameNode answered for as long as ``hdfs-site.xml`` lets a client try."""
+
+
+def _steady(method: Function) -> Function:
+    """Try what passes again, and raise what a local filesystem would, naming the path."""
+
+    @functools.wraps(method)
+    def call(self: Hdfs, path: str, *args: Any, **kwargs: Any) -> Any:
+        deadline, pause = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
+        while True:
+            try:
+                return method(self, path, *args, **kwargs)
+            except FileNotFoundError:
+                raise FileNotFoundError(f"No such file or folder: {self.unstrip(path)}") from None
+            except (RuntimeError, OSError) as error:
+                told = translate(error, self.unstrip(path))
+                if not _PASSING.search(str(error)) or time.monotonic() > deadline:
+                    raise told from error
+                log.warning("%s Trying again in %.1f s.", told, pause)
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    return call  # type: ignore[return-value]
+
+
+def translate(error: Exception, url: str) -> OSError:
+    r"""Python's own exception for one of hdfs-native's, which are mostly `RuntimeError`.
+
+    Examples
+    --------
+    >>> translate(RuntimeError('RPCError("org.apache.hadoop.security.AccessControlException",'
+    ...     ' "Permission denied: user=me, access=WRITE\\n\\tat org.apache")'), "hdfs://n/a")
+    PermissionError('hdfs://n/a: Permission denied: user=me, access=WRITE')
+    """
+    text = str(error)
+    if isinstance(error, OSError) and text.startswith("hdfs://"):
+        return error  # translated already
+    if found := _RPC_ERROR.search(text):
+        kind = found["exception"].rsplit(".", 1)[-1]
+        message = re.split(r"\\n|\n", found["message"])[0]
+        if message.endswith("(is not a directory)"):
+            return NotADirectoryError(f"{url}: {message}")
+        if kind in _REFUSED:
+            return PermissionError(f"{url}: {_REFUSED[kind]}{message}")
+        return OSError(f"{url}: {kind}: {message}")
+    if "Connection refused" in text or "timed out" in text.lower():
+        return UnreachableError(f"{url}: the NameNode does not answer ({text}).")
+    return OSError(f"{url}: {text}")
+
+
+class Hdfs(HdfsFileSystem):
+    """The filesystem that storage uses for ``hdfs://``."""
+
+    def __init__(self, *args: Any, asynchronous: bool = False, **storage_options: Any) -> None:
+        # Zarr asks every filesystem for `asynchronous`; hdfs-native takes it for Hadoop's.
+        super().__init__(*args, **storage_options)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        # hdfs-native's own takes what follows a # or ? of a file's name for a fragment or a query.
+        if "://" in path:
+            path = "/" + path.split("://", 1)[1].partition("/")[2]
+        return path.rstrip("/") or "/"
+
+    def unstrip(self, path: str) -> str:
+        """A path with scheme, host and port, for messages."""
+        return str(self.unstrip_protocol(path))
+
+    @_steady
+    def info(self, path: str, **kwargs: Any) -> Any:
+        """As fsspec's."""
+        return super().info(path, **kwargs)
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """As fsspec's; a NameNode that does not answer is an error, not an absence."""
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @_steady
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        """As fsspec's."""
+        return super().ls(path, detail, **kwargs)
+
+    @_steady
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """As fsspec's."""
+        super().makedirs(path, exist_ok)
+
+    @_steady
+    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+        """As fsspec's."""
+        super().mv(path1, path2, **kwargs)
+
+    @_steady
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """As fsspec's."""
+        super().rm(path, recursive, maxdepth)
+
+    @_steady
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        """As fsspec's."""
+        return bytes(super().cat_file(path, start, end, **kwargs))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        """Write a whole file: whoever reads it finds all of it, or what was there before."""
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        try:
+            self._create(partial, value)
+            self.mv(partial, path, overwrite=True)
+        except BaseException:
+            # A quota of space, say, is noticed once the empty file is there.
+            with contextlib.suppress(OSError, RuntimeError):
+                super().rm(partial)
+            raise
+
+    @_steady
+    def _create(self, path: str, value: bytes) -> None:
+        # Each attempt is given other DataNodes.
+        with self.open(path, "wb") as file:
+            file.write(value)

@@ -1,0 +1,250 @@
+"""A whole run on a running HDFS, and what happens to it when parts of that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import xarray
+from helpers import COLOURS, CUT, command, draw
+from minicluster import MiniCluster
+
+from dtl import lock, storage
+from dtl.results import Results
+from dtl.storage import FeatureStore
+
+
+def put(folder: Path, url: str) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            storage.write_bytes(f"{url}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def stored(url: str) -> dict[str, bytes]:
+    return {path: storage.read_bytes(f"{url}/{path}") for path, _ in storage.walk(url)}
+
+
+@pytest.fixture(scope="module")
+def places(
+    hadoop: MiniCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
+    """Pictures on a disk, with the results of a run on them; and the same pictures on HDFS."""
+    folder = tmp_path_factory.mktemp("places")
+    draw(folder / "pictures", COLOURS, 32)
+    done = command("run", "--images", folder / "pictures", "--out", folder / "out", *CUT)
+    assert done.returncode == 0, done.stderr
+    put(folder / "pictures", f"{hadoop.url}/pictures")
+    yield folder, f"{hadoop.url}/pictures"
+    storage.remove(f"{hadoop.url}/pictures")
+
+
+def same_results(folder: Path, out: str) -> None:
+    """The same features, bit for bit, the same head and the same scores as on the disk."""
+    local = FeatureStore.open(str(folder / "out" / "features.zarr"))
+    there = FeatureStore.open(f"{out}/features.zarr")
+    assert not there.pending_chunks()
+    for name in ("block1_pool", "path", "label", "split", "status", "error", "content_hash"):
+        assert np.array_equal(local.read(name), there.read(name)), name
+    for name in ("head.npz", "evaluation.json"):
+        assert storage.read_bytes(f"{out}/{name}") == (folder / "out" / name).read_bytes()
+
+
+def test_a_whole_run_from_hdfs_to_hdfs(hadoop: MiniCluster, places: tuple[Path, str]) -> None:
+    folder, images = places
+    out = f"{hadoop.url}/whole"
+    done = command("run", "--images", images, "--out", out, *CUT)
+    assert done.returncode == 0, done.stderr
+    assert f"Report: {out}/report.html" in done.stdout
+    same_results(folder, out)
+    before = stored(out)
+    again = command("run", "--images", images, "--out", out, *CUT)
+    assert "report: done before" in again.stderr
+    assert stored(out) == before
+    with xarray.open_zarr(f"{out}/features.zarr", consolidated=False) as opened:
+        local = FeatureStore.open(str(folder / "out" / "features.zarr"))
+        assert np.array_equal(opened["block1_pool"], local.read("block1_pool"))
+
+
+def test_images_through_webhdfs(hadoop: MiniCluster, places: tuple[Path, str]) -> None:
+    folder, _ = places
+    out = f"{hadoop.url}/from_webhdfs"
+    images = f"{hadoop.webhdfs_url}/pictures"
+    done = command("run", "--images", images, "--out", out, *CUT)
+    assert done.returncode == 0, done.stderr
+    same_results(folder, out)
+
+
+def run_and_meanwhile(
+    images: str, out: str, at_chunk: int, action: Callable[[], None], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, and do something once a chunk is stored."""
+    thread = threading.Thread(target=lambda: (wait_for_chunk(out, at_chunk), action()))
+    thread.start()
+    done = command("run", "--images", images, "--out", out, *CUT, **environment)
+    thread.join()
+    return done
+
+
+def wait_for_chunk(out: str, chunk: int) -> None:
+    deadline = time.monotonic() + 240
+    while not storage.exists(f"{out}/features.zarr/status/c/{chunk}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_datanode_killed_on_the_way(
+    breakable_hadoop: MiniCluster, places: tuple[Path, str]
+) -> None:
+    folder, images = places
+    out = f"{breakable_hadoop.url}/datanode"
+    done = run_and_meanwhile(images, out, 2, lambda: breakable_hadoop.kill("datanode-0"))
+    assert done.returncode == 0, done.stderr
+    same_results(folder, out)
+
+
+def test_the_namenode_restarted_on_the_way(
+    breakable_hadoop: MiniCluster, places: tuple[Path, str]
+) -> None:
+    folder, images = places
+    out = f"{breakable_hadoop.url}/namenode"
+    done = run_and_meanwhile(images, out, 2, lambda: breakable_hadoop.restart("namenode"))
+    assert done.returncode == 0, done.stderr
+    same_results(folder, out)
+
+
+def test_the_namenode_gone_for_good(
+    breakable_hadoop: MiniCluster, places: tuple[Path, str]
+) -> None:
+    folder, images = places
+    out = f"{breakable_hadoop.url}/gone"
+    done = run_and_meanwhile(images, out, 3, lambda: breakable_hadoop.kill("namenode"))
+    assert done.returncode == 1
+    assert "the NameNode does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    breakable_hadoop.start_daemon("namenode")
+    breakable_hadoop.wait_ready()
+    n_kept = len([p for p in stored(f"{out}/features.zarr") if p.startswith("status/c/")])
+    assert n_kept >= 3  # two chunks are computed at a time
+    done = command("run", "--images", images, "--out", out, *CUT)
+    assert done.returncode == 0, done.stderr
+    assert "images are done; going on" in done.stderr
+    same_results(folder, out)
+
+
+def test_the_driver_killed_while_chunks_are_written(
+    hadoop: MiniCluster, places: tuple[Path, str]
+) -> None:
+    folder, images = places
+    out = f"{hadoop.url}/driver"
+    for chunk in (1, 5):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dtl.pipeline", "run", "--images", images, "--out", out, *CUT],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        wait_for_chunk(out, chunk)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = command("run", "--images", images, "--out", out, *CUT)
+    assert done.returncode == 0, done.stderr
+    same_results(folder, out)
+    assert not [path for path, _ in storage.walk(out) if ".partial" in path]
+
+
+def test_two_drivers_on_one_output(hadoop: MiniCluster, places: tuple[Path, str]) -> None:
+    _, images = places
+    out = f"{hadoop.url}/two"
+    storage.check_writable(out)
+    with lock.hold(out):
+        done = command("run", "--images", images, "--out", out, *CUT)
+    assert done.returncode == 1
+    assert f"Another driver writes to {out}: process {os.getpid()} on" in done.stderr
+
+
+def test_what_hdfs_refuses_is_said_before_the_work(
+    hadoop: MiniCluster, places: tuple[Path, str]
+) -> None:
+    _, images = places
+    fs, _ = fsspec.core.url_to_fs(hadoop.url)
+    fs.makedirs("/closed", exist_ok=True)
+    fs.client.set_permission("/closed", 0o555)
+    out = f"{hadoop.url}/closed/out"
+    done = command("run", "--images", images, "--out", out, *CUT, HADOOP_USER_NAME="somebody")
+    assert done.returncode == 1
+    assert f"Cannot write to {out}" in done.stderr
+    assert "Permission denied: user=somebody" in done.stderr
+    assert "dashboard" not in done.stderr
+
+    fs.makedirs("/small", exist_ok=True)
+    admin(hadoop, "-setQuota", "1", "/small")
+    done = command("run", "--images", images, "--out", f"{hadoop.url}/small/out", *CUT)
+    assert "The quota of names is used up" in done.stderr
+    assert "/small" in done.stderr
+    assert "dashboard" not in done.stderr
+    admin(hadoop, "-clrQuota", "/small")
+
+    admin(hadoop, "-setSpaceQuota", "1k", "/small")
+    done = command("run", "--images", images, "--out", f"{hadoop.url}/small/out", *CUT)
+    assert "The quota of space is used up" in done.stderr
+    assert "dashboard" not in done.stderr
+
+    admin(hadoop, "-safemode", "enter")
+    done = command("run", "--images", images, "--out", f"{hadoop.url}/safe", *CUT)
+    admin(hadoop, "-safemode", "leave")
+    assert "Name node is in safe mode" in done.stderr
+    assert "dashboard" not in done.stderr
+
+    done = command("run", "--images", f"{hadoop.url}/none", "--out", f"{hadoop.url}/out", *CUT)
+    assert f"No such folder: {hadoop.url}/none" in done.stderr
+
+
+def admin(hadoop: MiniCluster, *arguments: str) -> None:
+    subprocess.run(
+        [str(hadoop.home / "bin" / "hdfs"), "dfsadmin", *arguments],
+        env=os.environ | hadoop.environment, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_names_with_odd_characters(hadoop: MiniCluster) -> None:
+    url = f"{hadoop.url}/odd/a #1 %20 ä?.jpg"
+    storage.write_bytes(url, b"odd")
+    assert [path for path, _ in storage.walk(f"{hadoop.url}/odd")] == ["a #1 %20 ä?.jpg"]
+    assert storage.read_bytes(url) == b"odd"
+
+
+def test_real_photographs_from_hdfs_to_hdfs(
+    hadoop: MiniCluster, data: Path, tmp_path: Path
+) -> None:
+    """Some of the photographs, with the real weights; the whole set runs on a disk in CI."""
+    few = tmp_path / "photographs"
+    for path in sorted((data / "caltech256").glob("*/*"))[::8]:
+        (few / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (few / path.parent.name / path.name).symlink_to(path)
+    put(few, f"{hadoop.url}/photographs")
+    options = (
+        "--features.layers", "block5_pool", "--features.weights", data / "vgg16_imagenet_conv.npz",
+        "--features.chunk-images", 32, "--split.test", 0.25,
+    )  # fmt: skip
+    there = f"{hadoop.url}/photographs_out"
+    for images, out in ((few, tmp_path / "out"), (f"{hadoop.url}/photographs", there)):
+        done = command("run", "--images", images, "--out", out, *options)
+        assert done.returncode == 0, done.stderr
+    local, on_hdfs = Results(str(tmp_path / "out")), Results(there)
+    for name in ("block5_pool", "split", "content_hash"):
+        assert np.array_equal(local.store().read(name), on_hdfs.store().read(name))
+    head, same = local.head(), on_hdfs.head()
+    assert head is not None
+    assert same is not None
+    assert head.to_bytes() == same.to_bytes()
+    scores = on_hdfs.evaluation()
+    assert scores is not None
+    assert scores.scores["test"].accuracy > 0.8
+    assert scores == local.evaluation()
