@@ -381,7 +381,7 @@ _COMMANDS = {
         {
             "out": "demo",
             "features": {"chunk_images": 32},
-            "train": {"n_shards": 4, "batch_size": 8},
+            "train": {"n_shards": 4, "batch_size": 8, "l2": 0.1},
         },
     ),
     "run": _Command("every stage, from images to report.html", _run, {}),
