@@ -14,11 +14,11 @@ from uuid import uuid4
 import numpy as np
 from distributed import Client
 
-from dtl import metrics, storage
+from dtl import metrics
+from dtl.feature_store import FeatureStore
 from dtl.metrics import Counts
 from dtl.softmax import log_softmax
-from dtl.storage import FeatureStore
-from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores
+from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores, differences
 from dtl.workers import tree_reduce
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def check_features(store: FeatureStore, head: Head) -> None:
         Naming each difference.
     """
     trained = dict(head.provenance["features"])
-    if found := storage.differences(trained, store.settings):
+    if found := differences(trained, store.settings):
         raise ValueError(
             f"The head was not trained on the features of {store.url}:\n  " + "\n  ".join(found)
         )

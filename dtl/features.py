@@ -13,9 +13,9 @@ from distributed import Client
 from dtl import extraction, storage
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.extraction import Extractor
+from dtl.feature_store import FeatureStore
 from dtl.progress import track
-from dtl.storage import FeatureStore
-from dtl.types import PENDING, SKIPPED, ImageList
+from dtl.types import PENDING, SKIPPED, ImageList, differences
 from dtl.workers import check_memory, check_visible, map_chunks
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def open_matching(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
     stored = store.settings
     if "precision" not in asked:  # auto: what was begun goes on as it was begun
         stored.pop("precision")
-    if found := storage.differences(asked, stored):
+    if found := differences(asked, stored):
         raise ValueError(
             f"{url} holds features of other settings:\n  "
             + "\n  ".join(found)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dtl import images, split, storage, tars
 from dtl.config import ImagesConfig, SplitConfig
+from dtl.feature_store import FeatureStore
 from dtl.types import DONE, SPLITS, Extent, ImageList
 
 log = logging.getLogger(__name__)
@@ -305,7 +306,7 @@ def check_split(listed: ImageList, config: SplitConfig, seed: int) -> None:
     )
 
 
-def split_images(store: storage.FeatureStore, config: SplitConfig, seed: int) -> None:
+def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     """Say of every row of a finished store which split it is in, and store that.
 
     It comes after the features because the bytes of all files have then been seen: identical files

@@ -20,7 +20,7 @@ from dtl import storage, tars
 from dtl.config import PackConfig
 from dtl.extraction import read_ahead
 from dtl.progress import track
-from dtl.types import Extent, ImageList
+from dtl.types import Extent, ImageList, differences
 from dtl.workers import check_memory, check_visible, map_chunks
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def check_free(url: str, asked: Mapping[str, Any], *, overwrite: bool = False) -
         With `overwrite`, only if no ledger tells that what is there may be replaced.
     """
     stored = _read_ledger(url)
-    found = storage.differences(asked, stored) if stored is not None else []
+    found = differences(asked, stored) if stored is not None else []
     if found and not overwrite:
         raise ValueError(
             f"{url} holds images of other settings:\n  "

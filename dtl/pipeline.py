@@ -38,9 +38,9 @@ from dtl import (
     trainer,
 )
 from dtl.config import Config
+from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
-from dtl.storage import FeatureStore
-from dtl.types import Evaluation, Head
+from dtl.types import Evaluation, Head, differences
 from dtl.workers import set_up
 
 log = logging.getLogger("dtl.pipeline")
@@ -135,7 +135,7 @@ class _Run:
         head = results.head()
         if head is not None:
             asked = trainer.provenance(store, c.train, c.layer, c.seed)
-            found = storage.differences(asked, head.provenance)
+            found = differences(asked, head.provenance)
             if not found:
                 log.info("training: done before")
                 return head

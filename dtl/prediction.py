@@ -19,7 +19,7 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.extraction import Extractor
 from dtl.progress import track
 from dtl.softmax import log_softmax
-from dtl.types import Extent, Head
+from dtl.types import Extent, Head, differences
 from dtl.workers import check_memory, check_visible, map_chunks
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def predict(
     ledger = storage.join(url, "_dtl.json")  # Parquet readers pass over names that begin with _
     replaced = False
     if storage.exists(ledger):
-        if found := storage.differences(asked, json.loads(storage.read_bytes(ledger))):
+        if found := differences(asked, json.loads(storage.read_bytes(ledger))):
             if not overwrite:
                 raise ValueError(
                     f"{url} holds other predictions:\n  "

@@ -11,8 +11,8 @@ import tomli_w
 
 from dtl import config, evaluation, features, images, split, storage, trainer
 from dtl.config import Config
+from dtl.feature_store import FeatureStore
 from dtl.report import ReportInput
-from dtl.storage import FeatureStore
 from dtl.types import DONE, SPLITS, Evaluation, Extent, Head, Round
 
 _PICTURE_SIDE = 256

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from dtl import averaging, softmax
 from dtl.averaging import Moments, WeightedSum
 from dtl.config import TrainConfig
+from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
-from dtl.storage import FeatureStore
 from dtl.types import TRAIN, VALIDATION, Head, Round
 from dtl.workers import tree_reduce
 

@@ -317,3 +317,29 @@ class Round:
     train_accuracy: float = float("nan")
     validation_accuracy: float = float("nan")
     validation_loss: float = float("nan")
+
+
+def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, one text each.
+
+    Examples
+    --------
+    >>> differences({"layer": "fc2", "seed": 0}, {"layer": "fc1", "seed": 0})
+    ["layer: asked for 'fc2', stored 'fc1'"]
+    >>> differences({"train": {"l2": 0.0}}, {"train": {"l2": 0.1}})
+    ['train.l2: asked for 0.0, stored 0.1']
+    """
+    asked, stored = _flat(asked), _flat(stored)
+    return [
+        f"{name}: asked for {asked.get(name)!r}, stored {stored.get(name)!r}"
+        for name in sorted({*asked, *stored})
+        if asked.get(name) != stored.get(name)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 from distributed import Client, LocalCluster
 from helpers import MakeStore, draw
 
-from dtl import cluster, config
-from dtl.storage import FeatureStore
+from dtl import cluster, config, storage
+from dtl.feature_store import FeatureStore
 from dtl.types import ImageList
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,30 @@ def s3() -> Iterator[str]:
     os.environ.clear()
     os.environ.update(before)
     server.stop()
+
+
+@pytest.fixture(params=["file", "memory", "hdfs", "webhdfs", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty folder, which is there, on every backend."""
+    if request.param == "file":
+        yield str(tmp_path)
+        return
+    name = uuid.uuid4().hex
+    if request.param == "memory":
+        url = f"memory://{name}"
+    elif request.param == "s3":
+        url = f"{request.getfixturevalue('s3')}/{name}"
+    else:
+        hadoop = request.getfixturevalue("hadoop")
+        where = {"hdfs": hadoop.url, "webhdfs": hadoop.webhdfs_url}[request.param]
+        url = f"{where}/tests/{name}"
+    if request.param == "s3":
+        storage.write_bytes(f"{url}/.keep", b"")  # a folder is there as long as a file is in it
+        storage.remove(f"{url}/.keep")
+    else:
+        storage.filesystem(url)[0].makedirs(storage.filesystem(url)[1])
+    yield url
+    storage.remove(url)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dtl.storage import FeatureStore
+from dtl import storage
+from dtl.feature_store import FeatureStore
 
 MakeStore = Callable[..., FeatureStore]
 
@@ -56,3 +57,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def all_files(url: str) -> dict[str, bytes]:
+    """All files below a URL."""
+    return {path: storage.read_bytes(storage.join(url, path)) for path, _ in storage.walk(url)}

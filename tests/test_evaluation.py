@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from dtl import evaluation, trainer
 from dtl.config import TrainConfig
 from dtl.evaluation import evaluate
-from dtl.storage import FeatureStore
+from dtl.feature_store import FeatureStore
 from dtl.types import NO_SPLIT, SPLITS, Evaluation, Head
 
 N_CLASSES = 8

@@ -17,7 +17,7 @@ from helpers import COLOURS, contents, draw, jpeg
 
 from dtl import config, features, listing
 from dtl.config import Config
-from dtl.storage import FeatureStore
+from dtl.feature_store import FeatureStore
 from dtl.types import DONE, PENDING, SKIPPED, ImageList
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dtl import storage
 from dtl.config import ImagesConfig, SplitConfig
+from dtl.feature_store import FeatureStore
 from dtl.listing import check_split, list_images, split_images
-from dtl.storage import FeatureStore
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[1] / "../shared/data"))
 NAMES = DATA / "caltech256_all_30607_files.txt"

@@ -31,8 +31,8 @@ from dtl import (
     trainer,
 )
 from dtl.config import Config, ImagesConfig, PackConfig
+from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input
-from dtl.storage import FeatureStore
 from dtl.types import ImageList, Mistake
 
 CUT = {"layers": ["block1_pool"], "weights": "random", "chunk_images": 8, "batch_images": 4,

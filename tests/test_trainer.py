@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dtl import trainer
 from dtl.config import TrainConfig
-from dtl.storage import FeatureStore
+from dtl.feature_store import FeatureStore
 from dtl.trainer import Shard
 from dtl.types import TRAIN, VALIDATION, Head
 

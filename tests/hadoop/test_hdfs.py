@@ -19,8 +19,8 @@ from helpers import COLOURS, CUT, command, draw
 from minicluster import MiniCluster
 
 from dtl import lock, storage
+from dtl.feature_store import FeatureStore
 from dtl.results import Results
-from dtl.storage import FeatureStore
 
 
 def put(folder: Path, url: str) -> None:
