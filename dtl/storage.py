@@ -68,8 +68,12 @@ def use_hdfs_client(name: str) -> None:
     name : {"native", "pyarrow"}
         hdfs-native, or libhdfs with its JVM and class path, which pyarrow loads.
     """
-    client: Any = {"native": Hdfs, "pyarrow": "fsspec.implementations.arrow.HadoopFileSystem"}
-    fsspec.register_implementation("hdfs", client[name], clobber=True)
+    client: type = Hdfs
+    if name == "pyarrow":
+        from fsspec.implementations.arrow import HadoopFileSystem  # imports pyarrow's, too
+
+        client = HadoopFileSystem
+    fsspec.register_implementation("hdfs", client, clobber=True)
 
 
 use_hdfs_client("native")

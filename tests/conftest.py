@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from helpers import MakeStore, draw
+from helpers import MakeStore, command, draw
 
 from dtl import cluster, config, storage
 from dtl.feature_store import FeatureStore
@@ -31,6 +31,27 @@ def data() -> Path:
     if not (DATA / "caltech256").is_dir():
         pytest.skip(f"no photographs at {DATA}; DTL_DATA can say where they are")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def real_options(data: Path) -> list[str]:
+    """The real weights, the layer that they suffice for, and the split of the issue's bar."""
+    return [
+        "--features.layers", "block5_pool",
+        "--features.weights", str(data / "vgg16_imagenet_conv.npz"),
+        "--split.train", "0.6", "--split.validation", "0.15", "--split.test", "0.25",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def real_run(
+    data: Path, real_options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The results of a run on all photographs, on a local disk, and what it printed."""
+    out = tmp_path_factory.mktemp("real") / "out"
+    done = command("run", "--images", data / "caltech256", "--out", out, *real_options)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")

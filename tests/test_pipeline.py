@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import COLOURS, CUT, command, contents, draw, jpeg
 
-from dtl import config, demo, pipeline
+from dtl import config, demo, pipeline, storage
 from dtl.results import Results
 
 
@@ -329,6 +329,17 @@ def test_no_scheduler_at_the_address(capsys: Capsys, pictures: Path, tmp_path: P
     assert "No Dask scheduler answers at tcp://127.0.0.1:9" in message
 
 
+def test_pyarrows_hdfs_client_without_libhdfs(capsys: Capsys, tmp_path: Path) -> None:
+    if os.environ.get("ARROW_LIBHDFS_DIR"):
+        pytest.skip("libhdfs is here")
+    arguments = ("--storage.hdfs-client", "pyarrow", "--images", "hdfs://127.0.0.1:9/photographs")
+    try:
+        message = fails(capsys, "run", *arguments, "--out", tmp_path)
+    finally:
+        storage.use_hdfs_client("native")
+    assert "Unable to load lib" in message  # libjvm, or libhdfs
+
+
 def test_what_only_the_workers_can_tell(
     capsys: Capsys, pictures: Path, tmp_path: Path, data: Path
 ) -> None:
@@ -357,19 +368,12 @@ def test_what_only_the_workers_can_tell(
 # --- real photographs ----------------------------------------------------------------------------
 
 
-def test_real_photographs_to_a_real_classifier(data: Path, tmp_path: Path) -> None:
+def test_real_photographs_to_a_real_classifier(real_run: tuple[Path, str]) -> None:
     """1,641 photographs of Caltech-256 through VGG16's convolutions, in one command.
 
     scikit-learn's exact solver reaches 94 % on such features.
     """
-    out = tmp_path / "out"
-    done = command(
-        "run", "--images", data / "caltech256", "--out", out, "--features.layers", "block5_pool",
-        "--features.weights", data / "vgg16_imagenet_conv.npz", "--split.train", "0.6",
-        "--split.validation", "0.15", "--split.test", "0.25",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    out, printed = real_run
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["scores"]["test"]["accuracy"] >= 0.93
     assert len(evaluation["class_names"]) == 19
@@ -378,4 +382,4 @@ def test_real_photographs_to_a_real_classifier(data: Path, tmp_path: Path) -> No
     paths, split = store.read("path").tolist(), store.read("split")
     twins = [paths.index(f"224.touring-bike/224_{n}.jpg") for n in ("0004", "0095")]
     assert split[twins[0]] == split[twins[1]]
-    assert "1 images repeat another's bytes" in done.stderr
+    assert "1 images repeat another's bytes" in printed
