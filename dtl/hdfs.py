@@ -25,6 +25,9 @@ _PATIENCE_S = 120.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 
+_AT_ONCE_S = 2.0
+"""hdfs-native waits for a NameNode that is gone: who refuses sooner than this is a DataNode."""
+
 _REFUSED = {
     "AccessControlException": "",
     "SafeModeException": "",
@@ -56,13 +59,17 @@ def _steady(method: Function) -> Function:
     def call(self: Hdfs, path: str, *args: Any, **kwargs: Any) -> Any:
         deadline, pause = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
         while True:
+            began = time.monotonic()
             try:
                 return method(self, path, *args, **kwargs)
             except FileNotFoundError:
                 raise FileNotFoundError(f"No such file or folder: {self.unstrip(path)}") from None
             except (RuntimeError, OSError) as error:
-                told = translate(error, self.unstrip(path))
-                if not _PASSING.search(str(error)) or time.monotonic() > deadline:
+                told, now = translate(error, self.unstrip(path)), time.monotonic()
+                passing = _PASSING.search(str(error)) is not None
+                if isinstance(told, UnreachableError) and now - began < _AT_ONCE_S:
+                    told, passing = OSError(f"{self.unstrip(path)}: a DataNode is gone."), True
+                if not passing or now > deadline:
                     raise told from error
                 log.warning("%s Trying again in %.1f s.", told, pause)
                 time.sleep(pause)

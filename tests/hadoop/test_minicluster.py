@@ -111,7 +111,7 @@ def test_permissions_and_quotas_are_enforced(hadoop):
     fs.mkdir(f"{hadoop.url}/tmp/tight")
     call(hadoop, "hdfs", "dfsadmin", "-setQuota", "2", "/tmp/tight")
     fs.pipe(f"{hadoop.url}/tmp/tight/one", b"1")
-    with pytest.raises(RuntimeError, match="NSQuotaExceededException"):  # hdfs-native's
+    with pytest.raises(PermissionError, match="The quota of names is used up"):
         fs.pipe(f"{hadoop.url}/tmp/tight/two", b"2")
 
 
