@@ -16,8 +16,8 @@ from distributed import Client
 
 from dtl import cluster, config, features, images, listing
 
-N_IMAGES = 512
-N_TURNS = 3
+N_IMAGES = 640
+N_TURNS = 2
 
 
 def _bare_loop(root: str, paths: list[str], batch_images: int, precision: str) -> float:
