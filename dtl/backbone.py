@@ -97,28 +97,29 @@ class Backbone:
         self.lock = threading.Lock()
         with _dtype_policy(spec.precision):
             self.model = _cut(_with_weights(spec, self.description), spec.layers, spec.pooling)
+        # Preprocessing is of the graph: a batch of bytes is a quarter of one of floats to fill.
+        pixels = keras.Input((*self.description.input_size, 3), dtype="uint8")
+        floats = keras.ops.cast(pixels, "float32")
+        self._of_pixels = keras.Model(
+            pixels, self.model(_preprocess(spec.network, spec.preprocess)(floats))
+        )
         # XLA makes this several times slower on a CPU under TensorFlow; JAX has nothing else.
-        self.model.jit_compile = keras.backend.backend() == "jax"
+        self._of_pixels.jit_compile = keras.backend.backend() == "jax"
         self.weights_sha256 = _sha256(self.model)
 
-    def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Make an RGB image (..., height, width, 3) what the network was trained on."""
-        preprocess = _preprocess(self.spec.network, self.spec.preprocess)
-        ready: NDArray[np.float32] = preprocess(image.astype(np.float32))
-        return ready
-
-    def features(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Compute the features of preprocessed images.
+    def features(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Preprocess images and compute their features.
 
         Parameters
         ----------
-        batch : (n_images, height, width, 3) float32
+        pixels : (n_images, height, width, 3) uint8
+            RGB.
 
         Returns
         -------
         dict of layer name to (n_images, n_features) float32
         """
-        outputs = self.model.predict_on_batch(batch)
+        outputs = self._of_pixels.predict_on_batch(pixels)
         if len(self.spec.layers) == 1:
             outputs = [outputs]
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import threading
@@ -148,11 +147,10 @@ def extract(
             f"{extractor.weights_sha256}. Give all workers one file."
         )
 
-    def read(row: int) -> tuple[int, str, NDArray[np.float32] | None]:
-        content_hash, error, pixels = read_image(
+    def read(row: int) -> tuple[int, str, NDArray[np.uint8] | None]:
+        return read_image(
             files[row], extractor.input_size, extractor.image, lambda: reader.read(row)
         )
-        return content_hash, error, None if pixels is None else network.preprocess(pixels)
 
     n_images, batch_images = len(files), extractor.batch_images
     content_hash = np.zeros(n_images, np.uint64)
@@ -168,7 +166,7 @@ def extract(
         with network.lock:
             for start in range(0, n_images, batch_images):
                 # Always of one shape, so that Keras traces it once; the rest stays black.
-                batch = np.zeros((batch_images, *extractor.input_size, 3), np.float32)
+                batch = np.zeros((batch_images, *extractor.input_size, 3), np.uint8)
                 rows = range(start, min(start + batch_images, n_images))
                 for row in rows:
                     content_hash[row], errors[row], pixels = next(ahead)
@@ -216,7 +214,7 @@ def read_image(
         where = file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
         error.add_note(f"while reading {where}")
         raise
-    content_hash = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    content_hash = images.content_hash(data)
     try:
         pixels = images.decode(data, size, resize=image.resize, max_pixels=image.max_pixels)
     except ValueError as error:

@@ -47,8 +47,7 @@ def settings(
         "dtype": features.dtype,
         "batch_images": features.batch_images,
         "chunk_images": features.chunk_images,
-        "images": f"{len(listed)} of {len(listed.class_names)} classes, SHA-256 "
-        f"{listed.fingerprint}",
+        "images": listed.description,
     }
     if features.precision != "auto":
         asked["precision"] = features.precision

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dtl import listing, packing, split, storage, tars
+from dtl import images, listing, packing, split, storage, tars
 from dtl.config import Config, ImagesConfig
 from dtl.extraction import read_ahead
 from dtl.progress import track
@@ -280,18 +280,12 @@ def _list(archive: str, dataset: Dataset, seed: int) -> ImageList:
 def _split(listed: ImageList, settings: Config) -> ImageList:
     """The same images in folders of their splits."""
     with storage.Reader(tars.locate_listed(listed)) as reader:
-        content_hash = np.array(
-            [
-                int.from_bytes(hashlib.blake2b(reader.read(row), digest_size=8).digest(), "little")
-                for row in range(len(listed))
-            ],
-            np.uint64,
-        )
+        hashes = [images.content_hash(reader.read(row)) for row in range(len(listed))]
     rows = split.assign_splits(
         listed.path,
         listed.label,
         listed.given_split,
-        content_hash,
+        np.array(hashes, np.uint64),
         np.ones(len(listed), bool),
         listed.class_names,
         settings.split,
@@ -299,7 +293,7 @@ def _split(listed: ImageList, settings: Config) -> ImageList:
     )
     kept = _take(replace(listed, given_split=rows), rows != NO_SPLIT)
     path = [f"{SPLITS[k]}/{path}" for k, path in zip(kept.given_split, kept.path, strict=True)]
-    log.info("split: %s", ", ".join(f"{(rows == k).sum()} {name}" for k, name in enumerate(SPLITS)))
+    log.info("split: %s", split.describe(rows))
     return replace(kept, path=np.array(path, np.dtypes.StringDType()))
 
 

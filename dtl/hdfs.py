@@ -126,14 +126,6 @@ class Hdfs(HdfsFileSystem):
         """As fsspec's."""
         return super().info(path, **kwargs)
 
-    def exists(self, path: str, **kwargs: Any) -> bool:
-        """As fsspec's; a NameNode that does not answer is an error, not an absence."""
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
-
     @_steady
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
         """As fsspec's."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dtl import images, split, storage, tars
 from dtl.config import ImagesConfig, SplitConfig
 from dtl.feature_store import FeatureStore
-from dtl.types import DONE, SPLITS, Extent, ImageList
+from dtl.types import DONE, Extent, ImageList
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +335,7 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
         seed,
     )
     store.write_split(rows, settings)
-    log.info("split: %s", ", ".join(f"{(rows == k).sum()} {name}" for k, name in enumerate(SPLITS)))
+    log.info("split: %s", split.describe(rows))
     n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], label[usable])
     if n_duplicates:
         log.info(

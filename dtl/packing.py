@@ -77,8 +77,7 @@ def pack(
 def settings(images: ImageList, config: PackConfig) -> dict[str, Any]:
     """All that the tars depend on, for the ledger beside them."""
     return {
-        "images": f"{len(images)} of {len(images.class_names)} classes, SHA-256 "
-        f"{images.fingerprint}",
+        "images": images.description,
         "shard_mib": config.shard_mib,
     }
 
@@ -180,9 +179,7 @@ def claim(url: str, asked: Mapping[str, Any], *, overwrite: bool = False) -> Non
     """
     check_free(url, asked, overwrite=overwrite)
     if (stored := _read_ledger(url)) == asked:
-        for path, _ in list(storage.walk(url)):
-            if path.endswith(".partial"):  # of a process that was killed
-                storage.remove(storage.join(url, path))
+        storage.clean(url)
         return
     if stored is not None:
         storage.clear(url)

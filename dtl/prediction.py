@@ -102,7 +102,7 @@ def predict(
     if replaced:
         storage.remove(url)
     elif storage.exists(url):
-        _clean(url)
+        storage.clean(url)  # Parquet readers would read what is half-written
     storage.write_bytes(ledger, json.dumps(asked).encode())
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
@@ -169,13 +169,6 @@ def _is_empty(url: str) -> bool:
         return next(storage.walk(url), None) is None
     except NotADirectoryError:
         return False
-
-
-def _clean(url: str) -> None:
-    """Remove the half-written files that a killed process left; Parquet readers would read them."""
-    for path, _ in list(storage.walk(url)):
-        if path.endswith(".partial"):
-            storage.remove(storage.join(url, path))
 
 
 def _count_unread(part: str) -> int:

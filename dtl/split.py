@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import SplitConfig
-from dtl.types import NO_SPLIT, TRAIN
+from dtl.types import NO_SPLIT, SPLITS, TRAIN
 
 
 def hash_keys(
@@ -111,6 +111,17 @@ def check_split(config: SplitConfig, n_images: int) -> None:
         raise ValueError(
             f"The splits ask for {taken:.0f} of {n_images} images: {parts}. Make them smaller."
         )
+
+
+def describe(split: NDArray[np.int8]) -> str:
+    """How many rows each split has, for people.
+
+    Examples
+    --------
+    >>> describe(np.array([0, 0, 2, -1], np.int8))
+    '2 train, 0 validation, 1 test'
+    """
+    return ", ".join(f"{(split == k).sum()} {name}" for k, name in enumerate(SPLITS))
 
 
 def assign_splits(

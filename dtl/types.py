@@ -80,6 +80,11 @@ class ImageList:
             digest.update(path.encode() + b"\0")
         return digest.hexdigest()
 
+    @property
+    def description(self) -> str:
+        """Its size and its fingerprint, as settings hold them."""
+        return f"{len(self)} of {len(self.class_names)} classes, SHA-256 {self.fingerprint}"
+
 
 @dataclass(frozen=True)
 class BackboneSpec:

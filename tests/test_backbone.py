@@ -93,7 +93,7 @@ def test_fc2_of_an_untrained_vgg16_is_that_of_keras_own(images: np.ndarray) -> N
     finally:
         stop.set()
         drawing.join()
-    found = network.features(network.preprocess(images))["fc2"]
+    found = network.features(images)["fc2"]
     assert found.shape == (2, 4096)
     assert found.dtype == np.float32
     assert np.ptp(expected, axis=0).max() > 0.01  # the pictures differ, and so do their features
@@ -103,12 +103,11 @@ def test_fc2_of_an_untrained_vgg16_is_that_of_keras_own(images: np.ndarray) -> N
 def test_several_layers_in_one_pass_equal_each_alone(images: np.ndarray) -> None:
     layers = ("block2_pool", "block1_conv1", "block1_pool")
     together = Backbone(replace(FIRST, layers=layers))
-    batch = together.preprocess(images)
-    found = together.features(batch)
+    found = together.features(images)
     assert list(found) == list(layers)
     assert [values.shape[1] for values in found.values()] == [128, 64, 64]
     for layer in layers:
-        alone = Backbone(replace(FIRST, layers=(layer,))).features(batch)[layer]
+        alone = Backbone(replace(FIRST, layers=(layer,))).features(images)[layer]
         assert alone.any()
         assert np.allclose(found[layer], alone, rtol=1e-5, atol=1e-4)
 
@@ -123,7 +122,7 @@ def test_pooling_is_that_of_numpy(images: np.ndarray, pooling: str) -> None:
         "flatten": maps.reshape(2, -1),
     }[pooling]
     network = Backbone(replace(FIRST, pooling=pooling))
-    found = network.features(network.preprocess(images))["block1_pool"]
+    found = network.features(images)["block1_pool"]
     assert network.description.n_features == {"block1_pool": expected.shape[1]}
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
 
@@ -133,21 +132,20 @@ def test_pooling_is_that_of_numpy(images: np.ndarray, pooling: str) -> None:
 )
 def test_preprocessing_is_that_of_keras(images: np.ndarray, network: str, module: str) -> None:
     layer = {"VGG16": "block1_conv1", "MobileNetV2": "Conv1"}[network]
-    made = Backbone(replace(FIRST, network=network, layers=(layer,)))
-    expected = getattr(keras.applications, module).preprocess_input(images.astype(np.float32))
+    made = Backbone(replace(FIRST, network=network, layers=(layer,), pooling="flatten"))
+    batch = getattr(keras.applications, module).preprocess_input(images.astype(np.float32))
+    expected = made.model.predict_on_batch(batch)
     before = images.copy()
-    assert np.allclose(made.preprocess(images), expected, atol=1e-4)
-    assert np.allclose(made.preprocess(images[1]), expected[1], atol=1e-4)  # one image alone
+    found = made.features(images)[layer]
+    assert np.ptp(found) > 0.1
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-4)
     assert (images == before).all()
 
 
 def test_dl4j_preprocessing_is_bgr_with_the_means_in(images: np.ndarray) -> None:
     network = Backbone(replace(FIRST, preprocess="dl4j"))
-    found = network.preprocess(images)
-    assert found.dtype == np.float32
-    assert (found == images[..., [2, 1, 0]]).all()
-    features = network.features(found)["block1_pool"]
-    maps = outputs(own_convolutions(5), "block1_pool", found)
+    features = network.features(images)["block1_pool"]
+    maps = outputs(own_convolutions(5), "block1_pool", images[..., [2, 1, 0]].astype(np.float32))
     assert np.allclose(features, maps.mean(axis=(1, 2), dtype=np.float64), rtol=1e-4, atol=1e-3)
 
 
@@ -156,7 +154,7 @@ def test_another_network(images: np.ndarray) -> None:
     mobile = keras.applications.MobileNetV2(weights=None)
     batch = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
     network = Backbone(replace(FIRST, network="MobileNetV2", layers=("block_2_add",)))
-    found = network.features(network.preprocess(images))["block_2_add"]
+    found = network.features(images)["block_2_add"]
     expected = outputs(mobile, "block_2_add", batch).mean(axis=(1, 2), dtype=np.float64)
     assert np.abs(expected).max() > 1e-3
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -170,7 +168,7 @@ def test_layers_that_keras_names_itself_have_one_name_whatever_was_made_before()
     network = Backbone(replace(FIRST, network="MobileNetV3Small", layers=("re_lu_1",)))
     assert network.description.n_features == {"re_lu_1": 16}
     assert {"re_lu", "re_lu_1"} <= {layer.name for layer in network.model.layers}
-    assert network.features(np.zeros((1, 224, 224, 3), "f4"))["re_lu_1"].shape == (1, 16)
+    assert network.features(np.zeros((1, 224, 224, 3), "u1"))["re_lu_1"].shape == (1, 16)
 
 
 @pytest.mark.skipif("bfloat16" not in backbone.precisions(), reason="no bfloat16 in this processor")
@@ -178,8 +176,7 @@ def test_bfloat16_is_float32_with_fewer_digits(images: np.ndarray) -> None:
     exact, fast = (Backbone(replace(FIRST, precision=p)) for p in ("float32", "bfloat16"))
     assert fast.weights_sha256 == exact.weights_sha256
     assert keras.config.dtype_policy().name == "float32"  # put back
-    batch = exact.preprocess(images)
-    expected, found = (n.features(batch)["block1_pool"] for n in (exact, fast))
+    expected, found = (n.features(images)["block1_pool"] for n in (exact, fast))
     assert found.dtype == np.float32
     assert not np.allclose(found, expected, rtol=1e-6)
     # 8 bits of a significand; values near 0 are differences of larger ones.
@@ -209,7 +206,7 @@ def test_the_real_weights_file(data: Path, images: np.ndarray) -> None:
     with np.load(file) as arrays:
         trained.set_weights([arrays[name] for name in sorted(arrays.files)])
     maps = outputs(trained, "block5_pool", keras_batch(images))
-    found = network.features(network.preprocess(images))["block5_pool"]
+    found = network.features(images)["block5_pool"]
     assert found.shape == (2, 512)
     assert np.allclose(found, maps.mean(axis=(1, 2), dtype=np.float64), rtol=1e-4, atol=1e-3)
 
@@ -256,7 +253,7 @@ def test_weights_of_a_file(
         replace(FIRST, layers=("block1_pool", "block2_pool"), weights=str(tmp_path / name))
     )
     batch = keras_batch(images)
-    for layer, found in network.features(batch).items():
+    for layer, found in network.features(images).items():
         expected = outputs(trained, layer, batch).mean(axis=(1, 2), dtype=np.float64)
         assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
 
@@ -292,7 +289,7 @@ def test_weights_that_end_too_early(tmp_path: Path) -> None:
     assert "ends before layer block2_conv2 of " in message
     assert "Give a file with those weights, or cut at an earlier layer." in message
     # Where the cut needs no more of them, they are enough.
-    features = Backbone(replace(FIRST, weights=str(file))).features(np.ones((1, 224, 224, 3), "f4"))
+    features = Backbone(replace(FIRST, weights=str(file))).features(np.ones((1, 224, 224, 3), "u1"))
     assert not features["block1_pool"].any()
 
 
@@ -431,7 +428,7 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     rng = np.random.default_rng(1)
     # Four pictures more, so that means and scales are of more than two.
     many = np.concatenate([images, rng.integers(0, 256, (4, 224, 224, 3), np.uint8)])
-    features = network.features(network.preprocess(many))[layer]
+    features = network.features(many)[layer]
     n_features = features.shape[1]
     head = Head(
         kernel=rng.normal(size=(n_features, 3)).astype(np.float32) / np.sqrt(n_features),

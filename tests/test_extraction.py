@@ -41,7 +41,7 @@ def alone(file: Path) -> np.ndarray:
     """An image's features without extraction."""
     network = backbone.load(SPEC)
     pixels = images.decode(file.read_bytes(), (224, 224))
-    return network.features(network.preprocess(pixels)[None])["block1_pool"][0]
+    return network.features(pixels[None])["block1_pool"][0]
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -161,7 +161,7 @@ def test_several_layers(pictures: Path) -> None:
     )  # fmt: skip
     file = pictures / "red" / "0.jpg"
     features, _, _ = extract([str(file)] * 2, extractor)
-    batch = network.preprocess(images.decode(file.read_bytes(), (224, 224)))[None]
+    batch = images.decode(file.read_bytes(), (224, 224))[None]
     for layer, expected in network.features(batch).items():
         assert np.allclose(features[layer], expected, rtol=1e-4, atol=1e-3)
 

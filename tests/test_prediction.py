@@ -36,7 +36,7 @@ def listed(root: Path) -> list[str]:
 def features_of(root: Path, paths: Sequence[str]) -> np.ndarray:
     network = backbone.load(BackboneSpec(layers=("block1_pool",), weights="random"))
     pixels = [images.decode((root / path).read_bytes(), (224, 224)) for path in paths]
-    batch = network.preprocess(np.stack(pixels))
+    batch = np.stack(pixels)
     return np.concatenate([network.features(one[None])["block1_pool"] for one in batch])
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dtl import trainer
+from dtl import replica, trainer
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
-from dtl.trainer import Shard
+from dtl.replica import Shard
 from dtl.types import TRAIN, VALIDATION, Head
 
 CONFIG = TrainConfig(n_shards=4, epochs=6.0, batch_size=16, averaging_frequency=5)
@@ -245,10 +245,10 @@ def test_batches_pass_over_every_row_once_an_epoch(
     n = sum(chunk_rows)
     shard = Shard(0, np.zeros((n, 1), np.float32), np.zeros(n, np.int32), tuple(chunk_rows))
     n_steps = -(-n // batch_size)
-    whole = list(trainer.local_batches(shard, 0, 3 * n_steps, batch_size, 5))
+    whole = list(replica.local_batches(shard, 0, 3 * n_steps, batch_size, 5))
     for epoch in range(3):
         seen = np.concatenate(whole[epoch * n_steps : (epoch + 1) * n_steps])
         assert sorted(seen) == list(range(n))
-    later = list(trainer.local_batches(shard, first, 4, batch_size, 5))
+    later = list(replica.local_batches(shard, first, 4, batch_size, 5))
     for batch, same in zip(later, whole[first:], strict=False):
         assert (batch == same).all()

@@ -16,8 +16,8 @@ from distributed import Client
 
 from dtl import cluster, config, features, images, listing
 
-N_IMAGES = 640
-N_TURNS = 2
+N_IMAGES = 1024
+N_TURNS = 3
 
 
 def _bare_loop(root: str, paths: list[str], batch_images: int, precision: str) -> float:
@@ -47,9 +47,7 @@ def test_featurize_is_as_fast_as_a_bare_keras_loop(data: Path, tmp_path: Path) -
     for name in names[:: len(names) // N_IMAGES][:N_IMAGES]:
         (few / name).parent.mkdir(parents=True, exist_ok=True)
         (few / name).symlink_to(data / "caltech256" / name)
-    c = config.build(
-        {"images": {"url": str(few)}, "features": {"weights": "random", "chunk_images": 128}}
-    )
+    c = config.build({"images": {"url": str(few)}, "features": {"weights": "random"}})
     listed = listing.list_images(c.images, c.seed)
     paths = [str(p) for p in listed.path]
     ours, bare = [], []

@@ -10,7 +10,7 @@ from minicluster import MiniCluster
 
 from dtl import cluster, config, extraction, features, listing, storage
 
-N_IMAGES = 256
+N_IMAGES = 768
 N_TURNS = 3
 
 
@@ -23,7 +23,7 @@ def test_hdfs_is_as_fast_as_a_local_disk(data: Path, tmp_path: Path, hadoop: Min
                 f"{place}/photographs/{name}", (data / "caltech256" / name).read_bytes()
             )
     speed: dict[str, list[float]] = {place: [] for place in places}
-    options = {"weights": "random", "chunk_images": 64}
+    options = {"weights": "random"}
     c = config.build({"features": options})
     with cluster.connect(c.cluster) as client:
         extraction.prepare(client, c.features, c.images, c.seed)
