@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -119,13 +119,79 @@ class Backbone:
         -------
         dict of layer name to (n_images, n_features) float32
         """
-        outputs = self._of_pixels.predict_on_batch(pixels)
-        if len(self.spec.layers) == 1:
-            outputs = [outputs]
-        return {
-            layer: np.asarray(output, dtype=np.float32)
-            for layer, output in zip(self.spec.layers, outputs, strict=True)
-        }
+        return _by_layer(self.spec.layers, self._of_pixels.predict_on_batch(pixels))
+
+    def last_before(self, layers: tuple[str, ...], stored: Sequence[str]) -> str:
+        """Which of the stored layers is the last that all of `layers` follow from.
+
+        Raises
+        ------
+        ValueError
+            If none is, or those that are have positions, which pooling has lost.
+        """
+        names = [layer.name for layer in self.model.layers]
+        for layer in sorted(stored, key=names.index, reverse=True):
+            if layer not in layers and len(self._output(layer).shape) == 2:
+                with contextlib.suppress(ValueError):  # there are ways past it
+                    self._tail(layer, layers)
+                    return layer
+        raise ValueError(
+            f"{', '.join(layers)} of {self.spec.network} cannot be computed from the stored "
+            f"{', '.join(stored)}. It takes an earlier layer without positions, such as fc1."
+        )
+
+    def sha256_up_to(self, layers: Sequence[str]) -> str:
+        """`weights_sha256` of the network that is cut at these of its layers."""
+        return _sha256(keras.Model(self.model.inputs, [self._output(layer) for layer in layers]))
+
+    def features_from(
+        self,
+        layer: str,
+        values: NDArray[np.float32],
+        layers: tuple[str, ...],
+        batch_images: int,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Compute features of layers from those of an earlier one.
+
+        Parameters
+        ----------
+        values : (n_images, n_features) float32
+        batch_images : int
+            In one pass; the last batch is filled up with zeros, as that of `features` is with
+            black images.
+
+        Returns
+        -------
+        dict of layer name to (n_images, n_features) float32
+        """
+        tail, n_images = self._tail(layer, layers), len(values)
+        filled = np.zeros((-(-n_images // batch_images) * batch_images, values.shape[1]), "f4")
+        filled[:n_images] = values
+        parts = [
+            _by_layer(layers, tail.predict_on_batch(filled[start : start + batch_images]))
+            for start in range(0, len(filled), batch_images)
+        ]
+        return {name: np.concatenate([p[name] for p in parts])[:n_images] for name in layers}
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019  (one backbone a process)
+    def _tail(self, layer: str, layers: tuple[str, ...]) -> keras.Model:
+        outputs = [self._output(name) for name in layers]
+        with _dtype_policy(self.spec.precision):
+            tail = keras.Model(self._output(layer), outputs if len(outputs) > 1 else outputs[0])
+        tail.jit_compile = self._of_pixels.jit_compile
+        return tail
+
+    def _output(self, layer: str) -> Any:
+        return self.model.get_layer(layer).output
+
+
+def _by_layer(layers: Sequence[str], outputs: Any) -> dict[str, NDArray[np.float32]]:
+    if len(layers) == 1:
+        outputs = [outputs]
+    return {
+        layer: np.asarray(output, dtype=np.float32)
+        for layer, output in zip(layers, outputs, strict=True)
+    }
 
 
 _loading = threading.Lock()

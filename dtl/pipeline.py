@@ -25,6 +25,7 @@ from dtl import (
     cluster,
     config,
     demo,
+    derivation,
     evaluation,
     extraction,
     features,
@@ -271,6 +272,25 @@ def _predict(run: _Run, model: Results) -> None:
     _say(f"Predictions for {len(found.paths)} images ({n_unread} unreadable): {run.results.url}")
 
 
+def _derive(run: _Run, model: Results) -> None:
+    c, source, url = run.settings, model.store(), run.results.features
+    derivation.check_not_same(url, source)
+    try:
+        store = derivation.finished(url, source, c.features)
+    except ValueError:
+        if not c.overwrite:
+            raise
+        store = None
+    run.begin()
+    if store is not None:
+        log.info("features: done before, %d images", store.n_images)
+    else:
+        store = derivation.derive(
+            url, source, c.features, c.seed, run.client, overwrite=c.overwrite
+        )
+    _say(f"Features of {store.n_images} images: {store.url}")
+
+
 def _export(run: _Run, model: Results) -> None:
     from dtl import backbone  # Keras, which no other command needs here
 
@@ -391,6 +411,8 @@ _COMMANDS = {
     "report": _Command("evaluation.json to report.html", _report, {}, goes_on=True),
     "predict": _Command("classify other images into a Parquet dataset", _predict, {},
                         needs_model=True),
+    "derive": _Command("stored fc1 features to fc2 and predictions, without the images", _derive,
+                       {}, needs_model=True),
     "export": _Command("network and head as one .keras file", _export, {}, needs_model=True),
     "fetch": _Command("bring a public data set to where the work is", _fetch, {},
                       arguments=_fetch_arguments),
@@ -457,7 +479,7 @@ def _settings(arguments: argparse.Namespace, command: _Command) -> Config:
         layers.append(Results(out).config())
     if command.needs_model:
         layers.append(Results(arguments.model).config() | {"out": ""})
-        layers.append({"images": {"url": ""}})
+        layers.append({"images": {"url": ""}, "train": {"layer": ""}})
     settings = config.build(*layers, file, given)
     _ = settings.layer  # says if it is none of the layers
     storage.use_hdfs_client(settings.storage.hdfs_client)

@@ -263,14 +263,20 @@ def test_a_server_without_ranges_that_always_breaks(
     assert len(server.asked) == 5
 
 
-def test_a_whole_partial_file_is_not_downloaded_again(
-    small: Fetch, tmp_path: Path, server: Server
-) -> None:
+@pytest.fixture
+def partial(small: Fetch, tmp_path: Path, server: Server) -> Path:
+    """What an interrupted download left."""
     server.breaks_after = [0] * 5
     with pytest.raises(OSError, match="cannot be downloaded"):
         small(tmp_path / "out")
-    (partial,) = (tmp_path / "scratch").iterdir()
     server.breaks_after, server.asked = [], []
+    (left,) = (tmp_path / "scratch").iterdir()
+    return left
+
+
+def test_a_whole_partial_file_is_not_downloaded_again(
+    small: Fetch, tmp_path: Path, server: Server, partial: Path
+) -> None:
     partial.write_bytes(server.data)
     small(tmp_path / "out")
     assert server.asked == [f"bytes={len(server.data)}-"]
@@ -278,14 +284,9 @@ def test_a_whole_partial_file_is_not_downloaded_again(
 
 
 def test_a_partial_file_of_something_longer_is_begun_anew(
-    small: Fetch, tmp_path: Path, server: Server
+    small: Fetch, tmp_path: Path, server: Server, partial: Path
 ) -> None:
-    server.breaks_after = [0] * 5
-    with pytest.raises(OSError, match="cannot be downloaded"):
-        small(tmp_path / "out")
-    (partial,) = (tmp_path / "scratch").iterdir()
     partial.write_bytes(server.data + b"more")
-    server.breaks_after = []
     small(tmp_path / "out")
     assert images_in(tmp_path / "out") == PHOTOGRAPHS
 

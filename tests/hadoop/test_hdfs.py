@@ -104,22 +104,16 @@ def wait_for_chunk(out: str, chunk: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_datanode_killed_on_the_way(
-    breakable_hadoop: MiniCluster, places: tuple[Path, str]
-) -> None:
+@pytest.mark.parametrize(
+    ("daemon", "action"), [("datanode-0", MiniCluster.kill), ("namenode", MiniCluster.restart)]
+)
+def test_what_passes_is_waited_for(
+    breakable_hadoop: MiniCluster, places: tuple[Path, str], daemon: str,
+    action: Callable[[MiniCluster, str], None],
+) -> None:  # fmt: skip
     folder, images = places
-    out = f"{breakable_hadoop.url}/datanode"
-    done = run_and_meanwhile(images, out, 2, lambda: breakable_hadoop.kill("datanode-0"))
-    assert done.returncode == 0, done.stderr
-    same_results(folder, out)
-
-
-def test_the_namenode_restarted_on_the_way(
-    breakable_hadoop: MiniCluster, places: tuple[Path, str]
-) -> None:
-    folder, images = places
-    out = f"{breakable_hadoop.url}/namenode"
-    done = run_and_meanwhile(images, out, 2, lambda: breakable_hadoop.restart("namenode"))
+    out = f"{breakable_hadoop.url}/without-{daemon}"
+    done = run_and_meanwhile(images, out, 2, lambda: action(breakable_hadoop, daemon))
     assert done.returncode == 0, done.stderr
     same_results(folder, out)
 
