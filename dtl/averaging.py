@@ -7,43 +7,49 @@ number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import blas
+
+from dtl import buffers
+
+OUTER = "_outer_velocity"
+"""Ends the names of the outer momentum's velocities, which no replica changes."""
+
+
+_BLOCK = 1 << 14
+"""Numbers that are added up at a time: 128 KiB in float64, so that all but the parts themselves
+stays in a core's cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedSum:
-    """Parameters of one or more replicas, summed.
+    """Parameters of one or more replicas, weighted and summed.
 
     Parameters
     ----------
     n_samples : int
         The sum of the weights: the training rows of the replicas.
-    sums : dict of str to float64 array
-        ``sum(n_samples * parameter)`` of each parameter; empty for replicas without rows.
-    squares : float
-        ``sum(n_samples * sum(kernel ** 2))``, for the spread of the replicas.
+    values : dict of str to array
+        Of one replica, its float32 parameters as they are; of more, their float64 sums, ``sum(
+        n_samples * parameter)``; empty for replicas without rows. So what leaves a replica is as
+        small as it can be, and what adds up is exact.
+    squares : float, optional
+        ``sum(n_samples * sum(kernel ** 2))``, for the spread of the replicas; None for one replica.
     """
 
     n_samples: int = 0
-    sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    squares: float = 0.0
+    values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    squares: float | None = None
 
     @classmethod
     def of(cls, params: Mapping[str, NDArray[Any]], n_samples: int) -> WeightedSum:
-        """One replica; without samples it weighs nothing."""
-        if n_samples == 0:
-            return cls()
-        sums = {name: value.astype(np.float64) for name, value in params.items()}
-        kernel = sums["kernel"].ravel()
-        squares = n_samples * float(kernel @ kernel)
-        for value in sums.values():
-            value *= n_samples
-        return cls(n_samples, sums, squares)
+        """One replica, whose parameters must not change any more; without samples it is nothing."""
+        return cls(n_samples, params) if n_samples else cls()
 
 
 def combine(parts: Sequence[WeightedSum]) -> WeightedSum:
@@ -51,17 +57,24 @@ def combine(parts: Sequence[WeightedSum]) -> WeightedSum:
     parts = [part for part in parts if part.n_samples]
     if not parts:
         return WeightedSum()
-    sums = {name: value.copy() for name, value in parts[0].sums.items()}
-    for part in parts[1:]:
-        for name, value in part.sums.items():
-            sums[name] += value
-    return WeightedSum(
-        sum(part.n_samples for part in parts), sums, sum(part.squares for part in parts)
-    )
+    sums, squares = {}, 0.0
+    for name, value in parts[0].values.items():
+        total = buffers.empty(value.shape, np.float64)
+        flat = total.reshape(-1)
+        for here, block, block_squares in _sum_blocks(parts, name):
+            flat[here] = block
+            squares += block_squares
+        sums[name] = total
+    return WeightedSum(sum(part.n_samples for part in parts), sums, squares)
 
 
-def average(total: WeightedSum) -> tuple[dict[str, NDArray[np.float32]], float]:
+def average(parts: Sequence[WeightedSum]) -> tuple[dict[str, NDArray[np.float32]], float]:
     """The averaged parameters, and how far the replicas were apart.
+
+    Parameters
+    ----------
+    parts : sequence of WeightedSum
+        They are added up on the way.
 
     Returns
     -------
@@ -82,18 +95,121 @@ def average(total: WeightedSum) -> tuple[dict[str, NDArray[np.float32]], float]:
     Examples
     --------
     >>> one, three = ({"kernel": np.full((1, 1), v)} for v in (1.0, 3.0))
-    >>> params, spread = average(combine([WeightedSum.of(one, 1), WeightedSum.of(three, 3)]))
+    >>> params, spread = average([WeightedSum.of(one, 1), WeightedSum.of(three, 3)])
     >>> params["kernel"].item(), round(spread, 3)
     (2.5, 0.346)
     """
-    if total.n_samples == 0:
+    parts = [part for part in parts if part.n_samples]
+    n_samples = sum(part.n_samples for part in parts)
+    if n_samples == 0:
         raise ValueError("No replica had training rows to learn from. Check the split.")
-    means = {name: value / total.n_samples for name, value in total.sums.items()}
-    kernel = means["kernel"].ravel()
-    norm2 = float(kernel @ kernel)
-    spread2 = max(total.squares / total.n_samples - norm2, 0.0)
-    spread = float(np.sqrt(spread2 / norm2)) if norm2 else 0.0
-    return {name: value.astype(np.float32) for name, value in means.items()}, spread
+    params, squares, norm2 = {}, 0.0, 0.0
+    for name, value in parts[0].values.items():
+        mean = buffers.empty(value.shape, np.float32)
+        flat = mean.reshape(-1)
+        for here, block, block_squares in _sum_blocks(parts, name):
+            block /= n_samples
+            flat[here] = block
+            squares += block_squares
+            if name == "kernel":
+                norm2 += float(block @ block)
+        params[name] = mean
+    spread2 = max(squares / n_samples - norm2, 0.0)
+    return params, float(np.sqrt(spread2 / norm2)) if norm2 else 0.0
+
+
+def _sum_blocks(
+    parts: Sequence[WeightedSum], name: str
+) -> Iterator[tuple[slice, NDArray[np.float64], float]]:
+    """Block after block of the flat sum of a parameter, with what each adds to the squares."""
+    flats = [part.values[name].reshape(-1) for part in parts]
+    n = len(flats[0])
+    sums, exact = np.empty((2, min(n, _BLOCK)))
+    for start in range(0, n, _BLOCK):
+        here = slice(start, min(start + _BLOCK, n))
+        block, one = sums[: here.stop - start], exact[: here.stop - start]
+        block[:] = 0
+        squares = 0.0
+        for part, flat in zip(parts, flats, strict=True):
+            if part.squares is not None:
+                block += flat[here]
+                continue
+            one[:] = flat[here]
+            blas.daxpy(one, block, a=part.n_samples)
+            if name == "kernel":
+                squares += part.n_samples * float(one @ one)
+        if name == "kernel" and start == 0:
+            squares += sum(part.squares for part in parts if part.squares is not None)
+        yield here, block, squares
+
+
+def distance_and_norm(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, float]:
+    """Norm of ``a - b``, and of `a`.
+
+    Examples
+    --------
+    >>> distance_and_norm(np.array([3, 4], "f4"), np.array([3, 0], "f4"))
+    (4.0, 5.0)
+    """
+    flat, other = a.reshape(-1), b.reshape(-1)
+    squares = np.zeros(2)
+    for start in range(0, len(flat), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        change = flat[here] - other[here]
+        squares += change @ change, flat[here] @ flat[here]
+    distance, norm = np.sqrt(squares).tolist()
+    return distance, norm
+
+
+def outer_step(
+    params: dict[str, NDArray[np.float32]],
+    before: Mapping[str, NDArray[np.float32]],
+    *,
+    momentum: float,
+    learning_rate: float,
+) -> dict[str, NDArray[np.float32]]:
+    r"""What a round ends with where its average is a step of an outer Nesterov momentum.
+
+    With :math:`\Delta` the average less what the round started from, :math:`W`,
+
+    .. math:: v \leftarrow m v + \eta \Delta, \qquad W \leftarrow W + m v + \eta \Delta.
+
+    Parameters
+    ----------
+    params : dict of str to float32 array
+        The averages.
+    before : dict of str to float32 array
+        What the round started from: ``kernel``, ``bias``, and ``kernel_outer_velocity`` and
+        ``bias_outer_velocity``, which are zeros if they are missing.
+
+    Returns
+    -------
+    dict of str to float32 array
+        Kernel and bias after the step, the velocities, and the other averages as they are.
+
+    References
+    ----------
+    Chen, Huo (2016), "Scalable training of deep learning machines by incremental block training
+    with intra-block parallel optimization and blockwise model-update filtering" (BMUF), with
+    Nesterov block momentum; Douillard et al. (2023), "DiLoCo", algorithm 1.
+
+    Examples
+    --------
+    >>> one, two = ({name: np.full(1, v, "f4") for name in ("kernel", "bias")} for v in (1, 2))
+    >>> after = outer_step(two, one, momentum=0.5, learning_rate=1.0)
+    >>> after["kernel"].item(), after["kernel_outer_velocity"].item()
+    (2.5, 1.0)
+    """
+    after = dict(params)
+    for name in ("kernel", "bias"):
+        step = learning_rate * (params[name] - before[name])
+        velocity = step.copy()
+        if f"{name}{OUTER}" in before:
+            velocity += momentum * before[f"{name}{OUTER}"]
+        step += momentum * velocity
+        step += before[name]
+        after[name], after[f"{name}{OUTER}"] = step, velocity
+    return after
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
+from dtl import schedules
+
 NO_URL = ""
 
 _IN_WORDS = {
@@ -23,7 +25,8 @@ _IN_WORDS = {
     int: "a whole number",
     float: "a number",
     str: "text",
-    tuple: "a list of texts",
+    tuple[str, ...]: "a list of texts",
+    tuple[int, ...]: "a list of whole numbers",
 }
 
 
@@ -208,6 +211,18 @@ class TrainConfig(_Section):
 
     _name: typing.ClassVar = "train"
     layer: str = option("", "features to train on; empty: the first of features.layers")
+    solver: Literal["averaging", "lbfgs"] = option(
+        "averaging", "local SGD and averages; or lbfgs: the exact optimum, one pass a step"
+    )
+    lbfgs_tolerance: float = option(
+        1e-5,
+        "lbfgs ends where no part of the gradient is larger",
+        check=_positive,
+        allowed="above 0",
+    )
+    lbfgs_max_iterations: int = option(
+        1000, "lbfgs ends here at the latest", check=_positive, allowed="1 or more"
+    )
     n_shards: int = option(
         0,
         "replicas that train side by side; 0: one a chunk, at most 8",
@@ -221,25 +236,184 @@ class TrainConfig(_Section):
     averaging_frequency: int = option(
         10, "batches between two averages", check=_positive, allowed="1 or more"
     )
+    averaging_frequency_end: int = option(
+        0,
+        "what it goes down to, geometrically, by the end; 0: it stays",
+        check=_not_negative,
+        allowed="0 or more",
+    )
     aggregation_depth: int = option(
         2, "levels of the tree that adds the replicas up", check=_positive, allowed="1 or more"
     )
-    learning_rate: float = option(0.02, "of the first step", check=_positive, allowed="above 0")
-    schedule: Literal["cosine", "constant"] = option(
-        "cosine", "how the learning rate goes on: down to 0 along a half cosine, or constant"
+    optimizer: Literal["nesterov", "sgd", "momentum", "adam", "rmsprop", "adadelta"] = option(
+        "nesterov", "of the local steps, as Keras has it; each wants its own learning rate"
+    )
+    learning_rate: float = option(
+        0.02, "of the first step, or after the warm-up", check=_positive, allowed="above 0"
+    )
+    schedule: Literal["cosine", "constant", "exponential", "steps"] = option(
+        "cosine", "how the learning rate goes on: down to 0 along a half cosine, or as named"
+    )
+    learning_rate_decay: float = option(
+        0.01,
+        "exponential: what the learning rate is multiplied by over the whole training",
+        check=lambda v: 0 < v <= 1,
+        allowed="above 0 and at most 1",
+    )
+    learning_rate_steps: str = option(
+        "", "steps: epoch:rate, such as 10:0.01,20:0.001; each rate holds from its epoch on"
+    )
+    warmup_epochs: float = option(
+        0.0,
+        "passes in which the learning rate rises from 0",
+        check=_not_negative,
+        allowed="0 or more",
     )
     momentum: float = option(
-        0.9, "Nesterov's; 0 is plain SGD", check=lambda v: 0 <= v < 1, allowed="from 0 to below 1"
+        0.9,
+        "of nesterov and momentum; 0 is plain SGD",
+        check=lambda v: 0 <= v < 1,
+        allowed="from 0 to below 1",
     )
     l2: float = option(
         1e-2, "penalty l2/2 * sum(kernel ** 2)", check=_not_negative, allowed="0 or more"
     )
+    dropout: float = option(
+        0.0,
+        "share of the inputs that a step leaves out",
+        check=lambda v: 0 <= v < 1,
+        allowed="from 0 to below 1",
+    )
+    label_smoothing: float = option(
+        0.0,
+        "share of a label that goes to all classes alike",
+        check=lambda v: 0 <= v < 1,
+        allowed="from 0 to below 1",
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "balanced: a row of a rare class counts more, as in scikit-learn"
+    )
+    clip_norm: float = option(
+        0.0,
+        "a gradient of a larger norm is scaled down to it; 0: none is",
+        check=_not_negative,
+        allowed="0 or more",
+    )
     average_optimizer: bool = option(
-        True, "average the momentum too; false: start it again after every average"
+        True, "average its state too; false: start it again after every average"
+    )
+    outer_momentum: float = option(
+        0.0,
+        "Nesterov's, over the averages (BMUF, DiLoCo); 0: none",
+        check=lambda v: 0 <= v < 1,
+        allowed="from 0 to below 1",
+    )
+    outer_learning_rate: float = option(
+        1.0,
+        "how far to go to the average, and with outer momentum in every round again",
+        check=_positive,
+        allowed="above 0",
     )
     validate_every: int = option(
         0,
         "rounds between two validations; 0: about 30 in all",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    patience: int = option(
+        0,
+        "stop after this many validations without a better one; 0: never",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    stop_on: Literal["validation_loss", "validation_accuracy"] = option(
+        "validation_loss", "what a better validation is: a lower loss, or a higher accuracy"
+    )
+    max_seconds: float = option(
+        0.0,
+        "stop after this time, so that the head depends on how fast it went; 0: no limit",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    keep: Literal["last", "best"] = option(
+        "last", "which head is head.npz: of the last round, or of the best validation"
+    )
+    start_from: str = option(
+        NO_URL, "head.npz, or --out of a run, whose head is trained further; empty: from zeros"
+    )
+    checkpoint_every: int = option(
+        50,
+        "rounds between two checkpoints, from which a killed training goes on; 0: none",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    features_in: Literal["memory", "store"] = option(
+        "memory", "where features stay: workers' memory, or the store, if it is larger than that"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.averaging_frequency_end > self.averaging_frequency:
+            raise ValueError(
+                "train.averaging_frequency_end must be at most train.averaging_frequency = "
+                f"{self.averaging_frequency}. Received: {self.averaging_frequency_end}."
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"train.warmup_epochs must be below train.epochs = {self.epochs:g}. "
+                f"Received: {self.warmup_epochs:g}."
+            )
+        if (self.schedule == "steps") != bool(self.learning_rate_steps):
+            raise ValueError(
+                "train.schedule = steps and train.learning_rate_steps go together. Received: "
+                f"schedule = {self.schedule}, learning_rate_steps = {self.learning_rate_steps!r}."
+            )
+        if self.learning_rate_steps:
+            try:
+                steps = schedules.parse_steps(self.learning_rate_steps)
+            except ValueError as error:
+                raise ValueError(f"train.learning_rate_steps: {error}") from None
+            if steps[-1][0] >= self.epochs:
+                raise ValueError(
+                    f"train.learning_rate_steps has a rate for epoch {steps[-1][0]:g}, but "
+                    f"training ends after train.epochs = {self.epochs:g}. Leave it out, or "
+                    "train longer."
+                )
+        if self.solver == "lbfgs":
+            changed = [
+                name
+                for name, usual in (
+                    ("dropout", 0.0), ("label_smoothing", 0.0), ("class_weights", "none"),
+                )
+                if getattr(self, name) != usual
+            ]  # fmt: skip
+            if changed:
+                raise ValueError(
+                    f"train.{changed[0]} is for train.solver = averaging; lbfgs minimises the "
+                    "plain objective. Leave it out, or change the solver."
+                )
+
+
+@dataclass(frozen=True)
+class CompareConfig(_Section):
+    """Which ways of training are compared."""
+
+    _name: typing.ClassVar = "compare"
+    frequencies: tuple[int, ...] = option(
+        (1, 10, 50),
+        "batches between two averages; 1 is synchronous SGD",
+        check=lambda v: bool(v) and min(v) > 0,
+        allowed="numbers of 1 or more",
+    )
+    shards: tuple[int, ...] = option(
+        (1, 4, 8),
+        "replicas that train side by side; not more than chunks",
+        check=lambda v: bool(v) and min(v) > 0,
+        allowed="numbers of 1 or more",
+    )
+    sklearn_mib: int = option(
+        2048,
+        "MiB of features that scikit-learn may hold on the driver; 0: without scikit-learn",
         check=_not_negative,
         allowed="0 or more",
     )
@@ -278,6 +452,7 @@ class Config(_Section):
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
@@ -319,13 +494,14 @@ class Option:
             return "true|false"
         names = {int: "N", float: "X", str: "TEXT"}
         return "|".join(names[member] for member in _members(self.type) if member is not str) or (
-            "URL" if self.key in ("out", "images.url") else "TEXT"
+            "URL" if self.key in ("out", "images.url", "train.start_from") else "TEXT"
         )
 
     @property
     def described(self) -> str:
         """Its help and its default."""
-        shown = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        many = isinstance(self.default, tuple)
+        shown = ", ".join(map(str, self.default)) if many else self.default
         return f"{self.help} (default: {shown})" if shown != NO_URL else self.help
 
 
@@ -394,7 +570,8 @@ def parse_text(option: Option, text: str) -> Any:
             if kind is bool:
                 return {"true": True, "false": False}[text.lower()]
             if typing.get_origin(kind) is tuple:
-                return tuple(part.strip() for part in text.split(",") if part.strip())
+                item = typing.get_args(kind)[0]
+                return tuple(item(part.strip()) for part in text.split(",") if part.strip())
             if kind is int or kind is float:
                 return kind(text)
         except (ValueError, KeyError):
@@ -434,15 +611,16 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             choices = ", ".join(typing.get_args(member))
             raise ValueError(f"{key} must be one of {choices}. Received: {value!r}.")
         if typing.get_origin(member) is tuple:
-            if isinstance(value, str):
+            item = typing.get_args(member)[0]
+            if type(value) is item:
                 return (value,)
-            if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            if isinstance(value, list | tuple) and all(type(v) is item for v in value):
                 return tuple(value)
         elif member is float and type(value) is int and len(_members(kind)) == 1:
             return float(value)
         elif type(value) is member:
             return value
-    expected = " or ".join(_IN_WORDS[typing.get_origin(m) or m] for m in _members(kind))
+    expected = " or ".join(_IN_WORDS[m] for m in _members(kind))
     raise ValueError(f"{key} must be {expected}. Received: {value!r}.")
 
 

@@ -23,6 +23,7 @@ from distributed.scheduler import KilledWorker
 
 from dtl import (
     cluster,
+    comparison,
     config,
     demo,
     derivation,
@@ -38,10 +39,11 @@ from dtl import (
     storage,
     trainer,
 )
+from dtl.checkpoint import Keeper
 from dtl.config import Config
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
-from dtl.types import Evaluation, Head, differences
+from dtl.types import Comparison, Evaluation, Head, differences
 from dtl.workers import set_up
 
 log = logging.getLogger("dtl.pipeline")
@@ -133,19 +135,31 @@ class _Run:
         """Split and train."""
         c, results = self.settings, self.results
         listing.split_images(store, c.split, c.seed)
+        if c.train.start_from and trainer.head_url(c.train.start_from) == results.head_file:
+            raise ValueError(
+                f"train.start_from = {c.train.start_from} is the head that the training replaces. "
+                "Copy its head.npz to another name, and start from that."
+            )
+        asked = trainer.provenance(store, c.train, c.layer, c.seed)
         head = results.head()
         if head is not None:
-            asked = trainer.provenance(store, c.train, c.layer, c.seed)
             found = differences(asked, head.provenance)
             if not found:
                 log.info("training: done before")
                 return head
             log.info("training again, for the settings differ:\n  %s", "\n  ".join(found))
         started = time.monotonic()
-        head, history = trainer.train(store, c.train, c.layer, c.seed, self.client)
-        results.write_head(head, history)
-        results.add_timing("train", time.monotonic() - started, len(history), "rounds")
-        return head
+        # What is wrong with the checkpoint is told before a cluster is started.
+        with Keeper(results.checkpoint, asked) as keeper:
+            keeper.load(overwrite=c.overwrite)
+        trained = trainer.train_both(
+            store, c.train, c.layer, c.seed, self.client,
+            checkpoint=results.checkpoint, overwrite=c.overwrite,
+        )  # fmt: skip
+        results.write_head(trained.head, trained.history, trained.other, c.train.keep)
+        n_rounds = len(trained.history)
+        results.add_timing("train", time.monotonic() - started, n_rounds, "rounds")
+        return trained.head
 
     def evaluate(self, store: FeatureStore, head: Head) -> Evaluation:
         """Score the head."""
@@ -248,6 +262,22 @@ def _report(run: _Run) -> None:
     storage.remove(run.results.report)
     run.report(store, head, scores)
     _say(f"Report: {run.results.report}")
+
+
+def _compare(run: _Run) -> None:
+    c, results = run.settings, run.results
+    store = results.store()
+    run.hold()
+    listing.split_images(store, c.split, c.seed)
+    asked = comparison.provenance(store, c.train, c.compare, c.layer, c.seed)
+    compared = results.comparison()
+    if compared is not None and not differences(asked, compared.provenance):
+        log.info("comparison: done before")
+    else:
+        compared = comparison.compare(store, c.train, c.compare, c.layer, c.seed, run.client)
+        title = str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]
+        results.write_comparison(compared, report.render_comparison(compared, title))
+    _say(f"{_compared_table(compared)}\n\nPage: {results.comparison_page}")
 
 
 def _predict(run: _Run, model: Results) -> None:
@@ -409,6 +439,8 @@ _COMMANDS = {
     "train": _Command("features.zarr to head.npz", _train, {}, goes_on=True),
     "evaluate": _Command("head.npz to evaluation.json", _evaluate, {}, goes_on=True),
     "report": _Command("evaluation.json to report.html", _report, {}, goes_on=True),
+    "compare": _Command("averaging in several ways, against the exact optimum", _compare, {},
+                        goes_on=True),
     "predict": _Command("classify other images into a Parquet dataset", _predict, {},
                         needs_model=True),
     "derive": _Command("stored fc1 features to fc2 and predictions, without the images", _derive,
@@ -489,6 +521,10 @@ def _settings(arguments: argparse.Namespace, command: _Command) -> Config:
         images=replace(
             settings.images, url=settings.images.url and storage.absolute(settings.images.url)
         ),
+        train=replace(
+            settings.train,
+            start_from=settings.train.start_from and storage.absolute(settings.train.start_from),
+        ),
     )
 
 
@@ -534,6 +570,28 @@ def _table(scores: Evaluation) -> str:
         shares = (f"{value:.1%}" for value in (s.accuracy, s.top5, s.mean_recall))
         rows.append((name, f"{s.n_images}", *shares, f"{s.log_loss:.3f}"))
     return _columns(rows, right={1, 2, 3, 4, 5})
+
+
+def _compared_table(compared: Comparison) -> str:
+    """Accuracies, validation loss, distances from the optimum, and what it took."""
+    splits = list(compared.contenders[0].accuracy)
+    rows: list[tuple[str, ...]] = [
+        ("", *splits, "val. loss", "objective", "above", "kernel away", "seconds", "MiB moved")
+    ]
+    rows += [
+        (
+            c.name,
+            *(f"{c.accuracy[split]:.1%}" for split in splits),
+            f"{c.log_loss['validation']:.4f}" if "validation" in c.log_loss else "",
+            f"{c.objective:.5f}",
+            f"{c.objective_gap:.3%}",
+            f"{c.kernel_distance:.2%}",
+            f"{c.seconds:.1f}",
+            f"{c.bytes_moved / 2**20:,.0f}",
+        )
+        for c in compared.contenders
+    ]
+    return _columns(rows, right=set(range(1, len(rows[0]))))
 
 
 def _columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -14,12 +15,13 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
-from dtl import averaging, softmax
+from dtl import averaging, buffers, optimizers, softmax
 from dtl.averaging import Moments, WeightedSum
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
-from dtl.softmax import Params
-from dtl.types import TRAIN, VALIDATION
+from dtl.softmax import Params, Rows
+from dtl.streaming import StoredFeatures, standardise
+from dtl.types import TRAIN, VALIDATION, Head
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,22 +31,49 @@ class Shard:
     Parameters
     ----------
     index : int
-    features : (n, n_features) float32
-        Training rows first, chunk after chunk, then validation rows.
+    features : (n, n_features) float32, or StoredFeatures
+        Training rows first, chunk after chunk, then validation rows, chunk after chunk.
     labels : (n,) int32
     chunk_rows : tuple of int
         Training rows of each chunk.
+    validation_rows : tuple of int
+        Validation rows of each chunk; empty: all that follow the training rows are of one.
     """
 
     index: int
-    features: NDArray[np.float32]
+    features: NDArray[np.float32] | StoredFeatures
     labels: NDArray[np.int32]
     chunk_rows: tuple[int, ...]
+    validation_rows: tuple[int, ...] = ()
 
     @property
     def n_train(self) -> int:
         """Training rows."""
         return sum(self.chunk_rows)
+
+    def rows(self, batches: Sequence[NDArray[np.intp]]) -> Rows:
+        """What to take the features of these batches from, in this order.
+
+        The array; or, where the features stay in the store, what reads ahead.
+        """
+        return (
+            self.features.ahead(batches)
+            if isinstance(self.features, StoredFeatures)
+            else self.features
+        )
+
+    def chunks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
+        """The rows of each chunk, and how many of them, the first ones, are training rows.
+
+        What is summed by these blocks has the same bits wherever the features are.
+        """
+        validation = self.validation_rows or (len(self.labels) - self.n_train,)
+        start, then = 0, self.n_train
+        for n_train, n in itertools.zip_longest(self.chunk_rows, validation, fillvalue=0):
+            if n_train or n:
+                rows = np.r_[start : start + n_train, then : then + n].astype(np.intp)
+                yield rows, n_train
+            start, then = start + n_train, then + n
 
     def order(self, seed: int, epoch: int) -> NDArray[np.intp]:
         """The training rows in an epoch's order: chunks shuffled, and rows within each.
@@ -68,6 +97,7 @@ class Partial:
 
     total: WeightedSum
     losses: Mapping[int, float]
+    loss_sum: float
     step_s: float
     average_s: float
 
@@ -79,6 +109,7 @@ class RoundStats:
     losses: Mapping[int, float]
     loss: float
     update_ratio: float
+    kernel_norm: float
     spread: float
     step_s: float
     average_s: float
@@ -104,26 +135,38 @@ def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
 
 
 def load_shard(
-    store: FeatureStore, layer: str, index: int, chunks: range, moments: Moments
+    store: FeatureStore,
+    layer: str,
+    index: int,
+    chunks: range,
+    moments: Moments,
+    features_in: str = "memory",
 ) -> Shard:
-    """Read and standardise the rows of a shard's chunks."""
+    """Read and standardise the rows of a shard's chunks.
+
+    With `features_in` ``store``, the features are left there until a batch asks for them.
+    """
     mean, scale = moments.mean.astype(np.float32), moments.scale()
-    parts: dict[int, list[NDArray[np.float32]]] = {TRAIN: [], VALIDATION: []}
-    labels: dict[int, list[NDArray[np.int32]]] = {TRAIN: [], VALIDATION: []}
-    for chunk in chunks:
-        features = store.read(layer, chunk).astype(np.float32)
-        features -= mean
-        features /= scale
-        split, label = store.read("split", chunk), store.read("label", chunk)
-        for part in parts:
-            parts[part].append(features[split == part])
-            labels[part].append(label[split == part])
-    return Shard(
-        index,
-        np.concatenate(parts[TRAIN] + parts[VALIDATION]),
-        np.concatenate(labels[TRAIN] + labels[VALIDATION]),
-        tuple(len(rows) for rows in parts[TRAIN]),
-    )
+    split, labels = store.read("split"), store.read("label")
+    kept = {
+        part: [np.flatnonzero(split[store.rows(chunk)] == part) for chunk in chunks]
+        for part in (TRAIN, VALIDATION)
+    }
+    chunk_rows, validation_rows = (tuple(len(rows) for rows in kept[part]) for part in kept)
+    row = np.concatenate(kept[TRAIN] + kept[VALIDATION])
+    chunk_of = np.repeat([*chunks, *chunks], chunk_rows + validation_rows)
+    label = labels[chunk_of * store.chunk_images + row].astype(np.int32)
+    features: NDArray[np.float32] | StoredFeatures
+    if features_in == "store":
+        features = StoredFeatures(
+            store, layer, chunk_of.astype(np.int32), row.astype(np.int32), mean, scale
+        )
+    else:
+        features = np.empty((len(row), len(mean)), np.float32)
+        for chunk in chunks:
+            here = chunk_of == chunk
+            features[here] = standardise(store.read(layer, chunk), mean, scale)[row[here]]
+    return Shard(index, features, label, chunk_rows, validation_rows)
 
 
 def local_batches(
@@ -141,55 +184,97 @@ def local_batches(
 
 
 def local_steps(
-    params: Params, shard: Shard, index: int, rates: list[float], config: TrainConfig, seed: int
+    params: Params,
+    shard: Shard,
+    first_step: int,
+    rates: list[float],
+    config: TrainConfig,
+    seed: int,
+    class_weights: NDArray[np.float32] | None,
 ) -> Partial:
-    """One shard's part of a round."""
+    """One shard's part of a round, whose first step is number `first_step` of the training."""
     if shard.n_train == 0:
-        return Partial(WeightedSum(), {}, 0.0, 0.0)
+        return Partial(WeightedSum(), {}, 0.0, 0.0, 0.0)
     started = time.perf_counter()
-    local = {name: value.copy() for name, value in params.items()}
-    batches = local_batches(shard, index * len(rates), len(rates), config.batch_size, seed)
+    local = {
+        name: buffers.copy(value)
+        for name, value in params.items()
+        if not name.endswith(averaging.OUTER)
+    }
+    batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
     # A diverging learning rate ends in infinities, which the driver reports.
     with one_blas_thread(), np.errstate(all="ignore"):
-        loss = softmax.sgd(
-            local, shard.features, shard.labels, batches, rates,
-            momentum=config.momentum, l2=config.l2,
+        loss = optimizers.descend(
+            local, shard.rows(batches), shard.labels, batches, rates, config,
+            class_weights=class_weights,
+            first_step=first_step,
+            n_before=first_step if config.average_optimizer else 0,
+            seed=(seed, shard.index),
         )  # fmt: skip
-        stepped = time.perf_counter()
-        total = WeightedSum.of(local, shard.n_train)
-    return Partial(total, {shard.index: loss}, stepped - started, time.perf_counter() - stepped)
+    if not config.average_optimizer:
+        local = {name: local[name] for name in ("kernel", "bias")}
+    total = WeightedSum.of(local, shard.n_train)
+    step_s = time.perf_counter() - started
+    return Partial(total, {shard.index: loss}, loss * shard.n_train, step_s, 0.0)
 
 
 def combine(parts: list[Partial]) -> Partial:
     """Add parts of a round up, from the first to the last."""
     started = time.perf_counter()
-    total = averaging.combine([part.total for part in parts])
+    with one_blas_thread(), np.errstate(all="ignore"):
+        total = averaging.combine([part.total for part in parts])
+    return _partial(parts, total, started)
+
+
+def average(parts: list[Partial], before: Params, config: TrainConfig) -> tuple[Params, RoundStats]:
+    """The parameters that the next round starts from, and what there is to tell of this one.
+
+    It adds the last parts up, too.
+    """
+    started = time.perf_counter()
+    with one_blas_thread(), np.errstate(all="ignore"):
+        params, spread = averaging.average([part.total for part in parts])
+        if config.outer_momentum or config.outer_learning_rate != 1:
+            params = averaging.outer_step(
+                params, before,
+                momentum=config.outer_momentum, learning_rate=config.outer_learning_rate,
+            )  # fmt: skip
+        change, norm = averaging.distance_and_norm(params["kernel"], before["kernel"])
+    n_samples = sum(part.total.n_samples for part in parts)
+    part = _partial(parts, WeightedSum(), started)
+    stats = RoundStats(
+        losses=part.losses,
+        loss=part.loss_sum / n_samples,
+        update_ratio=change / norm if norm else 0.0,
+        kernel_norm=norm,
+        spread=spread,
+        step_s=part.step_s,
+        average_s=part.average_s,
+    )
+    return params, stats
+
+
+def _partial(parts: list[Partial], total: WeightedSum, started: float) -> Partial:
     return Partial(
         total,
         {shard: loss for part in parts for shard, loss in part.losses.items()},
+        sum(part.loss_sum for part in parts),
         max(part.step_s for part in parts),
         max(part.average_s for part in parts) + time.perf_counter() - started,
     )
 
 
-def average(part: Partial, before: Params, average_optimizer: bool) -> tuple[Params, RoundStats]:
-    """The parameters that the next round starts from, and what there is to tell of this one."""
-    started = time.perf_counter()
-    with np.errstate(all="ignore"):
-        params, spread = averaging.average(part.total)
-        if not average_optimizer:
-            params |= {name: np.zeros_like(v) for name, v in params.items() if "_velocity" in name}
-        change = float(np.linalg.norm(params["kernel"] - before["kernel"]))
-        norm = float(np.linalg.norm(params["kernel"]))
-    stats = RoundStats(
-        losses=part.losses,
-        loss=float(np.mean(list(part.losses.values()))),
-        update_ratio=change / norm if norm else 0.0,
-        spread=spread,
-        step_s=part.step_s,
-        average_s=part.average_s + time.perf_counter() - started,
-    )
-    return params, stats
+def count_classes(shard: Shard) -> NDArray[np.int64]:
+    """Training rows of each class, up to the last that the shard has."""
+    return np.bincount(shard.labels[: shard.n_train]).astype(np.int64)
+
+
+def balanced_weights(counts: list[NDArray[np.int64]], params: Params) -> NDArray[np.float32]:
+    """Class weights from the counts of all shards; parameters know the number of classes."""
+    total = np.zeros(len(params["bias"]), np.int64)
+    for count in counts:
+        total[: len(count)] += count
+    return softmax.balanced_weights(total).astype(np.float32)
 
 
 def first(both: tuple[Params, RoundStats]) -> Params:
@@ -202,22 +287,53 @@ def second(both: tuple[Params, RoundStats]) -> RoundStats:
     return both[1]
 
 
+def same(value: Any) -> Any:
+    """What the driver sent."""
+    return value
+
+
+def pick(params: Params, names: tuple[str, ...]) -> Params:
+    """Some of the parameters."""
+    return {name: params[name] for name in names}
+
+
+def carry_over(start: Params, head: Head, moments: Moments) -> Params:
+    """The parameters `start` with the weights of a head that standardised otherwise.
+
+    With the new mean and scale the logits are the same function of the features as the head's.
+    """
+    scale = head.scale.astype(np.float64)
+    kernel = head.kernel.astype(np.float64)
+    shift = (moments.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
+    return start | {
+        "kernel": (kernel * (moments.scale() / scale)[:, None]).astype(np.float32),
+        "bias": (head.bias + shift @ kernel).astype(np.float32),
+    }
+
+
 def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
     """Rows, right ones and summed loss of the training and of the validation rows, (2, 3)."""
     sums = np.zeros((2, 3))
-    with one_blas_thread(), np.errstate(all="ignore"):
-        log_p = softmax.log_softmax(shard.features @ params["kernel"] + params["bias"])
-    true = log_p[np.arange(len(log_p)), shard.labels].astype(np.float64)
-    right = log_p.argmax(axis=1) == shard.labels
-    for part, rows in enumerate((slice(0, shard.n_train), slice(shard.n_train, None))):
-        sums[part] = len(true[rows]), right[rows].sum(), -true[rows].sum()
+    chunks = list(shard.chunks())
+    features = shard.rows([rows for rows, _ in chunks])
+    for rows, n_train in chunks:
+        with one_blas_thread(), np.errstate(all="ignore"):
+            log_p = softmax.log_softmax(features[rows] @ params["kernel"] + params["bias"])
+        labels = shard.labels[rows]
+        true = log_p[np.arange(len(log_p)), labels].astype(np.float64)
+        right = log_p.argmax(axis=1) == labels
+        for part, some in enumerate((slice(0, n_train), slice(n_train, None))):
+            sums[part] += len(true[some]), right[some].sum(), -true[some].sum()
     return sums
 
 
 def combine_scores(parts: list[NDArray[np.float64]], has_validation: bool) -> dict[str, float]:
     """Fields of `Round` from the sums of all shards."""
-    (n_train, train_right, _), (n, right, loss) = sum(parts[1:], start=parts[0])
-    scores = {"train_accuracy": float(train_right / n_train)}
+    (n_train, train_right, train_loss), (n, right, loss) = sum(parts[1:], start=parts[0])
+    scores = {
+        "train_accuracy": float(train_right / n_train),
+        "train_loss": float(train_loss / n_train),
+    }
     if has_validation:
         scores |= {"validation_accuracy": float(right / n), "validation_loss": float(loss / n)}
     return scores

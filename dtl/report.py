@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from base64 import b64encode
 from collections import Counter
@@ -15,7 +16,7 @@ import jinja2
 import numpy as np
 import tomli_w
 from bokeh.embed import json_item
-from bokeh.palettes import interp_palette
+from bokeh.palettes import Category10, interp_palette
 from bokeh.resources import Resources
 from bokeh.themes import Theme
 from bokeh.transform import linear_cmap
@@ -23,7 +24,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dtl.config import build
-from dtl.types import SPLITS, Evaluation, Round, SplitScores
+from dtl.types import SPLITS, Comparison, Evaluation, Round, SplitScores
 
 # Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
 models: Any = bokeh.models
@@ -35,6 +36,8 @@ _RIGHT = interp_palette(("#dfe9f5", COLORS["test"]), 32)
 _WRONG = interp_palette(("#f9e0d0", COLORS["wrong"], "#8f3c0d"), 32)
 _NOTHING = "\N{EN DASH}"
 
+_NEAREST = 1e-7
+"""The closest to an optimum that is told from it: the objective on the way is float32's."""
 _MOST_ROUNDS = 2_000
 """Plotted; of more, every second, third, ... is."""
 _MOST_CELLS = 20_000
@@ -123,19 +126,13 @@ def render(report: ReportInput) -> str:
     }
     if report.history:
         plots |= _history_plots(report.history, config.train.averaging_frequency)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dtl"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # Bokeh defines an object where it is first met, so the order of keys has a meaning.
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters |= {"number": _number, "duration": _duration}
-    return environment.get_template("report.html").render(
+    exact = config.train.solver == "lbfgs"
+    if exact:
+        plots.pop("rate", None)
+    return _template("report.html").render(
         report=report,
         config=config,
+        exact=exact,
         toml=tomli_w.dumps(report.config),
         colors=COLORS,
         ramps={"right": _RIGHT, "wrong": _WRONG},
@@ -158,6 +155,45 @@ def render(report: ReportInput) -> str:
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         plots={name: _plot_json(plot, name) for name, plot in plots.items()},
     )
+
+
+def render_comparison(comparison: Comparison, title: str) -> str:
+    """Lay a comparison of ways of training out as one HTML file, like a report.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        The exact optimum first.
+    title : str
+        What the photographs are called.
+    """
+    names = [contender.name for contender in comparison.contenders]
+    turns = itertools.cycle(Category10[10])
+    line_colors = {name: next(turns) for name in names}
+    return _template("compare.html").render(
+        comparison=comparison,
+        title=title,
+        colors=COLORS,
+        line_colors=line_colors,
+        nearest=_NEAREST,
+        settings=tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")}),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        plots={"gaps": _plot_json(_gaps_plot(comparison, line_colors), "gaps")},
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dtl"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Bokeh defines an object where it is first met, so the order of keys has a meaning.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.filters |= {"number": _number, "duration": _duration}
+    return environment.get_template(name)
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -365,6 +401,25 @@ def _history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[s
     plots["updates"].add_layout(usual)
     plots["rate"].y_range.start = 0
     return plots
+
+
+def _gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
+    logarithmic = {"x_axis_type": "log", "y_axis_type": "log"}
+    plot = _figure("above the optimum", "seconds", height=420, **logarithmic)
+    optimum = comparison.contenders[0].objective
+    for contender in comparison.contenders:
+        curve = contender.curve or ((contender.seconds, contender.objective),)
+        seconds, objective = np.array(curve).T
+        above = objective / optimum - 1
+        drawn = above > _NEAREST
+        columns = {"seconds": seconds[drawn], "above": above[drawn]}
+        columns["way"] = np.full(drawn.sum(), contender.name)
+        source, color = models.ColumnDataSource(columns), line_colors[contender.name]
+        plot.line("seconds", "above", source=source, line_color=color, line_width=2)
+        size = 5 if contender.curve else 11
+        dots = plot.scatter("seconds", "above", source=source, size=size, color=color)
+        _hover(plot, dots, "way", "seconds", "above", mode="mouse")
+    return plot
 
 
 def _stack(

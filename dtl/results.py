@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from dtl import config, evaluation, features, images, split, storage, trainer
+from dtl import comparison, config, evaluation, features, images, split, storage, trainer
 from dtl.config import Config
 from dtl.feature_store import FeatureStore
 from dtl.report import ReportInput
-from dtl.types import DONE, SPLITS, Evaluation, Extent, Head, Round
+from dtl.types import DONE, SPLITS, Comparison, Evaluation, Extent, Head, Round
 
 _PICTURE_SIDE = 256
 """Pixels of the longer side of a mistake's picture in the report."""
@@ -22,15 +22,20 @@ _PICTURE_SIDE = 256
 class Results:
     """The files of a run under its `--out`.
 
-    ====================  =========================================================
+    ====================  ==============================================================
     ``config.toml``       the resolved configuration
     ``features.zarr``     `FeatureStore`
-    ``head.npz``          `Head`
+    ``head.npz``          `Head`: of the last round, or of the best validation (``train.keep``)
+    ``head-best.npz``     that of the best validation, where ``head.npz`` is another's
+    ``head-last.npz``     that of the last round, where ``head.npz`` is another's
+    ``checkpoint.npz``    `Checkpoint`: of a training that is not finished
     ``history.parquet``   a `Round` a row
     ``evaluation.json``   `Evaluation`
     ``timings.json``      how long each stage took; differs from run to run
     ``report.html``
-    ====================  =========================================================
+    ``compare.json``      `Comparison`
+    ``compare.html``      the page of it
+    ====================  ==============================================================
 
     Every file is written whole or not at all, and only where its content changes.
     """
@@ -39,6 +44,9 @@ class Results:
         self.url = storage.absolute(url)
         self.features = storage.join(self.url, "features.zarr")
         self.report = storage.join(self.url, "report.html")
+        self.comparison_page = storage.join(self.url, "compare.html")
+        self.head_file = storage.join(self.url, "head.npz")
+        self.checkpoint = storage.join(self.url, "checkpoint.npz")
 
     def config(self) -> dict[str, Any]:
         """The options of the run, as tables.
@@ -86,10 +94,26 @@ class Results:
         data = self._read("history.parquet")
         return [] if data is None else trainer.history_from_bytes(data)
 
-    def write_head(self, head: Head, history: list[Round]) -> None:
-        """Keep a head; the history goes first, so that a head always has its own."""
+    def write_head(
+        self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"
+    ) -> None:
+        """Keep a head, and remove the checkpoint that led to it.
+
+        The head goes last, so that it always has its own history and its own other head.
+
+        Parameters
+        ----------
+        other : Head, optional
+            That of the best validation if `keep` is ``last``; of the last round, if ``best``.
+        """
         self._write("history.parquet", trainer.history_to_bytes(history))
+        for name, kept in (("best", "last"), ("last", "best")):
+            if other is not None and keep == kept:
+                self._write(f"head-{name}.npz", other.to_bytes())
+            else:
+                storage.remove(storage.join(self.url, f"head-{name}.npz"))
         self._write("head.npz", head.to_bytes())
+        storage.remove(self.checkpoint)
 
     def evaluation(self) -> Evaluation | None:
         """The scores, if there are any."""
@@ -104,6 +128,16 @@ class Results:
     def write_report(self, html: str) -> None:
         """Keep the report."""
         storage.write_bytes(self.report, html.encode())
+
+    def comparison(self) -> Comparison | None:
+        """The comparison, if there is one."""
+        data = self._read("compare.json")
+        return None if data is None else comparison.from_json(data)
+
+    def write_comparison(self, value: Comparison, html: str) -> None:
+        """Keep a comparison; its page goes first, so that a comparison always has its own."""
+        self._write("compare.html", html.encode())
+        self._write("compare.json", comparison.to_json(value))
 
     def timings(self) -> dict[str, dict[str, Any]]:
         """Seconds, number and unit of what each stage did."""

@@ -1,16 +1,25 @@
-"""Softmax regression: its loss and gradient, and SGD on it, in place."""
+"""Softmax regression: its loss and gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas
 
 Params = dict[str, NDArray[np.float32]]
-"""``kernel`` (n_features, n_classes), ``bias`` (n_classes,), and of each its ``_velocity``."""
+"""``kernel`` (n_features, n_classes), ``bias`` (n_classes,), and all else that passes from round to
+round, by names that start with theirs: the optimizer's state (`optimizers.STATE`), and the outer
+momentum (`averaging.outer_step`). What is missing is zeros."""
+
+
+class Rows(Protocol):
+    """Where a batch's features are taken from: an array, or what reads them.
+
+    ``rows[i]`` of (batch_size,) int gives a new array (batch_size, n_features), float32.
+    """
+
+    def __getitem__(self, rows: NDArray[np.intp], /) -> NDArray[np.float32]: ...
 
 
 def zeros(n_features: int, n_classes: int) -> Params:
@@ -18,8 +27,6 @@ def zeros(n_features: int, n_classes: int) -> Params:
     return {
         "kernel": np.zeros((n_features, n_classes), np.float32),
         "bias": np.zeros(n_classes, np.float32),
-        "kernel_velocity": np.zeros((n_features, n_classes), np.float32),
-        "bias_velocity": np.zeros(n_classes, np.float32),
     }
 
 
@@ -40,16 +47,60 @@ def log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
     return log_probabilities
 
 
+def residuals(
+    log_probabilities: NDArray[Any],
+    labels: NDArray[np.integer[Any]],
+    label_smoothing: float = 0.0,
+    class_weights: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """The derivative of the rows' summed loss by their logits: probabilities less targets.
+
+    A target is ``1 - label_smoothing`` for the row's class, and ``label_smoothing / n_classes``
+    more for every class.
+
+    Parameters
+    ----------
+    log_probabilities : (n, n_classes) float
+    labels : (n,) int
+    class_weights : (n_classes,) float, optional
+        What a row of each class counts; 1 for all if left out.
+
+    Returns
+    -------
+    (n, n_classes) float
+        Of the dtype of `log_probabilities`. The sum of each row is 0.
+
+    References
+    ----------
+    Szegedy et al. (2016), "Rethinking the Inception architecture for computer vision", section 7.
+
+    Examples
+    --------
+    >>> residuals(np.log([[0.5, 0.5]]), np.array([1]), label_smoothing=0.2).round(6)
+    array([[ 0.4, -0.4]])
+    """
+    residual: NDArray[Any] = np.exp(log_probabilities)
+    if label_smoothing:
+        residual -= label_smoothing / residual.shape[1]
+    residual[np.arange(len(labels)), labels] -= 1 - label_smoothing
+    if class_weights is not None:
+        residual *= class_weights[labels, None]
+    return residual
+
+
 def loss_and_gradient(
     kernel: NDArray[Any],
     bias: NDArray[Any],
     features: NDArray[Any],
     labels: NDArray[np.integer[Any]],
     l2: float = 0.0,
+    label_smoothing: float = 0.0,
+    class_weights: NDArray[Any] | None = None,
 ) -> tuple[float, NDArray[Any], NDArray[Any]]:
     """The objective, ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)``, and its gradient.
 
-    scikit-learn's ``LogisticRegression(C=1 / (l2 * n))`` minimises the same.
+    scikit-learn's ``LogisticRegression(C=1 / (l2 * n))`` minimises the same, and with
+    `balanced_weights` its ``class_weight="balanced"``.
 
     Parameters
     ----------
@@ -57,6 +108,8 @@ def loss_and_gradient(
     bias : (n_classes,) float
     features : (n, n_features) float
     labels : (n,) int
+    label_smoothing, class_weights
+        As `residuals` has them; the mean is over n rows whatever their weights.
 
     Returns
     -------
@@ -66,78 +119,35 @@ def loss_and_gradient(
     """
     n = len(labels)
     log_p = log_softmax(features @ kernel + bias)
-    loss = -log_p[np.arange(n), labels].mean() + 0.5 * l2 * (kernel * kernel).sum()
-    residual = np.exp(log_p)
-    residual[np.arange(n), labels] -= 1
-    residual /= n
+    losses = (label_smoothing - 1) * log_p[np.arange(n), labels]
+    losses -= label_smoothing * log_p.mean(axis=1)
+    if class_weights is not None:
+        losses *= class_weights[labels]
+    loss = losses.mean() + 0.5 * l2 * (kernel * kernel).sum()
+    residual = residuals(log_p, labels, label_smoothing, class_weights) / n
     return float(loss), features.T @ residual + l2 * kernel, residual.sum(axis=0)
 
 
-def sgd(
-    params: Params,
-    features: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    batches: Iterable[NDArray[np.intp]],
-    learning_rates: Iterable[float],
-    *,
-    momentum: float,
-    l2: float,
-) -> float:
-    r"""Steps of SGD with Nesterov momentum, changing the parameters in place.
-
-    With the gradient :math:`g` of `loss_and_gradient` on a batch, as Keras' ``SGD(nesterov=True)``,
-
-    .. math:: v \leftarrow m v - \eta g, \qquad W \leftarrow W + m v - \eta g.
+def balanced_weights(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Class weights by which every class counts the same, and all rows together what they did.
 
     Parameters
     ----------
-    params : Params
-    features : (n, n_features) float32, C order
-    labels : (n,) int32
-    batches : iterable of (batch_size,) int
-        The rows of each step.
-    learning_rates : iterable of float
-        One for each step.
+    counts : (n_classes,) int
+        Training rows of each class.
 
     Returns
     -------
-    float
-        Mean cross-entropy of the batches, each before its step and weighted by its rows; NaN if
-        there were none.
+    (n_classes,) float64
+        ``n_rows / (n_classes * counts)``, where `n_classes` counts those that have rows, as
+        scikit-learn's ``class_weight="balanced"``; 0 for a class without.
 
-    References
-    ----------
-    Sutskever et al. (2013), "On the importance of initialization and momentum in deep learning",
-    with the parameters at the look-ahead point, as Bengio et al. (2012), section 3.5.
+    Examples
+    --------
+    >>> balanced_weights(np.array([1, 3, 0]))
+    array([2.        , 0.66666667, 0.        ])
     """
-    kernel, bias = params["kernel"], params["bias"]
-    velocity, bias_velocity = params["kernel_velocity"], params["bias_velocity"]
-    flat_kernel, flat_velocity = kernel.reshape(-1), velocity.reshape(-1)
-    total, n_rows = 0.0, 0
-    for rows, learning_rate in zip(batches, learning_rates, strict=True):
-        x = features[rows]
-        log_p = log_softmax(x @ kernel + bias)
-        positions = np.arange(len(rows))
-        total -= float(log_p[positions, labels[rows]].sum(dtype=np.float64))
-        n_rows += len(rows)
-        step = np.exp(log_p)
-        step[positions, labels[rows]] -= 1
-        step *= learning_rate / len(rows)
-        # The kernel is as large as the processor's cache and the rest is small, so what counts is
-        # how often it is passed over: twice, and once more for l2. With u = W - m v, the two
-        # updates are v' = m (1 - a) v - eta g - a u and W' = u + (1 + m) v', a = eta l2; the
-        # product adds to what is there. BLAS is column-major: it sees all arrays transposed.
-        decay = learning_rate * l2
-        if momentum:
-            blas.saxpy(flat_velocity, flat_kernel, a=-momentum)
-        blas.sgemm(
-            -1.0, step.T, x.T, beta=momentum * (1 - decay), c=velocity.T, trans_b=1, overwrite_c=1
-        )
-        if decay:
-            blas.saxpy(flat_kernel, flat_velocity, a=-decay)
-        blas.saxpy(flat_velocity, flat_kernel, a=1 + momentum)
-        bias_step = step.sum(axis=0)
-        bias_velocity *= momentum
-        bias_velocity -= bias_step
-        bias += momentum * bias_velocity - bias_step
-    return total / n_rows if n_rows else float("nan")
+    there = counts > 0
+    weights = np.zeros(len(counts))
+    weights[there] = counts.sum() / (there.sum() * counts[there])
+    return weights

@@ -2,20 +2,24 @@
 
 A round is: every shard takes `averaging_frequency` steps from the current parameters, on its own
 rows, and a tree adds the results up to their average. Parameters stay on the workers; the driver
-submits rounds ahead and reads only losses. Random numbers come from (seed, shard, epoch), and the
-tree's shape from the number of shards, so the head has the same bits on any number of workers, and
-when some are lost on the way: Dask then computes again what they held.
+submits rounds ahead and reads only losses, and parameters for a checkpoint now and then. Random
+numbers come from (seed, shard, epoch), and the tree's shape from the number of shards, so the head
+has the same bits on any number of workers, and when some are lost on the way: Dask then computes
+again what they held.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import math
 import time
 import uuid
+import warnings
 from collections import deque
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,35 +28,104 @@ import pyarrow.parquet as pq
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dtl import averaging, replica, softmax
+from dtl import averaging, lbfgs, replica, schedules, softmax, storage
 from dtl.averaging import Moments
-from dtl.config import TrainConfig
+from dtl.checkpoint import Checkpoint, Keeper
+from dtl.config import TrainConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
-from dtl.types import TRAIN, VALIDATION, Head, Round
+from dtl.types import TRAIN, VALIDATION, Head, Round, differences
 from dtl.workers import tree_reduce
 
 log = logging.getLogger(__name__)
 
 _ROUNDS_AHEAD = 4
-_MOST_SHARDS = 8
+MOST_SHARDS = 8
+
+
+_NOT_IN_THE_HEAD = ("start_from", "checkpoint_every", "features_in")
+"""Options that do not change a head; of the one that it starts from, the content does."""
+
+_WEIGHTS = ("kernel", "bias")
+"""What a head has of the parameters; the rest is the optimizer's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Parameters that `fit_both` ends with.
+
+    Parameters
+    ----------
+    last : Params
+        After the last round.
+    best : Params
+        Kernel and bias of the best validation; empty without validation.
+    best_round : int
+        Counted from 1; 0 without validation.
+    history : list of Round
+    """
+
+    last: Params
+    best: Params
+    best_round: int
+    history: list[Round]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """Heads that `train_both` ends with.
+
+    Parameters
+    ----------
+    head : Head
+        The one that `train.keep` asks for.
+    other : Head or None
+        The one of the best validation where `head` is the last round's, and the other way round;
+        None where there is only one.
+    history : list of Round
+    """
+
+    head: Head
+    other: Head | None
+    history: list[Round]
 
 
 def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) -> dict[str, Any]:
-    """All that a head follows from; a head of other provenance is trained again."""
+    """All that a head follows from; a head of other provenance is trained again.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the head to start from is gone.
+    """
+    options = {name: v for name, v in to_dict(config).items() if name not in _NOT_IN_THE_HEAD}
+    start = head_url(config.start_from) if config.start_from else ""
     return {
         "features": store.settings,
         "weights_sha256": store.attrs["weights_sha256"],
         "split": store.split_settings,
         "layer": layer,
-        "train": asdict(config) | {"layer": layer},
+        "train": options | {"layer": layer},
+        "start_sha256": storage.sha256(start) if start else "",
         "seed": seed,
     }
 
 
+def head_url(url: str) -> str:
+    """Where the head is that `train.start_from` names: a file, or one in the folder of a run."""
+    return url if url.endswith(".npz") else storage.join(url, "head.npz")
+
+
 def train(
-    store: FeatureStore, config: TrainConfig, layer: str, seed: int, client: Client
+    store: FeatureStore,
+    config: TrainConfig,
+    layer: str,
+    seed: int,
+    client: Client,
+    *,
+    checkpoint: str = "",
+    overwrite: bool = False,
 ) -> tuple[Head, list[Round]]:
     """Train a head on the rows of a store that the split gives to training.
 
@@ -63,43 +136,91 @@ def train(
     layer : str
         Whose features.
     client : distributed.Client
+    checkpoint : str
+        URL of the file to go on from, if it is there, and to keep until the head is safe, when
+        whoever calls removes it. Empty: none.
+    overwrite : bool
+        Start again if the checkpoint is of other settings, or damaged.
 
     Returns
     -------
     head : Head
-        After the last round.
+        After the last round, or of the best validation, as `config.keep` says.
     history : list of Round
 
     Raises
     ------
     ValueError
-        For settings that the store does not fit, features that are not finite, or a learning rate
-        that diverges.
+        For settings that the store, the checkpoint or the head to start from does not fit, features
+        that are not finite, or a learning rate that diverges.
     """
+    trained = train_both(
+        store, config, layer, seed, client, checkpoint=checkpoint, overwrite=overwrite
+    )
+    return trained.head, trained.history
+
+
+def train_both(
+    store: FeatureStore,
+    config: TrainConfig,
+    layer: str,
+    seed: int,
+    client: Client,
+    *,
+    checkpoint: str = "",
+    overwrite: bool = False,
+) -> Trained:
+    """Train as `train` does, and return the last head and the best one."""
     n_shards = count_shards(store, config)
     split = store.read("split")
+    has_validation = bool((split == VALIDATION).any())
     _check_classes(split, store)
+    _check_stopping(config, has_validation)
+    made_from = provenance(store, config, layer, seed)
+    before = _head_to_start_from(config.start_from, store, layer) if config.start_from else None
     run = uuid.uuid4().hex[:8]
-    shards, moments = load_shards(store, layer, n_shards, client, run)
+    shards, moments = load_shards(
+        store, layer, n_shards, client, run, features_in=config.features_in
+    )
     start = client.submit(
         softmax.zeros, store.n_features(layer), len(store.class_names), key=f"start-{run}"
     )
+    if before is not None:
+        held = _hold(client, before, f"head-{run}")
+        start = client.submit(replica.carry_over, start, held, moments, key=f"carry-over-{run}")
     chunk = np.arange(store.n_images) // store.chunk_images
     n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
-    trained, history = fit(
-        shards, n_train, start, config, seed, client,
-        run=run, has_validation=bool((split == VALIDATION).any()),
-    )  # fmt: skip
+    if config.solver == "lbfgs":
+        solved, history = lbfgs.solve(
+            shards, start, config, client, run=run, has_validation=has_validation
+        )
+        fitted = Fitted(solved, {}, 0, history)
+    else:
+        with ExitStack() as stack:
+            keeper = stack.enter_context(Keeper(checkpoint, made_from)) if checkpoint else None
+            fitted = fit_both(
+                shards, n_train, start, config, seed, client, run=run,
+                has_validation=has_validation, keeper=keeper,
+                resume=keeper.load(overwrite=overwrite) if keeper else None,
+            )  # fmt: skip
     final: Moments = moments.result()
-    head = Head(
-        kernel=trained["kernel"],
-        bias=trained["bias"],
-        mean=final.mean.astype(np.float32),
-        scale=final.scale(),
-        class_names=store.class_names,
-        provenance=provenance(store, config, layer, seed),
-    )
-    return head, history
+
+    def head(params: Params) -> Head:
+        return Head(
+            kernel=params["kernel"],
+            bias=params["bias"],
+            mean=final.mean.astype(np.float32),
+            scale=final.scale(),
+            class_names=store.class_names,
+            provenance=made_from,
+        )
+
+    heads = [head(fitted.last)]
+    if fitted.best and fitted.best_round != fitted.history[-1].round:
+        heads.append(head(fitted.best))
+    if config.keep == "best":
+        heads.reverse()
+    return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
 
 
 def count_shards(store: FeatureStore, config: TrainConfig) -> int:
@@ -110,7 +231,7 @@ def count_shards(store: FeatureStore, config: TrainConfig) -> int:
     ValueError
         If there are more than chunks.
     """
-    n_shards = config.n_shards or min(_MOST_SHARDS, store.n_chunks)
+    n_shards = config.n_shards or min(MOST_SHARDS, store.n_chunks)
     if n_shards > store.n_chunks:
         raise ValueError(
             f"train.n_shards = {n_shards}, but the store has {store.n_chunks} chunks, and a shard "
@@ -120,9 +241,17 @@ def count_shards(store: FeatureStore, config: TrainConfig) -> int:
 
 
 def load_shards(
-    store: FeatureStore, layer: str, n_shards: int, client: Client, run: str
+    store: FeatureStore,
+    layer: str,
+    n_shards: int,
+    client: Client,
+    run: str,
+    *,
+    features_in: str = "memory",
 ) -> tuple[list[Future], Future]:
     """Bring a store's rows to the workers, standardised by the training rows.
+
+    With `features_in` ``store`` the features are left there, and read when they are asked for.
 
     Returns
     -------
@@ -142,7 +271,7 @@ def load_shards(
     shards = [
         client.submit(
             replica.load_shard,
-            store, layer, index, range(index, store.n_chunks, n_shards), moments,
+            store, layer, index, range(index, store.n_chunks, n_shards), moments, features_in,
             key=f"load-shard-{run}-{index}",
         )
         for index in range(n_shards)
@@ -177,7 +306,7 @@ def fit(
     Returns
     -------
     params : Params
-        After the last round.
+        After the last round; with `config.keep` ``best``, kernel and bias of the best validation.
     history : list of Round
 
     Raises
@@ -185,31 +314,76 @@ def fit(
     ValueError
         For features that are not finite, or a learning rate that diverges.
     """
+    fitted = fit_both(
+        shards, n_train, start, config, seed, client, run=run, has_validation=has_validation
+    )
+    return fitted.best if config.keep == "best" else fitted.last, fitted.history
+
+
+def fit_both(
+    shards: list[Future],
+    n_train: NDArray[np.integer[Any]],
+    start: Future,
+    config: TrainConfig,
+    seed: int,
+    client: Client,
+    *,
+    run: str,
+    has_validation: bool,
+    keeper: Keeper | None = None,
+    resume: Checkpoint | None = None,
+) -> Fitted:
+    """Run rounds as `fit` does, and return the last parameters and the best.
+
+    Rounds are decided on in their order. Those that were submitted before it was known that an
+    earlier one is the last are thrown away, so the result does not depend on how many these are.
+
+    Parameters
+    ----------
+    keeper : Keeper, optional
+        Where checkpoints go; its file is removed where training diverges.
+    resume : Checkpoint, optional
+        What to go on from.
+    """
+    _check_stopping(config, has_validation)
     n_shards, params = len(shards), start
     plan = _Plan.make(n_train, config, seed)
     log.info(
         "training: %d rows in %d shards, %d rounds of %d batches of %d",
         plan.n_train, n_shards, plan.n_rounds, config.averaging_frequency, config.batch_size,
     )  # fmt: skip
+    class_weights = _submit_class_weights(client, shards, start, config, run)
     history: list[Round] = []
-    pending: deque[tuple[int, Future, Future | None]] = deque()
-    last = time.monotonic()
+    tally = _Tally(config)
+    best: Future | Params = {}
+    last = began = time.monotonic()
+    if resume is not None:
+        log.info("training: goes on after round %d", len(resume.history))
+        history, best = list(resume.history), resume.best
+        for done in history:
+            tally.add(done)
+        params = _hold(client, resume.params, f"resumed-{run}")
+        began -= resume.seconds
+    decided = params
+    pending: deque[tuple[int, Future, Future, Future | None]] = deque()
 
-    def read_oldest() -> Round:
+    def read_oldest() -> tuple[Round, Future]:
         nonlocal last
-        index, stats_future, scores_future = pending.popleft()
+        index, after, stats_future, scores_future = pending.popleft()
         stats: replica.RoundStats = stats_future.result()
         scores = scores_future.result() if scores_future else None
         now = time.monotonic()
         elapsed, last = now - last, now
         if not (math.isfinite(stats.loss) and math.isfinite(stats.update_ratio)):
+            if keeper is not None:
+                keeper.remove()  # it leads to the same
             raise ValueError(
                 f"Training diverged in round {index + 1}: the loss is {stats.loss}. Lower "
                 f"train.learning_rate (now {config.learning_rate})."
             )
-        return Round(
+        done = Round(
             round=index + 1,
-            epoch=(index + 1) * config.averaging_frequency / plan.steps_per_epoch,
+            epoch=plan.epoch(index),
             loss=stats.loss,
             shard_loss=tuple(stats.losses.get(s, math.nan) for s in range(n_shards)),
             learning_rate=plan.learning_rates(index)[0],
@@ -218,34 +392,136 @@ def fit(
             step_s=stats.step_s,
             average_s=stats.average_s,
             wait_s=max(elapsed - stats.step_s - stats.average_s, 0.0),
+            kernel_norm=stats.kernel_norm,
             **(scores or {}),
         )
+        return done, after
 
     with track("training", plan.n_rounds, "rounds") as advance:
+        advance(len(history))
 
-        def keep(done: Round) -> None:
+        def decide() -> bool:
+            """Take the oldest round into the history; whether it is the last."""
+            nonlocal best, decided
+            done, decided = read_oldest()
+            too_long = 0 < config.max_seconds <= time.monotonic() - began
+            if too_long and math.isnan(done.train_accuracy):
+                scores = _submit_scores(client, decided, shards, has_validation, f"{run}-last")
+                done = replace(done, **scores.result())
             history.append(done)
+            if tally.add(done):
+                best = client.submit(
+                    replica.pick, decided, _WEIGHTS, key=f"best-{run}-{done.round}"
+                )
             note = f"loss {done.loss:.4f}"
-            scored = next((h for h in reversed(history) if not math.isnan(h.train_accuracy)), None)
-            if scored is not None and not math.isnan(scored.validation_accuracy):
-                note += f", validation {scored.validation_accuracy:.1%}"
+            if not math.isnan(tally.accuracy):
+                note += f", validation {tally.accuracy:.1%}"
             advance(1, note)
+            if done.round == plan.n_rounds:
+                return True
+            if too_long or 0 < config.patience <= tally.n_since:
+                why = "train.max_seconds are over" if too_long else (
+                    f"{tally.n_since} validations since round {tally.best_round}, the best"
+                )  # fmt: skip
+                log.info(
+                    "training: stopped after round %d of %d: %s", done.round, plan.n_rounds, why
+                )
+                return True
+            if keeper and config.checkpoint_every and done.round % config.checkpoint_every == 0:
+                keeper.save(decided.result(), _value(best), history, time.monotonic() - began)
+            return False
 
-        for index in range(plan.n_rounds):
-            params, stats = _submit_round(client, params, shards, index, plan, f"{run}-{index}")
+        stopped = False
+        for index in range(len(history), plan.n_rounds):
+            params, stats = _submit_round(
+                client, params, shards, index, plan, class_weights, f"{run}-{index}"
+            )
             scored = (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds
             scores = (
                 _submit_scores(client, params, shards, has_validation, f"{run}-{index}")
                 if scored
                 else None
             )
-            pending.append((index, stats, scores))
-            if len(pending) > _ROUNDS_AHEAD:
-                keep(read_oldest())
-        while pending:
-            keep(read_oldest())
-    trained: Params = params.result()
-    return trained, history
+            pending.append((index, params, stats, scores))
+            stopped = len(pending) > _ROUNDS_AHEAD and decide()
+            if stopped:
+                break
+        while pending and not stopped:
+            stopped = decide()
+        pending.clear()
+    return Fitted(decided.result(), _value(best), tally.best_round, history)
+
+
+class _Tally:
+    """The best validation so far, and how many there were since."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._field = config.stop_on
+        self._sign = -1 if config.stop_on == "validation_loss" else 1
+        self._best = -math.inf
+        self.best_round = 0
+        self.n_since = 0
+        self.accuracy = math.nan
+
+    def add(self, done: Round) -> bool:
+        """Count a round; whether its validation is the best so far."""
+        if math.isnan(done.validation_accuracy):
+            return False
+        self.accuracy = done.validation_accuracy
+        value = self._sign * getattr(done, self._field)
+        if value <= self._best:
+            self.n_since += 1
+            return False
+        self._best, self.best_round, self.n_since = value, done.round, 0
+        return True
+
+
+def _check_stopping(config: TrainConfig, has_validation: bool) -> None:
+    asked = [f"train.patience = {config.patience}"] if config.patience else []
+    asked += ["train.keep = best"] if config.keep == "best" else []
+    if asked and not has_validation:
+        raise ValueError(
+            f"{' and '.join(asked)} needs validation images, and the split has none. Give some to "
+            "split.validation, or leave it out."
+        )
+    asked += [f"train.max_seconds = {config.max_seconds:g}"] if config.max_seconds else []
+    if asked and config.solver == "lbfgs":
+        raise ValueError(
+            f"{' and '.join(asked)} is for rounds of averaging; lbfgs ends at the optimum. Leave "
+            "it out, or set train.solver = averaging."
+        )
+
+
+def _head_to_start_from(url: str, store: FeatureStore, layer: str) -> Head:
+    """The head that `train.start_from` names; ValueError where it is of other features."""
+    head = Head.from_bytes(storage.read_bytes(head_url(url)))
+    made = {name: head.provenance[name] for name in ("features", "layer")}
+    found = differences({"features": store.settings, "layer": layer}, made)
+    if head.class_names != store.class_names:
+        only = sorted({*head.class_names} ^ {*store.class_names})
+        found.append(
+            f"classes: {len(store.class_names)} here, {len(head.class_names)} there; not in both: "
+            + (", ".join(only[:10]) or "none, but their order differs")
+        )
+    if found:
+        raise ValueError(
+            f"The head at train.start_from = {url} cannot be trained further here:\n  "
+            + "\n  ".join(found)
+            + "\nStart from a head of the same classes, features and layer, or from none."
+        )
+    return head
+
+
+def _hold(client: Client, value: Any, key: str) -> Future:
+    """A value of the driver's as a task: unlike scattered data, it outlives a lost worker."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
+        return client.submit(replica.same, value, key=key)
+
+
+def _value(params: Future | Params) -> Params:
+    value: Params = params.result() if isinstance(params, Future) else params
+    return value
 
 
 def history_to_bytes(history: list[Round]) -> bytes:
@@ -264,33 +540,62 @@ def history_from_bytes(data: bytes) -> list[Round]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The arithmetic of rounds, steps and learning rates."""
+    """The arithmetic of rounds, steps and learning rates.
+
+    Parameters
+    ----------
+    starts : tuple of int
+        The first step of each round, and after them the number of all steps.
+    """
 
     config: TrainConfig
     seed: int
     n_train: int
     steps_per_epoch: int
-    n_rounds: int
+    starts: tuple[int, ...]
 
     @classmethod
     def make(cls, rows: NDArray[np.integer[Any]], config: TrainConfig, seed: int) -> _Plan:
         steps_per_epoch = math.ceil(rows.max() / config.batch_size)
-        n_rounds = math.ceil(config.epochs * steps_per_epoch / config.averaging_frequency)
-        return cls(config, seed, int(rows.sum()), steps_per_epoch, n_rounds)
+        lengths = schedules.round_lengths(
+            math.ceil(config.epochs * steps_per_epoch),
+            config.averaging_frequency,
+            config.averaging_frequency_end or config.averaging_frequency,
+        )
+        starts = (0, *itertools.accumulate(lengths))
+        return cls(config, seed, int(rows.sum()), steps_per_epoch, starts)
+
+    @property
+    def n_rounds(self) -> int:
+        return len(self.starts) - 1
 
     @property
     def validate_every(self) -> int:
         """Rounds between two validations."""
         return self.config.validate_every or max(1, self.n_rounds // 30)
 
+    def epoch(self, index: int) -> float:
+        """Passes over the training rows at the end of a round."""
+        return self.starts[index + 1] / self.steps_per_epoch
+
     def learning_rates(self, index: int) -> list[float]:
         """Of the steps of a round."""
-        config = self.config
-        steps = range(index * config.averaging_frequency, (index + 1) * config.averaging_frequency)
-        if config.schedule == "constant":
-            return [config.learning_rate for _ in steps]
-        last = self.n_rounds * config.averaging_frequency
-        return [config.learning_rate * 0.5 * (1 + math.cos(math.pi * s / last)) for s in steps]
+        config, n_steps = self.config, self.starts[-1]
+        n_warmup = config.warmup_epochs * self.steps_per_epoch
+        by_hand = config.learning_rate_steps
+        given = schedules.parse_steps(by_hand) if by_hand else []
+
+        def rate(step: int) -> float:
+            progress = max(step - n_warmup, 0.0) / (n_steps - n_warmup)
+            factor = schedules.warmup(step, n_warmup)
+            if config.schedule == "cosine":
+                factor *= schedules.cosine(progress)
+            if config.schedule == "exponential":
+                factor *= schedules.exponential(progress, config.learning_rate_decay)
+            epoch = step / self.steps_per_epoch
+            return factor * schedules.stepwise(epoch, config.learning_rate, given)
+
+        return [rate(step) for step in range(self.starts[index], self.starts[index + 1])]
 
 
 def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
@@ -305,24 +610,42 @@ def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
         )  # fmt: skip
 
 
+def _submit_class_weights(
+    client: Client, shards: list[Future], params: Future, config: TrainConfig, run: str
+) -> Future | None:
+    """A future of (n_classes,) float32; None where all rows count the same."""
+    if config.class_weights == "none":
+        return None
+    counts = [
+        client.submit(replica.count_classes, shard, key=f"count-classes-{run}-{s}")
+        for s, shard in enumerate(shards)
+    ]
+    return client.submit(replica.balanced_weights, counts, params, key=f"class-weights-{run}")
+
+
 def _submit_round(
-    client: Client, params: Future, shards: list[Future], index: int, plan: _Plan, key: str
+    client: Client,
+    params: Future,
+    shards: list[Future],
+    index: int,
+    plan: _Plan,
+    class_weights: Future | None,
+    key: str,
 ) -> tuple[Future, Future]:
     """One round's tasks; futures of the new parameters and of the round's `RoundStats`."""
-    rates = plan.learning_rates(index)
+    config, rates = plan.config, plan.learning_rates(index)
     parts = [
         client.submit(
-            replica.local_steps, params, shard, index, rates, plan.config, plan.seed,
+            replica.local_steps,
+            params, shard, plan.starts[index], rates, config, plan.seed, class_weights,
             key=f"local-steps-{key}-{s}",
         )
         for s, shard in enumerate(shards)
     ]  # fmt: skip
-    total = tree_reduce(
-        client, parts, replica.combine, name=f"add-up-{key}", depth=plan.config.aggregation_depth
-    )
-    both = client.submit(
-        replica.average, total, params, plan.config.average_optimizer, key=f"avg-{key}"
-    )
+    both = tree_reduce(
+        client, parts, replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
+        last=replica.average, arguments=(params, config),
+    )  # fmt: skip
     new = client.submit(replica.first, both, key=f"params-{key}")
     return new, client.submit(replica.second, both, key=f"stats-{key}")
 

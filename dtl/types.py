@@ -305,8 +305,10 @@ class Round:
         Root mean square distance of the replicas from their average, over the average's norm.
     step_s, average_s, wait_s : float
         Seconds in local steps (the slowest shard), in adding and averaging, and the rest.
-    train_accuracy, validation_accuracy, validation_loss : float
-        NaN in rounds without validation.
+    train_accuracy, validation_accuracy, validation_loss, train_loss : float
+        Of all rows, with the parameters at the round's end. NaN in rounds without validation.
+    kernel_norm : float
+        Of the kernel at the round's end; with `train_loss` it gives the objective.
     """
 
     round: int
@@ -322,6 +324,53 @@ class Round:
     train_accuracy: float = float("nan")
     validation_accuracy: float = float("nan")
     validation_loss: float = float("nan")
+    train_loss: float = float("nan")
+    kernel_norm: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of training in a comparison, and what came of it.
+
+    Parameters
+    ----------
+    name : str
+    n_shards, averaging_frequency : int
+        0 where that means nothing.
+    accuracy, log_loss : dict of split name to float
+    objective : float
+        Mean cross-entropy of the training rows and penalty, nats.
+    objective_gap : float
+        How far that is above the optimum's, as a share of it; below 0 by rounding alone.
+    kernel_distance : float
+        Norm of the difference to the optimum's kernel, over that one's norm.
+    seconds : float
+        From the store to the head.
+    bytes_moved : int
+        Parameters, sums and gradients that tasks gave to others, or features to the driver.
+    curve : tuple of (seconds, objective)
+        On the way; only the end where the way is not known.
+    """
+
+    name: str
+    n_shards: int
+    averaging_frequency: int
+    accuracy: Mapping[str, float]
+    log_loss: Mapping[str, float]
+    objective: float
+    objective_gap: float
+    kernel_distance: float
+    seconds: float
+    bytes_moved: int
+    curve: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways of training on the same features, the exact optimum first."""
+
+    contenders: tuple[Contender, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

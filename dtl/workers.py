@@ -134,6 +134,8 @@ def tree_reduce(
     *,
     name: str,
     depth: int = 2,
+    last: Callable[..., Any] | None = None,
+    arguments: Sequence[Any] = (),
 ) -> Future:
     """Combine futures in `depth` levels, neighbours first; nothing passes through the driver.
 
@@ -146,17 +148,36 @@ def tree_reduce(
         Takes a list of values, returns a value of the same kind.
     name : str
         Of the tasks, in the dashboard; must be unique to this reduction.
+    last : callable, optional
+        Takes the place of `combine` at the root, with these `arguments` after the list.
     """
     fan_in = max(2, _root(len(parts), depth))
     level, parts = 0, list(parts)
     while len(parts) > 1 or level == 0:
         groups = [parts[i : i + fan_in] for i in range(0, len(parts), fan_in)]
+        if last is not None and len(groups) == 1:
+            return client.submit(last, *groups, *arguments, key=f"{name}-{level}-0")
         parts = [
             client.submit(combine, group, key=f"{name}-{level}-{i}")
             for i, group in enumerate(groups)
         ]
         level += 1
     return parts[0]
+
+
+def tree_inputs(n_parts: int, depth: int = 2) -> int:
+    """How many values the tasks of a `tree_reduce` take in all.
+
+    Examples
+    --------
+    >>> tree_inputs(8, depth=2)  # three sums of three, three and two; then one of these three
+    11
+    """
+    fan_in, total = max(2, _root(n_parts, depth)), n_parts
+    while n_parts > 1:
+        n_parts = -(-n_parts // fan_in)
+        total += n_parts if n_parts > 1 else 0
+    return total
 
 
 def _root(n: int, depth: int) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dtl import storage
 from dtl.feature_store import FeatureStore
+from dtl.types import ImageList
 
 MakeStore = Callable[..., FeatureStore]
 
@@ -62,3 +63,53 @@ def contents(folder: Path) -> dict[str, bytes]:
 def all_files(url: str) -> dict[str, bytes]:
     """All files below a URL."""
     return {path: storage.read_bytes(storage.join(url, path)) for path, _ in storage.walk(url)}
+
+
+def synthetic_store(
+    url: str,
+    n_images: int = 30_607,
+    n_features: int = 4096,
+    n_classes: int = 257,
+    *,
+    chunk_images: int = 256,
+    distance: float = 0.28,
+    shares: tuple[float, float, float] = (0.65, 0.15, 0.2),
+) -> FeatureStore:
+    """A store of features like fc2's, made up chunk by chunk.
+
+    Sparse, not negative and correlated: rectified mixtures of fewer factors, whose means differ
+    between classes. `distance` says by how much, so how many images can be told.
+    """
+    rng = np.random.default_rng(0)
+    n_factors = n_features // 16
+    centres = distance * rng.normal(size=(n_classes, n_factors)).astype(np.float32)
+    mixture = rng.normal(size=(n_factors, n_features)).astype(np.float32) / np.sqrt(n_factors)
+    label = rng.integers(0, n_classes, n_images).astype(np.int32)
+    listed = ImageList(
+        root="/synthetic",
+        path=np.array([f"{k}/{i}.jpg" for i, k in enumerate(label)], np.dtypes.StringDType()),
+        label=label,
+        given_split=np.full(n_images, -1, np.int8),
+        size_bytes=np.ones(n_images, np.int64),
+        class_names=tuple(f"class {k}" for k in range(n_classes)),
+    )
+    store = FeatureStore.create(
+        url, listed, {"fc2": n_features}, dtype="float32", chunk_images=chunk_images,
+        attrs={"settings": {"made": "synthetic"}, "weights_sha256": "0", "weights": "random",
+               "root": "/synthetic", "left_out": [], "n_left_out": 0, "versions": {}},
+    )  # fmt: skip
+    for chunk in range(store.n_chunks):
+        rows = store.rows(chunk)
+        n = rows.stop - rows.start
+        rng = np.random.default_rng([1, chunk])
+        factors = centres[label[rows]] + rng.normal(size=(n, n_factors)).astype(np.float32)
+        features = factors @ mixture + 0.5 * rng.normal(size=(n, n_features)).astype(np.float32)
+        store.write_chunk(
+            chunk,
+            {"fc2": np.maximum(features - 1, 0)},
+            np.arange(rows.start, rows.stop, dtype=np.uint64),
+            [""] * n,
+        )
+    split = np.random.default_rng(2).choice(3, n_images, p=shares).astype(np.int8)
+    store.write_split(split, {"made": "synthetic"})
+    return store

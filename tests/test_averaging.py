@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
-from dtl.averaging import Moments, WeightedSum, average, combine, combine_moments
+from dtl.averaging import (
+    Moments,
+    WeightedSum,
+    average,
+    combine,
+    combine_moments,
+    outer_step,
+)
 
 
 def replicas(seed, n, shape=(4, 3)):
@@ -36,9 +43,9 @@ def test_the_order_of_combination_does_not_matter(weights, seed, random, width):
         WeightedSum.of(params, n)
         for params, n in zip(replicas(seed, len(weights)), weights, strict=True)
     ]
-    params, spread = average(combine(parts))
+    params, spread = average(parts)
     random.shuffle(parts)
-    other_params, other_spread = average(tree(parts, width))
+    other_params, other_spread = average([tree(parts, width)])
     for name in params:
         np.testing.assert_allclose(other_params[name], params[name], rtol=0, atol=1e-6)
     assert other_spread == pytest.approx(spread, abs=1e-6)
@@ -50,7 +57,7 @@ def test_average_is_weighted_by_samples(weights, seed):
     all_params = replicas(seed, len(weights))
     total = combine([WeightedSum.of(p, n) for p, n in zip(all_params, weights, strict=True)])
     assert total.n_samples == sum(weights)
-    params, spread = average(total)
+    params, spread = average([total])
     for name, value in params.items():
         assert value.dtype == np.float32
         stacked = np.stack([p[name] for p in all_params]).astype(np.float64)
@@ -68,38 +75,78 @@ def test_empty_shards_are_harmless():
     empty = WeightedSum.of(broken, 0)
     full = WeightedSum.of(one, 7)
     for parts in ([empty, full], [full, empty, empty], [combine([empty]), full], [combine([])]):
-        total = combine([*parts, full])
-        params, spread = average(total)
+        params, spread = average([*parts, full])
         np.testing.assert_array_equal(params["kernel"], one["kernel"])
         np.testing.assert_array_equal(params["bias"], one["bias"])
         assert spread == pytest.approx(0, abs=1e-7)
 
 
-def test_combining_changes_no_part():
+def test_adding_up_changes_no_part():
     parts = [WeightedSum.of(params, 3) for params in replicas(0, 3)]
-    before = [part.sums["kernel"].copy() for part in parts]
+    parts.append(combine(parts[:2]))
+    before = [part.values["kernel"].copy() for part in parts]
     combine(parts)
+    average(parts)
     for part, kernel in zip(parts, before, strict=True):
-        np.testing.assert_array_equal(part.sums["kernel"], kernel)
+        np.testing.assert_array_equal(part.values["kernel"], kernel, strict=True)
 
 
-def test_making_a_sum_leaves_the_replica_as_it_is():
-    params = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}  # already float64
-    WeightedSum.of(params, 5)
-    assert (params["kernel"] == 1).all()
-    assert (params["bias"] == 1).all()
+def test_more_numbers_than_a_block_against_numpy():
+    shape = (300, 257)  # several blocks, the last of them short
+    all_params, weights = replicas(1, 8, shape), np.array([5, 0, 7, 1, 1, 30_607, 3, 2])
+    leaves = [WeightedSum.of(p, n) for p, n in zip(all_params, weights.tolist(), strict=True)]
+    for parts in (leaves, [combine(leaves[k : k + 3]) for k in (0, 3, 6)]):
+        params, spread = average(parts)
+        for name in params:
+            exact = np.stack([p[name] for p in all_params]).astype(np.float64)
+            mean = np.average(exact, axis=0, weights=weights)
+            np.testing.assert_array_equal(params[name], mean.astype(np.float32))
+        kernels = np.stack([p["kernel"] for p in all_params]).astype(np.float64)
+        mean = np.average(kernels, axis=0, weights=weights)
+        distances = ((kernels - mean) ** 2).sum(axis=(1, 2))
+        expected = np.sqrt(np.average(distances, weights=weights) / (mean**2).sum())
+        assert spread == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_replica_comes_back_bit_for_bit():
     (params,) = replicas(3, 1)
-    averaged, _ = average(WeightedSum.of(params, 19_607))
+    averaged, _ = average([WeightedSum.of(params, 19_607)])
     for name in params:
         np.testing.assert_array_equal(averaged[name], params[name], strict=True)
 
 
+@pytest.mark.parametrize(("momentum", "learning_rate"), [(0.0, 1.0), (0.9, 0.7), (0.5, 1.0)])
+def test_outer_step_is_kerass_nesterov_on_the_negative_change(momentum, learning_rate):
+    import keras
+
+    rounds = replicas(5, 6)
+    state = replicas(9, 1)[0]
+    weights = {name: keras.Variable(value) for name, value in state.items()}
+    keras_sgd = keras.optimizers.SGD(learning_rate, momentum, nesterov=True)
+    for averaged in rounds:
+        gradients = [weights[name] - averaged[name] for name in weights]
+        keras_sgd.apply(gradients, list(weights.values()))
+        state = outer_step(averaged, state, momentum=momentum, learning_rate=learning_rate)
+        for name, weight in weights.items():
+            assert state[name].dtype == np.float32
+            np.testing.assert_allclose(state[name], weight.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone():
+    before, after = replicas(0, 2)
+    after["kernel_velocity"] = np.ones((4, 3), np.float32)
+    copies = [{name: v.copy() for name, v in p.items()} for p in (before, after)]
+    stepped = outer_step(after, before, momentum=0.9, learning_rate=1.0)
+    outer_step(after, stepped, momentum=0.9, learning_rate=1.0)
+    assert stepped["kernel_velocity"] is after["kernel_velocity"]
+    for params, copy in zip((before, after), copies, strict=True):
+        for name in copy:
+            np.testing.assert_array_equal(params[name], copy[name])
+
+
 def test_zero_kernels_have_no_spread():
     params = {"kernel": np.zeros((2, 2)), "bias": np.ones(2)}
-    averaged, spread = average(combine([WeightedSum.of(params, 1)] * 2))
+    averaged, spread = average([WeightedSum.of(params, 1)] * 2)
     assert spread == 0
     assert averaged["bias"].tolist() == [1, 1]
 
@@ -107,7 +154,7 @@ def test_zero_kernels_have_no_spread():
 @pytest.mark.parametrize("parts", [[], [WeightedSum()] * 3])
 def test_no_rows_at_all(parts):
     with pytest.raises(ValueError, match=r"No replica had training rows to learn from\. Check"):
-        average(combine(parts))
+        average(parts)
 
 
 def rows_of(seed, n, offset=0.0):

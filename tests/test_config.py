@@ -105,7 +105,7 @@ def test_layers_are_left_as_they_were():
     ("tables", "message"),
     [
         ({"train": {"learning_rat": 1}}, r"Unknown key train\.learning_rat\. Did you mean learni"),
-        ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, n_shards"),
+        ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, solver"),
         ({"train": {"xyzzy": 1}}, r"Unknown key train\.xyzzy\. Known: layer, "),
         ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, report\."),
         ({"trian": {"epochs": 1}}, r"Unknown key trian\. Did you mean train\?"),
@@ -116,6 +116,8 @@ def test_layers_are_left_as_they_were():
         ({"overwrite": 1}, r"overwrite must be true or false\. Received: 1\."),
         ({"train": {"epochs": "2"}}, r"train\.epochs must be a number\. Received: '2'\."),
         ({"features": {"layers": 3}}, r"features\.layers must be a list of texts\. Received: 3"),
+        ({"compare": {"shards": [4, "8"]}}, r"compare\.shards must be a list of whole numbers"),
+        ({"compare": {"frequencies": [0]}}, r"compare\.frequencies must be numbers of 1 or more"),
         ({"features": {"layers": ["fc1", 2]}}, r"features\.layers must be a list of texts"),
         ({"features": {"layers": []}}, r"features\.layers must be one layer or more"),
         ({"features": {"precision": "half"}}, r"must be one of auto, float32, bfloat16, float16\."),
@@ -175,7 +177,7 @@ def test_text_of_the_command_line(key, text, value):
 @pytest.mark.parametrize("key", OPTIONS)
 def test_text_of_every_default_is_the_default(key):
     default = OPTIONS[key].default
-    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     assert read(build(nested(key, parse_text(OPTIONS[key], text))), key) == default
 
 

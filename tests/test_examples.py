@@ -39,7 +39,7 @@ def table() -> Iterator[str]:
     for option in config.options():
         default = option.default
         if isinstance(default, tuple):
-            default = ",".join(default)
+            default = ",".join(map(str, default))
         elif isinstance(default, bool):
             default = str(default).lower()
         shown = f"`{default}`" if default != "" else ""

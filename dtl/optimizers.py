@@ -1,0 +1,267 @@
+"""Steps of gradient descent on the softmax model, in place: a loop, and a rule for each optimizer.
+
+The kernel is larger than a core's cache and the rest is small, so what a step costs beside its two
+products is how often the kernel's memory is passed over. It is twice: for the logits, and then in
+blocks of rows, each with its gradient and its state, which stay in the cache until all is done with
+them. The whole gradient is never written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import blas
+
+from dtl import buffers
+from dtl.config import TrainConfig
+from dtl.softmax import Params, Rows, log_softmax, residuals
+
+Array = NDArray[np.float32]
+
+_BLOCK = 1 << 16
+"""Numbers in a block: 256 KiB, of which an optimizer works on three to five at once."""
+
+_DROPOUT = 1
+"""Keeps the random numbers of dropout apart from those of the order of the rows."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a rule is told of a step; `count` is from 1."""
+
+    learning_rate: float
+    momentum: float
+    count: int
+
+
+def _sgd(w: Array, g: Array, _state: Sequence[Array], _scratch: Array, step: _Step) -> None:
+    blas.saxpy(g, w, a=-step.learning_rate)
+
+
+def _momentum(w: Array, g: Array, state: Sequence[Array], _scratch: Array, step: _Step) -> None:
+    (velocity,) = state
+    velocity *= step.momentum
+    blas.saxpy(g, velocity, a=-step.learning_rate)
+    w += velocity
+
+
+def _nesterov(w: Array, g: Array, state: Sequence[Array], _scratch: Array, step: _Step) -> None:
+    (velocity,) = state
+    velocity *= step.momentum
+    blas.saxpy(g, velocity, a=-step.learning_rate)
+    blas.saxpy(velocity, w, a=step.momentum)
+    blas.saxpy(g, w, a=-step.learning_rate)
+
+
+def _adam(w: Array, g: Array, state: Sequence[Array], _scratch: Array, step: _Step) -> None:
+    mean, square = state
+    beta1, beta2 = 0.9, 0.999
+    _decay(mean, g, beta1)
+    g *= g
+    _decay(square, g, beta2)
+    np.sqrt(square, out=g)
+    g += _EPSILON
+    np.divide(mean, g, out=g)
+    bias = math.sqrt(1 - beta2**step.count) / (1 - beta1**step.count)
+    blas.saxpy(g, w, a=-step.learning_rate * bias)
+
+
+def _rmsprop(w: Array, g: Array, state: Sequence[Array], scratch: Array, step: _Step) -> None:
+    (square,) = state
+    _decay(square, np.multiply(g, g, out=scratch), 0.9)
+    g /= _root(square, scratch)
+    blas.saxpy(g, w, a=-step.learning_rate)
+
+
+def _adadelta(w: Array, g: Array, state: Sequence[Array], scratch: Array, step: _Step) -> None:
+    square, change_square = state
+    _decay(square, np.multiply(g, g, out=scratch), 0.95)
+    g *= _root(change_square, scratch)
+    g /= _root(square, scratch)
+    blas.saxpy(g, w, a=-step.learning_rate)
+    g *= g
+    _decay(change_square, g, 0.95)
+
+
+_EPSILON = 1e-7
+"""Keras' default, as are the decays in the rules above."""
+
+
+def _decay(mean: Array, value: Array, rate: float) -> None:
+    """A running mean takes a value in."""
+    mean *= rate
+    blas.saxpy(value, mean, a=1 - rate)
+
+
+def _root(square: Array, out: Array) -> Array:
+    np.add(square, _EPSILON, out=out)
+    return np.sqrt(out, out=out)
+
+
+_Rule = Callable[[Array, Array, Sequence[Array], Array, _Step], None]
+"""Changes flat weights and state in place; it may write over the gradient and the scratch array."""
+
+_RULES: Mapping[str, _Rule] = {
+    "nesterov": _nesterov,
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "adam": _adam,
+    "rmsprop": _rmsprop,
+    "adadelta": _adadelta,
+}
+
+STATE: Mapping[str, tuple[str, ...]] = {
+    "nesterov": ("velocity",),
+    "sgd": (),
+    "momentum": ("velocity",),
+    "adam": ("mean", "square"),
+    "rmsprop": ("square",),
+    "adadelta": ("square", "change_square"),
+}
+"""The state that each optimizer keeps of kernel and bias: ``kernel_velocity`` and so on."""
+
+
+def state_names(optimizer: str) -> list[str]:
+    """Names of all state in `Params`.
+
+    Examples
+    --------
+    >>> state_names("nesterov")
+    ['kernel_velocity', 'bias_velocity']
+    """
+    return [f"{name}_{slot}" for slot in STATE[optimizer] for name in ("kernel", "bias")]
+
+
+def descend(
+    params: Params,
+    features: Rows,
+    labels: NDArray[np.int32],
+    batches: Iterable[NDArray[np.intp]],
+    learning_rates: Iterable[float],
+    config: TrainConfig,
+    *,
+    class_weights: Array | None = None,
+    first_step: int = 0,
+    n_before: int = 0,
+    seed: Sequence[int] = (0,),
+) -> float:
+    r"""Steps of an optimizer, changing the parameters and its state in place.
+
+    The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, clipped to the norm
+    `config.clip_norm`. All rules are Keras' with its defaults; the default one is, with velocity
+    :math:`v` and momentum :math:`m`,
+
+    .. math:: v \leftarrow m v - \eta g, \qquad W \leftarrow W + m v - \eta g.
+
+    Parameters
+    ----------
+    params : Params
+        State that is missing is added, as zeros.
+    features : (n, n_features) float32 array, or what reads ahead
+    labels : (n,) int32
+    batches : iterable of (batch_size,) int
+        The rows of each step.
+    learning_rates : iterable of float
+        One for each step.
+    config : TrainConfig
+        For `optimizer`, `momentum`, `l2`, `label_smoothing`, `dropout` and `clip_norm`.
+    class_weights : (n_classes,) float32, optional
+    first_step : int
+        Which step of the training the first one is: dropout follows from it.
+    n_before : int
+        Steps that the optimizer's state has seen; Adam corrects its bias by it.
+    seed : sequence of int
+        Of dropout, with the step's number.
+
+    Returns
+    -------
+    float
+        Mean cross-entropy of the batches, each before its step and weighted by its rows; NaN if
+        there were none. Neither smoothing, weights nor penalty are in it; dropout is.
+
+    References
+    ----------
+    Sutskever et al. (2013), "On the importance of initialization and momentum in deep learning",
+    with the parameters at the look-ahead point, as Bengio et al. (2012), section 3.5. Kingma, Ba
+    (2015), "Adam", the form before section 2.1. Tieleman, Hinton (2012), "RMSprop". Zeiler (2012),
+    "Adadelta". Srivastava et al. (2014), "Dropout". Pascanu et al. (2013), "On the difficulty of
+    training recurrent neural networks", for clipping.
+    """
+    for name in ("kernel", "bias"):
+        for slot in STATE[config.optimizer]:
+            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
+    kernel, bias = params["kernel"], params["bias"]
+    rule, state = _RULES[config.optimizer], STATE[config.optimizer]
+    kernel_state = [params[f"kernel_{slot}"] for slot in state]
+    bias_state = [params[f"bias_{slot}"] for slot in state]
+    n_features, n_classes = kernel.shape
+    n_block = min(max(1, _BLOCK // n_classes), n_features)
+    gradient, scratch = buffers.empty((2, n_block, n_classes), np.float32)
+    total, n_rows = 0.0, 0
+    for i, (rows, learning_rate) in enumerate(zip(batches, learning_rates, strict=True)):
+        x, y = features[rows], labels[rows]
+        if config.dropout:
+            _drop(x, config.dropout, [*seed, first_step + i, _DROPOUT])
+        log_p = log_softmax(x @ kernel + bias)
+        total -= float(log_p[np.arange(len(rows)), y].sum(dtype=np.float64))
+        n_rows += len(rows)
+        residual = residuals(log_p, y, config.label_smoothing, class_weights)
+        residual /= len(rows)
+        l2 = config.l2
+        if config.clip_norm:
+            norm = gradient_norm(kernel, x, residual, log_p - bias, l2)
+            if norm > config.clip_norm:
+                residual *= config.clip_norm / norm
+                l2 *= config.clip_norm / norm
+        step = _Step(learning_rate, config.momentum, n_before + i + 1)
+        for start in range(0, n_features, n_block):
+            here = slice(start, min(start + n_block, n_features))
+            n = here.stop - start
+            weights, g = kernel[here].reshape(-1), gradient[:n].reshape(-1)
+            np.matmul(x[:, here].T, residual, out=gradient[:n])
+            if l2:
+                blas.saxpy(weights, g, a=l2)
+            block_state = [value[here].reshape(-1) for value in kernel_state]
+            rule(weights, g, block_state, scratch[:n].reshape(-1), step)
+        rule(bias, residual.sum(axis=0), bias_state, np.empty_like(bias), step)
+    return total / n_rows if n_rows else float("nan")
+
+
+def gradient_norm(
+    kernel: NDArray[Any],
+    features: NDArray[Any],
+    residual: NDArray[Any],
+    logits: NDArray[Any],
+    l2: float,
+) -> float:
+    r"""Norm of the gradient of kernel and bias, :math:`x^T r + \lambda W` and :math:`1^T r`.
+
+    It is found without the gradient: :math:`\|x^T r\|^2` is the sum of :math:`x x^T \circ r r^T`,
+    and :math:`\langle x^T r, W \rangle` that of :math:`r \circ x W`.
+
+    Parameters
+    ----------
+    kernel : (n_features, n_classes) float
+    features : (n, n_features) float
+    residual : (n, n_classes) float
+        Its rows add up to 0.
+    logits : (n, n_classes) float
+        Features times kernel; a constant more or less in a row changes nothing.
+    """
+    squares = float(((features @ features.T) * (residual @ residual.T)).sum(dtype=np.float64))
+    if l2:
+        flat = kernel.reshape(-1)
+        squares += l2 * (2 * float((residual * logits).sum()) + l2 * float(flat @ flat))
+    return math.sqrt(max(squares, 0.0) + float((residual.sum(axis=0) ** 2).sum()))
+
+
+def _drop(x: Array, rate: float, seed: Sequence[int]) -> None:
+    """Zeros for a share of the inputs, and more of the others, so that their mean stays."""
+    kept = np.random.default_rng(seed).random(x.shape, np.float32) >= rate
+    x *= kept
+    x *= np.float32(1 / (1 - rate))

@@ -1,0 +1,133 @@
+"""Averaging against the exact optimum, and against what else trains such a layer: `make bench`.
+
+On a made-up store of 30,607 x 4096 and 257 classes, or as many rows as DTL_BENCH_IMAGES says. All
+times are of one run, on the same processors, from features in memory, so their ratios mean
+something on a shared machine, too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client
+from helpers import synthetic_store
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+
+from dtl import cluster, config, trainer
+from dtl.config import TrainConfig
+from dtl.feature_store import FeatureStore
+from dtl.types import TRAIN, VALIDATION, Round
+
+N_IMAGES = int(os.environ.get("DTL_BENCH_IMAGES", "30607"))
+NEAR = 0.005
+"""Within so much of the optimum's validation accuracy a way has arrived."""
+QUICK = {"n_shards": 2, "epochs": 2.0, "validate_every": 10}
+"""What differs from the standard settings where only the time until NEAR counts: as many replicas
+as processors here, for replicas share the steps of an epoch, and a learning rate that falls soon.
+"""
+MOST_INCREMENTAL_S = 240.0
+"""dask-ml need not arrive at all: its classes are learnt apart."""
+
+
+def seconds_until(history: list[Round], accuracy: float) -> float:
+    """Of training; the features are in the workers' memory by then, as in the others' arrays."""
+    took = np.cumsum([r.step_s + r.average_s + r.wait_s for r in history])
+    there = [r.validation_accuracy >= accuracy for r in history]
+    return float(took[there.index(True)]) if any(there) else float("inf")
+
+
+def standardised(store: FeatureStore) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    split, labels, features = (store.read(name) for name in ("split", "label", "fc2"))
+    mean, scale = features[split == TRAIN].mean(axis=0), features[split == TRAIN].std(axis=0)
+    features -= mean
+    features /= np.where(scale == 0, 1, scale)
+    return {k: (features[split == k], labels[split == k]) for k in (TRAIN, VALIDATION)}
+
+
+def sklearn_seconds(
+    rows: dict[int, tuple[np.ndarray, np.ndarray]], l2: float, goal: float
+) -> float:
+    """Of the fit with the fewest iterations that arrives."""
+    for n_iterations in range(1, 40):
+        model = LogisticRegression(C=1 / (l2 * len(rows[TRAIN][1])), max_iter=n_iterations)
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(*rows[TRAIN])
+        seconds = time.perf_counter() - started
+        accuracy = model.score(*rows[VALIDATION])
+        print(f"  scikit-learn, {n_iterations} iterations: {accuracy:.2%} in {seconds:.1f} s")
+        if accuracy >= goal:
+            return seconds
+    return float("inf")
+
+
+def incremental_seconds(
+    rows: dict[int, tuple[np.ndarray, np.ndarray]], l2: float, goal: float, limit_s: float
+) -> float:
+    """Until dask-ml arrives, looked at after every epoch; infinite if not within `limit_s`."""
+    dask_ml = pytest.importorskip("dask_ml.wrappers", reason="dask-ml is not installed")
+    import dask.array as da
+
+    features, labels = rows[TRAIN]
+    x, y = (da.from_array(a, chunks=(2048, *a.shape[1:])) for a in (features, labels))
+    # With two processors it trains two of the classes' own classifiers at once.
+    model = dask_ml.Incremental(
+        SGDClassifier(loss="log_loss", alpha=l2, n_jobs=os.cpu_count(), random_state=0)
+    )
+    seconds, epoch = 0.0, 0
+    while seconds <= limit_s:
+        started = time.perf_counter()
+        model.partial_fit(x, y, classes=np.unique(labels))
+        seconds, epoch = seconds + time.perf_counter() - started, epoch + 1
+        accuracy = model.estimator_.score(*rows[VALIDATION])
+        print(f"  dask-ml, {epoch} epochs: {accuracy:.2%} in {seconds:.1f} s")
+        if accuracy >= goal:
+            return seconds
+    return float("inf")
+
+
+def test_averaging_reaches_the_optimum_and_how_soon(tmp_path: Path) -> None:
+    store = synthetic_store(str(tmp_path / "features.zarr"), N_IMAGES)
+    standard = TrainConfig()
+
+    def train(client: Client, settings: TrainConfig) -> list[Round]:
+        started = time.perf_counter()
+        _, history = trainer.train(store, settings, "fc2", 0, client)
+        last = history[-1]
+        print(
+            f"  {settings.solver}, {settings.epochs:g} epochs: {last.validation_accuracy:.2%}, "
+            f"validation loss {last.validation_loss:.4f}, objective "
+            f"{last.train_loss + settings.l2 / 2 * last.kernel_norm**2:.5f}, "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+        return history
+
+    print(f"\n{N_IMAGES} x 4096, 257 classes, {os.cpu_count()} processors")
+    with cluster.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
+        optimum = train(client, replace(standard, solver="lbfgs"))[-1]
+        averaged = train(client, standard)[-1]
+        goal = optimum.validation_accuracy - NEAR
+        ours = seconds_until(train(client, replace(standard, **QUICK)), goal)
+    rows = standardised(store)
+    sklearn = sklearn_seconds(rows, standard.l2, goal)
+    dask_ml = incremental_seconds(rows, standard.l2, goal, min(6 * ours, MOST_INCREMENTAL_S))
+    loss = averaged.validation_loss / optimum.validation_loss
+    points = 100 * (averaged.validation_accuracy - optimum.validation_accuracy)
+    print(
+        f"averaging: {loss:.4f} of the optimum's validation loss, {points:+.2f} points\n"
+        f"until {goal:.2%}: averaging {ours:.1f} s, scikit-learn {sklearn / ours:.2f} times that, "
+        f"dask-ml {dask_ml / ours:.2f} times"
+    )
+    assert np.isfinite(ours)
+    assert loss <= 1.01
+    assert points >= -0.3
+    assert ours <= sklearn
+    assert 5 * ours <= dask_ml
