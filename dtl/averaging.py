@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas
 
 from dtl import buffers
 
@@ -135,9 +134,10 @@ def _sum_blocks(
                 block += flat[here]
                 continue
             one[:] = flat[here]
-            blas.daxpy(one, block, a=part.n_samples)
             if name == "kernel":
                 squares += part.n_samples * float(one @ one)
+            one *= part.n_samples
+            block += one
         if name == "kernel" and start == 0:
             squares += sum(part.squares for part in parts if part.squares is not None)
         yield here, block, squares

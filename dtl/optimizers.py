@@ -3,7 +3,8 @@
 The kernel is larger than a core's cache and the rest is small, so what a step costs beside its two
 products is how often the kernel's memory is passed over. It is twice: for the logits, and then in
 blocks of rows, each with its gradient and its state, which stay in the cache until all is done with
-them. The whole gradient is never written.
+them. The whole gradient is never written. All is NumPy's, for SciPy's BLAS keeps the interpreter
+locked, and a worker's other threads wait.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas
 
 from dtl import buffers
 from dtl.config import TrainConfig
@@ -39,63 +39,70 @@ class _Step:
     count: int
 
 
-def _sgd(w: Array, g: Array, _state: Sequence[Array], _scratch: Array, step: _Step) -> None:
-    blas.saxpy(g, w, a=-step.learning_rate)
+def _sgd(w: Array, g: Array, _state: Sequence[Array], _scratch: Array, _step: _Step) -> None:
+    w += g
 
 
 def _momentum(w: Array, g: Array, state: Sequence[Array], _scratch: Array, step: _Step) -> None:
     (velocity,) = state
     velocity *= step.momentum
-    blas.saxpy(g, velocity, a=-step.learning_rate)
+    velocity += g
     w += velocity
 
 
 def _nesterov(w: Array, g: Array, state: Sequence[Array], _scratch: Array, step: _Step) -> None:
     (velocity,) = state
     velocity *= step.momentum
-    blas.saxpy(g, velocity, a=-step.learning_rate)
-    blas.saxpy(velocity, w, a=step.momentum)
-    blas.saxpy(g, w, a=-step.learning_rate)
+    velocity += g
+    w += g
+    w += np.multiply(velocity, step.momentum, out=g)
 
 
-def _adam(w: Array, g: Array, state: Sequence[Array], _scratch: Array, step: _Step) -> None:
+def _adam(w: Array, g: Array, state: Sequence[Array], scratch: Array, step: _Step) -> None:
     mean, square = state
     beta1, beta2 = 0.9, 0.999
-    _decay(mean, g, beta1)
+    _decay(mean, g, beta1, scratch)
     g *= g
-    _decay(square, g, beta2)
-    np.sqrt(square, out=g)
-    g += _EPSILON
-    np.divide(mean, g, out=g)
+    _decay(square, g, beta2, scratch)
     bias = math.sqrt(1 - beta2**step.count) / (1 - beta1**step.count)
-    blas.saxpy(g, w, a=-step.learning_rate * bias)
+    np.sqrt(square, out=scratch)
+    scratch += _EPSILON
+    np.multiply(mean, step.learning_rate * bias, out=g)
+    g /= scratch
+    w -= g
 
 
 def _rmsprop(w: Array, g: Array, state: Sequence[Array], scratch: Array, step: _Step) -> None:
     (square,) = state
-    _decay(square, np.multiply(g, g, out=scratch), 0.9)
+    _decay_square(square, g, 0.9, scratch)
+    g *= step.learning_rate
     g /= _root(square, scratch)
-    blas.saxpy(g, w, a=-step.learning_rate)
+    w -= g
 
 
 def _adadelta(w: Array, g: Array, state: Sequence[Array], scratch: Array, step: _Step) -> None:
     square, change_square = state
-    _decay(square, np.multiply(g, g, out=scratch), 0.95)
+    _decay_square(square, g, 0.95, scratch)
     g *= _root(change_square, scratch)
     g /= _root(square, scratch)
-    blas.saxpy(g, w, a=-step.learning_rate)
-    g *= g
-    _decay(change_square, g, 0.95)
+    _decay_square(change_square, g, 0.95, scratch)
+    g *= step.learning_rate
+    w -= g
 
 
 _EPSILON = 1e-7
 """Keras' default, as are the decays in the rules above."""
 
 
-def _decay(mean: Array, value: Array, rate: float) -> None:
+def _decay(mean: Array, value: Array, rate: float, scratch: Array) -> None:
     """A running mean takes a value in."""
     mean *= rate
-    blas.saxpy(value, mean, a=1 - rate)
+    mean += np.multiply(value, 1 - rate, out=scratch)
+
+
+def _decay_square(mean: Array, value: Array, rate: float, scratch: Array) -> None:
+    np.multiply(value, value, out=scratch)
+    _decay(mean, scratch, rate, scratch)
 
 
 def _root(square: Array, out: Array) -> Array:
@@ -104,7 +111,12 @@ def _root(square: Array, out: Array) -> Array:
 
 
 _Rule = Callable[[Array, Array, Sequence[Array], Array, _Step], None]
-"""Changes flat weights and state in place; it may write over the gradient and the scratch array."""
+"""Changes weights and state in place; it may write over the gradient and the scratch array.
+
+Rules of `_SCALED` take the gradient times minus the learning rate: nothing to do where it is made.
+"""
+
+_SCALED = ("nesterov", "sgd", "momentum")
 
 _RULES: Mapping[str, _Rule] = {
     "nesterov": _nesterov,
@@ -202,9 +214,10 @@ def descend(
     n_features, n_classes = kernel.shape
     n_block = min(max(1, _BLOCK // n_classes), n_features)
     gradient, scratch = buffers.empty((2, n_block, n_classes), np.float32)
+    bias_scratch = np.empty_like(bias)
     total, n_rows = 0.0, 0
     for i, (rows, learning_rate) in enumerate(zip(batches, learning_rates, strict=True)):
-        x, y = features[rows], labels[rows]
+        x, y = _take(features, rows), labels[rows]
         if config.dropout:
             _drop(x, config.dropout, [*seed, first_step + i, _DROPOUT])
         log_p = log_softmax(x @ kernel + bias)
@@ -212,23 +225,20 @@ def descend(
         n_rows += len(rows)
         residual = residuals(log_p, y, config.label_smoothing, class_weights)
         residual /= len(rows)
-        l2 = config.l2
+        factor = -learning_rate if config.optimizer in _SCALED else 1.0
         if config.clip_norm:
-            norm = gradient_norm(kernel, x, residual, log_p - bias, l2)
-            if norm > config.clip_norm:
-                residual *= config.clip_norm / norm
-                l2 *= config.clip_norm / norm
+            norm = gradient_norm(kernel, x, residual, log_p - bias, config.l2)
+            factor *= min(1.0, config.clip_norm / norm) if norm else 1.0
+        residual *= factor
         step = _Step(learning_rate, config.momentum, n_before + i + 1)
         for start in range(0, n_features, n_block):
             here = slice(start, min(start + n_block, n_features))
-            n = here.stop - start
-            weights, g = kernel[here].reshape(-1), gradient[:n].reshape(-1)
-            np.matmul(x[:, here].T, residual, out=gradient[:n])
-            if l2:
-                blas.saxpy(weights, g, a=l2)
-            block_state = [value[here].reshape(-1) for value in kernel_state]
-            rule(weights, g, block_state, scratch[:n].reshape(-1), step)
-        rule(bias, residual.sum(axis=0), bias_state, np.empty_like(bias), step)
+            weights, n = kernel[here], here.stop - start
+            g = np.matmul(x[:, here].T, residual, out=gradient[:n])
+            if config.l2:
+                g += np.multiply(weights, config.l2 * factor, out=scratch[:n])
+            rule(weights, g, [value[here] for value in kernel_state], scratch[:n], step)
+        rule(bias, residual.sum(axis=0), bias_state, bias_scratch, step)
     return total / n_rows if n_rows else float("nan")
 
 
@@ -258,6 +268,15 @@ def gradient_norm(
         flat = kernel.reshape(-1)
         squares += l2 * (2 * float((residual * logits).sum()) + l2 * float(flat @ flat))
     return math.sqrt(max(squares, 0.0) + float((residual.sum(axis=0) ** 2).sum()))
+
+
+def _take(features: Rows, rows: NDArray[np.intp]) -> Array:
+    if not isinstance(features, np.ndarray):
+        return features[rows]
+    out = buffers.empty((len(rows), features.shape[1]), features.dtype)
+    # By its default mode NumPy would make another array first; rows are of the features.
+    taken: Array = np.take(features, rows, axis=0, out=out, mode="clip")
+    return taken
 
 
 def _drop(x: Array, rate: float, seed: Sequence[int]) -> None:

@@ -184,7 +184,7 @@ def local_batches(
 
 
 def local_steps(
-    params: Params,
+    before: tuple[Params, RoundStats | None],
     shard: Shard,
     first_step: int,
     rates: list[float],
@@ -192,13 +192,17 @@ def local_steps(
     seed: int,
     class_weights: NDArray[np.float32] | None,
 ) -> Partial:
-    """One shard's part of a round, whose first step is number `first_step` of the training."""
+    """One shard's part of a round, whose first step is number `first_step` of the training.
+
+    It starts from what `average` returned: to wait for `first` to take the parameters out of that
+    would cost every round some milliseconds.
+    """
     if shard.n_train == 0:
         return Partial(WeightedSum(), {}, 0.0, 0.0, 0.0)
     started = time.perf_counter()
     local = {
         name: buffers.copy(value)
-        for name, value in params.items()
+        for name, value in first(before).items()
         if not name.endswith(averaging.OUTER)
     }
     batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
@@ -226,20 +230,27 @@ def combine(parts: list[Partial]) -> Partial:
     return _partial(parts, total, started)
 
 
-def average(parts: list[Partial], before: Params, config: TrainConfig) -> tuple[Params, RoundStats]:
+def begin(params: Params) -> tuple[Params, None]:
+    """What the first round starts from."""
+    return params, None
+
+
+def average(
+    parts: list[Partial], before: tuple[Params, RoundStats | None], config: TrainConfig
+) -> tuple[Params, RoundStats]:
     """The parameters that the next round starts from, and what there is to tell of this one.
 
     It adds the last parts up, too.
     """
-    started = time.perf_counter()
+    started, start = time.perf_counter(), first(before)
     with one_blas_thread(), np.errstate(all="ignore"):
         params, spread = averaging.average([part.total for part in parts])
         if config.outer_momentum or config.outer_learning_rate != 1:
             params = averaging.outer_step(
-                params, before,
+                params, start,
                 momentum=config.outer_momentum, learning_rate=config.outer_learning_rate,
             )  # fmt: skip
-        change, norm = averaging.distance_and_norm(params["kernel"], before["kernel"])
+        change, norm = averaging.distance_and_norm(params["kernel"], start["kernel"])
     n_samples = sum(part.total.n_samples for part in parts)
     part = _partial(parts, WeightedSum(), started)
     stats = RoundStats(
@@ -277,7 +288,7 @@ def balanced_weights(counts: list[NDArray[np.int64]], params: Params) -> NDArray
     return softmax.balanced_weights(total).astype(np.float32)
 
 
-def first(both: tuple[Params, RoundStats]) -> Params:
+def first(both: tuple[Params, RoundStats | None]) -> Params:
     """The parameters, which stay on the workers."""
     return both[0]
 

@@ -364,7 +364,7 @@ def fit_both(
             tally.add(done)
         params = _hold(client, resume.params, f"resumed-{run}")
         began -= resume.seconds
-    decided = params
+    decided, averaged = params, client.submit(replica.begin, params, key=f"begin-{run}")
     pending: deque[tuple[int, Future, Future, Future | None]] = deque()
 
     def read_oldest() -> tuple[Round, Future]:
@@ -433,8 +433,8 @@ def fit_both(
 
         stopped = False
         for index in range(len(history), plan.n_rounds):
-            params, stats = _submit_round(
-                client, params, shards, index, plan, class_weights, f"{run}-{index}"
+            averaged, params, stats = _submit_round(
+                client, averaged, shards, index, plan, class_weights, f"{run}-{index}"
             )
             scored = (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds
             scores = (
@@ -625,29 +625,32 @@ def _submit_class_weights(
 
 def _submit_round(
     client: Client,
-    params: Future,
+    before: Future,
     shards: list[Future],
     index: int,
     plan: _Plan,
     class_weights: Future | None,
     key: str,
-) -> tuple[Future, Future]:
-    """One round's tasks; futures of the new parameters and of the round's `RoundStats`."""
+) -> tuple[Future, Future, Future]:
+    """One round's tasks, from the first future that the round before returned, or `replica.begin`.
+
+    Futures of what the next round starts from, of the parameters in it, and of the `RoundStats`.
+    """
     config, rates = plan.config, plan.learning_rates(index)
     parts = [
         client.submit(
             replica.local_steps,
-            params, shard, plan.starts[index], rates, config, plan.seed, class_weights,
+            before, shard, plan.starts[index], rates, config, plan.seed, class_weights,
             key=f"local-steps-{key}-{s}",
         )
         for s, shard in enumerate(shards)
     ]  # fmt: skip
     both = tree_reduce(
         client, parts, replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
-        last=replica.average, arguments=(params, config),
+        last=replica.average, arguments=(before, config),
     )  # fmt: skip
-    new = client.submit(replica.first, both, key=f"params-{key}")
-    return new, client.submit(replica.second, both, key=f"stats-{key}")
+    params = client.submit(replica.first, both, key=f"params-{key}")
+    return both, params, client.submit(replica.second, both, key=f"stats-{key}")
 
 
 def _submit_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -52,6 +53,15 @@ def real_run(
     done = command("run", "--images", data / "caltech256", "--out", out, *real_options)
     assert done.returncode == 0, done.stderr
     return out, done.stdout + done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was() -> Iterator[None]:
+    """The command line, run in this process, shows what dtl logs and passes none of it on."""
+    ours = logging.getLogger("dtl")
+    handlers, level, propagate = ours.handlers[:], ours.level, ours.propagate
+    yield
+    ours.handlers[:], ours.level, ours.propagate = handlers, level, propagate
 
 
 @pytest.fixture(scope="session")

@@ -336,8 +336,7 @@ def test_a_class_without_training_images_is_told(
     split = store.read("split")
     split[store.read("label") == 2] = -1
     store.write_split(split, {"made": "by a test"})
-    logging.getLogger("dtl").propagate = True
-    with caplog.at_level(logging.WARNING, "dtl.trainer"):
+    with caplog.at_level("WARNING", "dtl.trainer"):
         trainer.train(store, replace(CONFIG, n_shards=1), "fc2", 0, threads)
     assert "1 classes have no training image and will never be predicted: class 2" in caplog.text
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -136,9 +135,9 @@ def test_history_says_what_happened(make_store: MakeStore, threads: Client) -> N
 def test_too_few_iterations_are_told(
     make_store: MakeStore, threads: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("dtl").propagate = True  # the command line, in another test, turns it off
     config = replace(CONFIG, lbfgs_max_iterations=3)
-    _, history = trainer.train(make_store(), config, "fc2", 0, threads)
+    with caplog.at_level("WARNING", "dtl.lbfgs"):
+        _, history = trainer.train(make_store(), config, "fc2", 0, threads)
     assert len(history) == 3
     assert "stopped short of its tolerance: 3 iterations" in caplog.text
 

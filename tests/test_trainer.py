@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dtl import replica, trainer
+from dtl import replica, softmax, trainer
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.replica import Shard
@@ -147,13 +147,152 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
 def test_the_seed_and_every_setting_change_the_head(make_store: MakeStore, threads: Client) -> None:
     store = make_store()
     changes = (
-        {}, {"n_shards": 3}, {"averaging_frequency": 4}, {"l2": 0.5}, {"momentum": 0.0},
+        {}, {"n_shards": 3}, {"averaging_frequency": 4}, {"l2": 0.5}, {"momentum": 0.5},
         {"average_optimizer": False}, {"schedule": "constant"}, {"batch_size": 8},
+        {"optimizer": "sgd"}, {"optimizer": "momentum"}, {"optimizer": "adam"},
+        {"optimizer": "rmsprop"}, {"optimizer": "adadelta"}, {"schedule": "exponential"},
+        {"schedule": "steps", "learning_rate_steps": "2:0.01"}, {"warmup_epochs": 1.0},
+        {"dropout": 0.1}, {"label_smoothing": 0.1}, {"class_weights": "balanced"},
+        {"clip_norm": 0.1}, {"averaging_frequency_end": 1}, {"outer_momentum": 0.5},
+        {"outer_learning_rate": 0.5},
     )  # fmt: skip
     heads = [trainer.train(store, CONFIG, "fc2", 1, threads)[0]] + [
         trainer.train(store, replace(CONFIG, **change), "fc2", 0, threads)[0] for change in changes
     ]
     assert len({head.kernel.tobytes() for head in heads}) == len(heads)
+
+
+EVERYTHING = replace(
+    CONFIG, optimizer="adam", learning_rate=0.005, schedule="exponential", warmup_epochs=1.0,
+    dropout=0.2, label_smoothing=0.1, class_weights="balanced", clip_norm=1.0,
+    averaging_frequency_end=1, outer_momentum=0.5,
+)  # fmt: skip
+
+
+def test_same_bits_on_other_workers_with_every_option(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store()
+    expected, history = trainer.train(store, EVERYTHING, "fc2", 1, threads)
+    assert history[0].loss > history[-1].loss
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=4, processes=False, dashboard_address=":0"
+        ) as local,
+        Client(local) as client,
+    ):
+        head, _ = trainer.train(store, EVERYTHING, "fc2", 1, client)
+    assert head.to_bytes() == expected.to_bytes()
+
+
+@pytest.mark.parametrize("average_optimizer", [False, True])
+def test_outer_momentum_and_adam_against_keras(
+    make_store: MakeStore, threads: Client, average_optimizer: bool
+) -> None:
+    """One replica, three steps a round: Keras' Adam inside, its Nesterov over the rounds."""
+    import keras
+
+    store = make_store(n_images=200)
+    config = replace(
+        CONFIG, n_shards=1, averaging_frequency=3, epochs=2.0, optimizer="adam",
+        learning_rate=0.01, schedule="constant", outer_momentum=0.8, outer_learning_rate=0.7,
+        average_optimizer=average_optimizer,
+    )  # fmt: skip
+    head, history = trainer.train(store, config, "fc2", 7, threads)
+    x, y = rows(store, TRAIN)
+    x = (x - head.mean) / head.scale
+    split = store.read("split")
+    shard = Shard(0, x, y, tuple(int((split[store.rows(c)] == TRAIN).sum()) for c in range(4)))
+    n_steps = 2 * -(-len(y) // 16)
+    batches = list(replica.local_batches(shard, 0, n_steps, 16, 7))
+
+    outside = [keras.Variable(np.zeros(shape, "f4")) for shape in ((20, 5), (5,))]
+    inside = [keras.Variable(w) for w in outside]
+    outer = keras.optimizers.SGD(0.7, 0.8, nesterov=True)
+    adam = keras.optimizers.Adam(0.01)
+    for step, batch in enumerate(batches, 1):
+        kernel, bias = (w.numpy() for w in inside)
+        _, *gradients = softmax.loss_and_gradient(kernel, bias, x[batch], y[batch], config.l2)
+        adam.apply(gradients, inside)
+        if step % 3 == 0 or step == n_steps:
+            outer.apply([w - v for w, v in zip(outside, inside, strict=True)], outside)
+            for w, v in zip(outside, inside, strict=True):
+                v.assign(w)
+            if not average_optimizer:
+                adam = keras.optimizers.Adam(0.01)
+    assert len(history) == -(-n_steps // 3)
+    # Adam's steps are of one size whatever the gradient's, rounding of a small one included.
+    assert np.allclose(head.kernel, outside[0].numpy(), atol=1e-4)
+    assert np.allclose(head.bias, outside[1].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("end", [0, 1, 3])
+def test_rounds_cover_exactly_the_epochs_asked_for(
+    make_store: MakeStore, threads: Client, end: int
+) -> None:
+    config = replace(CONFIG, averaging_frequency=9, averaging_frequency_end=end, epochs=2.5)
+    store = make_store()
+    _, history = trainer.train(store, config, "fc2", 0, threads)
+    chunk = np.arange(store.n_images) // store.chunk_images
+    largest = np.bincount(chunk[store.read("split") == TRAIN] % 4).max()
+    per_epoch = -(-largest // 16)
+    assert history[-1].epoch == pytest.approx(np.ceil(2.5 * per_epoch) / per_epoch)
+    steps = np.diff([0.0, *(r.epoch for r in history)]) * per_epoch
+    assert np.allclose(steps, steps.round())
+    steps = steps.round()
+    assert steps[0] == 9
+    assert (steps[:-1] >= (end or 9)).all()
+    assert len(history) > -(-int(np.ceil(2.5 * per_epoch)) // 9) or not end
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "constant"}, [0.02] * 4),
+        ({"schedule": "cosine"}, [0.02, 0.02 * (2 + 2**0.5) / 4, 0.01, 0.02 * (2 - 2**0.5) / 4]),
+        (
+            {"schedule": "exponential", "learning_rate_decay": 1e-4},
+            [0.02, 0.002, 0.0002, 0.00002],
+        ),
+        (
+            {"schedule": "steps", "learning_rate_steps": "1:0.3,2.5:0.1"},
+            [0.02, 0.3, 0.3, 0.1],
+        ),
+        ({"schedule": "constant", "warmup_epochs": 2.0}, [0.02 / 24, 0.02 * 13 / 24, 0.02, 0.02]),
+    ],
+    ids=str,
+)
+def test_learning_rates_of_four_epochs(
+    make_store: MakeStore, threads: Client, options: dict[str, object], rates: list[float]
+) -> None:
+    """One shard of 192 rows: twelve steps and one round an epoch."""
+    store = make_store(192, shares=(1.0, 0.0, 0.0))
+    config = replace(CONFIG, n_shards=1, epochs=4.0, averaging_frequency=12, **options)
+    _, history = trainer.train(store, config, "fc2", 0, threads)
+    assert [r.learning_rate for r in history] == pytest.approx(rates)
+
+
+def test_balanced_classes_against_scikit_learn(make_store: MakeStore, threads: Client) -> None:
+    store = make_store(n_images=600, distance=0.5)
+    split, label = store.read("split"), store.read("label")
+    split[(label == 0) & (np.arange(600) % 4 > 0)] = -1  # a rare class
+    store.write_split(split, {"made": "by a test"})
+    config = replace(
+        CONFIG, n_shards=3, epochs=300.0, l2=0.1, class_weights="balanced",
+        averaging_frequency_end=1,
+    )  # fmt: skip
+    head, history = trainer.train(store, config, "fc2", 0, threads)
+    x, y = rows(store, TRAIN)
+    x = (x - head.mean) / head.scale
+    best = LogisticRegression(C=1 / (0.1 * len(y)), class_weight="balanced", max_iter=5000)
+    best.fit(x, y)
+    plain = LogisticRegression(C=1 / (0.1 * len(y)), max_iter=5000).fit(x, y)
+    away = np.linalg.norm(head.kernel - best.coef_.T) / np.linalg.norm(best.coef_)
+    assert away < 0.03
+    assert np.linalg.norm(head.kernel - plain.coef_.T) / np.linalg.norm(best.coef_) > 3 * away
+    # The reported loss is the plain one, of batches near the end.
+    p = best.predict_proba(x)[np.arange(len(y)), y]
+    assert history[-1].loss == pytest.approx(-np.log(p).mean(), rel=0.15)
 
 
 def test_the_depth_of_the_tree_changes_rounding_only(
