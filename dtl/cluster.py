@@ -1,17 +1,17 @@
-"""A Dask `Client` from what the configuration says: this machine, or a running scheduler."""
+"""A Dask `Client` from what the configuration says: this machine, YARN, a running scheduler."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 
-from dtl.config import ClusterConfig
+from dtl.config import ClusterConfig, YarnConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,17 @@ _CONNECT_TIMEOUT_S = 20
 
 
 @contextmanager
-def connect(config: ClusterConfig) -> Iterator[Client]:
+def connect(
+    config: ClusterConfig, yarn: YarnConfig | None = None, *, file_systems: Iterable[str] = ()
+) -> Iterator[Client]:
     """Start or reach a cluster; what was started is stopped afterwards.
+
+    Parameters
+    ----------
+    yarn : YarnConfig, optional
+        What is asked of YARN, if that is where to start it.
+    file_systems : iterable of str
+        URLs that YARN's containers need Kerberos tokens for.
 
     Raises
     ------
@@ -49,6 +58,12 @@ def connect(config: ClusterConfig) -> Iterator[Client]:
             Client(cluster) as client,
         ):
             log.info("Dask dashboard: %s", client.dashboard_link)
+            yield client
+        return
+    if config.address == "yarn":
+        from dtl import yarn as containers  # with skein, which is an extra
+
+        with containers.start(config, yarn or YarnConfig(), file_systems=file_systems) as client:
             yield client
         return
     try:

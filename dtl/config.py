@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -56,6 +57,19 @@ def _is_share(value: float | int | str) -> bool:
     return 0 <= value < 1 if isinstance(value, float) else value >= 0
 
 
+def _memory(default: str, help: str) -> Any:
+    return option(
+        default,
+        f"memory {help}",
+        check=lambda v: re.fullmatch(r"\d+ ?[MG]iB", v) is not None,
+        allowed="a whole number of MiB or GiB, such as 4GiB",
+    )
+
+
+def _vcores(default: int, help: str) -> Any:
+    return option(default, f"virtual cores {help}", check=_positive, allowed="1 or more")
+
+
 class _Section:
     """Checks the type and range of each option when a section is made."""
 
@@ -84,22 +98,74 @@ class ClusterConfig(_Section):
     _name: typing.ClassVar = "cluster"
     address: str = option(
         "local",
-        "local, or a running scheduler's tcp://host:port or tls://host:port",
-        check=lambda v: v == "local" or v.startswith(("tcp://", "tls://")),
-        allowed="local, tcp://host:port or tls://host:port",
+        "local, yarn, or a running scheduler's tcp://host:port or tls://host:port",
+        check=lambda v: v in ("local", "yarn") or v.startswith(("tcp://", "tls://")),
+        allowed="local, yarn, tcp://host:port or tls://host:port",
     )
     n_workers: int = option(
         1,
-        "processes of a local cluster; the network is loaded once in each",
+        "processes of a local cluster, containers of YARN; the network is loaded once in each",
         check=_positive,
         allowed="1 or more",
     )
     threads_per_worker: int = option(
-        0, "threads of each; 0 shares the processors out", check=_not_negative, allowed="0 or more"
+        0,
+        "threads of each; 0 shares the processors out, or is YARN's vcores",
+        check=_not_negative,
+        allowed="0 or more",
     )
-    memory_limit: str = option("auto", "memory of each, such as 6GiB; auto shares it out")
+    memory_limit: str = option(
+        "auto", "memory of each, such as 6GiB; auto shares it out, or is the container's"
+    )
     processes: bool = option(True, "false: threads of this process instead of worker processes")
     dashboard_address: str = option(":0", "where a local cluster serves Dask's dashboard")
+
+
+@dataclass(frozen=True)
+class YarnConfig(_Section):
+    """What is asked of YARN, with ``cluster.address = "yarn"``."""
+
+    _name: typing.ClassVar = "yarn"
+    name: str = option("dtl", "of the application", check=bool, allowed="a name")
+    queue: str = option("default", "queue that it is submitted to", check=bool, allowed="a name")
+    node_label: str = option("", "only nodes with this label; empty: as the queue says")
+    environment: str = option(
+        NO_URL,
+        "archive that pack-environment made, or a folder on every node; empty: the one that runs",
+    )
+    worker_memory: str = _memory("4GiB", "of a worker's container")
+    worker_vcores: int = _vcores(2, "of a worker's container")
+    worker_gpus: int = option(
+        0, "of a worker's container (yarn.io/gpu)", check=_not_negative, allowed="0 or more"
+    )
+    scheduler_memory: str = _memory("1GiB", "of the container of Dask's scheduler")
+    scheduler_vcores: int = _vcores(1, "of the container of Dask's scheduler")
+    driver_memory: str = _memory("2GiB", "of the container of a submitted driver")
+    driver_vcores: int = _vcores(1, "of the container of a submitted driver")
+    adaptive_min: int = option(
+        0, "fewest workers, if their number follows the work", check=_not_negative,
+        allowed="0 or more",
+    )  # fmt: skip
+    adaptive_max: int = option(
+        0, "most workers; 0: always cluster.n_workers", check=_not_negative, allowed="0 or more"
+    )
+    env: tuple[str, ...] = option(
+        (),
+        "environment variables of all containers, NAME=VALUE",
+        check=lambda v: all(re.match(r"[A-Za-z_]\w*=", item) for item in v),
+        allowed="texts of the form NAME=VALUE",
+    )
+    files: tuple[str, ...] = option(
+        (), "files and archives that lie in each container's folder; archives are unpacked"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adaptive_min > self.adaptive_max:
+            raise ValueError(
+                f"yarn.adaptive_min must be at most yarn.adaptive_max = {self.adaptive_max}. "
+                f"Received: {self.adaptive_min}."
+            )
 
 
 @dataclass(frozen=True)
@@ -447,6 +513,7 @@ class Config(_Section):
     seed: int = option(0, "of the order, the split, the batches and random weights")
     overwrite: bool = option(False, "replace results in --out that were made with other settings")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    yarn: YarnConfig = field(default_factory=YarnConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)

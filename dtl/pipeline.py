@@ -12,12 +12,15 @@ import functools
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
+import tomli_w
 from distributed import Client
 from distributed.scheduler import KilledWorker
 
@@ -27,6 +30,7 @@ from dtl import (
     config,
     demo,
     derivation,
+    environment,
     evaluation,
     extraction,
     features,
@@ -65,7 +69,10 @@ class _Run:
     def client(self) -> Client:
         """Started or reached at the first use."""
         if self._client is None:
-            self._client = self._stack.enter_context(cluster.connect(self.settings.cluster))
+            c = self.settings
+            self._client = self._stack.enter_context(
+                cluster.connect(c.cluster, c.yarn, file_systems=_hdfs(c))
+            )
             set_up(self._client, storage.use_hdfs_client, self.settings.storage.hdfs_client)
         return self._client
 
@@ -192,6 +199,12 @@ class _Run:
 
 
 # --- commands ------------------------------------------------------------------------------------
+
+
+def _hdfs(c: Config) -> list[str]:
+    """The places on HDFS that the configuration names."""
+    places = (c.images.url, c.out, c.features.weights, c.train.start_from)
+    return [place for place in places if place.startswith("hdfs://")]
 
 
 def _run(run: _Run) -> None:
@@ -378,6 +391,65 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout", choices=fetching.LAYOUTS, default="folders", help=layouts)
 
 
+def _submit(run: _Run, arguments: argparse.Namespace) -> int:
+    from dtl import yarn
+
+    c = replace(run.settings, cluster=replace(run.settings.cluster, address="yarn"))
+    storage.check_writable(run.results.url)
+    with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
+        file = Path(folder, "dtl.toml")
+        file.write_text(tomli_w.dumps(config.to_dict(c)))
+        app_id = yarn.submit(
+            c.cluster, c.yarn, ["run", "--config", file.name], [str(file)], file_systems=_hdfs(c)
+        )
+    _say(app_id)
+    if not arguments.wait:
+        return 0
+    text, status = yarn.wait(app_id)
+    _say(text)
+    return status
+
+
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="until it has ended; exit as it did")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from dtl import yarn
+
+    text, status = yarn.status(arguments.application)
+    _say(text)
+    return status
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from dtl import yarn
+
+    return yarn.print_logs(arguments.application)
+
+
+def _kill(arguments: argparse.Namespace) -> int:
+    from dtl import yarn
+
+    _say(yarn.kill(arguments.application))
+    return 0
+
+
+def _application(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("application", metavar="ID", help="what `submit` printed")
+
+
+def _pack_environment(arguments: argparse.Namespace) -> int:
+    url = storage.absolute(arguments.out)
+    written = environment.pack(url)
+    _say(f"Environment: {url}" + ("" if written else " (there already, unchanged)"))
+    return 0
+
+
+def _pack_environment_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="URL", required=True, help="ends in .tar.gz")
+
+
 def _summary(settings: Config) -> None:
     from dtl import backbone
 
@@ -413,7 +485,7 @@ class _Command:
     """What a command does, and which configuration it starts from."""
 
     help: str
-    work: Callable[..., None]
+    work: Callable[..., int | None]
     base: Mapping[str, Any]
     goes_on: bool = False
     """From the configuration that `--out` has."""
@@ -421,6 +493,8 @@ class _Command:
     """From the configuration of the run that `--model` names."""
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
     """Adds those of its own, which `work` then takes."""
+    alone: bool = False
+    """Takes its own arguments only: no configuration, no output."""
 
 
 _COMMANDS = {
@@ -450,6 +524,14 @@ _COMMANDS = {
                       arguments=_fetch_arguments),
     "pack": _Command("many image files into few tars, which are read faster", _pack, {}),
     "summary": _Command("the network, the cut, what is frozen", _summary, {}),
+    "submit": _Command("`run` on YARN, the driver too; prints the application's id", _submit, {},
+                       arguments=_submit_arguments),
+    "status": _Command("how a submitted application is", _status, {}, alone=True,
+                       arguments=_application),
+    "logs": _Command("what its containers said", _logs, {}, alone=True, arguments=_application),
+    "kill": _Command("end it", _kill, {}, alone=True, arguments=_application),
+    "pack-environment": _Command("the Python that runs as an archive for YARN", _pack_environment,
+                                 {}, alone=True, arguments=_pack_environment_arguments),
 }  # fmt: skip
 
 
@@ -474,12 +556,14 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=command.help, description=command.help, allow_abbrev=False
         )
-        sub.add_argument("--config", metavar="URL", help="TOML file with any of the options below")
         sub.add_argument("--debug", action="store_true", help="show where an error came from")
-        if command.needs_model:
-            sub.add_argument("--model", metavar="URL", required=True, help="--out of a run")
         if command.arguments:
             command.arguments(sub)
+        if command.alone:
+            continue
+        sub.add_argument("--config", metavar="URL", help="TOML file with any of the options below")
+        if command.needs_model:
+            sub.add_argument("--model", metavar="URL", required=True, help="--out of a run")
         for option in config.options():
             sub.add_argument(
                 option.flag,
@@ -534,6 +618,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _COMMANDS[arguments.command]
     _log_to_stderr()
     try:
+        if command.alone:
+            return command.work(arguments) or 0
         settings = _settings(arguments, command)
         if command.work is _summary:
             _summary(settings)
@@ -541,12 +627,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             run = _Run(settings, stack)
             if command.needs_model:
-                command.work(run, Results(arguments.model))
-            elif command.arguments:
-                command.work(run, arguments)
-            else:
-                command.work(run)
-        return 0
+                return command.work(run, Results(arguments.model)) or 0
+            if command.arguments:
+                return command.work(run, arguments) or 0
+            return command.work(run) or 0
     except KeyboardInterrupt:
         _complain("Interrupted. What is done stays done; the same command goes on.")
         return 130

@@ -7,6 +7,7 @@ import contextlib
 import getpass
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 import uuid
@@ -274,6 +275,23 @@ def write_bytes(url: str, data: bytes) -> None:
         fs.pipe_file(path, data)
     else:
         _write_whole(fs, path, data)
+
+
+def put(source: str, url: str) -> None:
+    """Copy a file of this machine, piece by piece; whoever reads it finds all of it or none."""
+    fs, path = filesystem(url)
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    try:
+        with open(source, "rb") as local, fs.open(partial, "wb") as file:
+            shutil.copyfileobj(local, file, 1 << 22)
+        if fs.exists(path):
+            fs.rm(path)
+        fs.mv(partial, path)
+    except BaseException:
+        if fs.exists(partial):
+            fs.rm(partial)
+        raise
 
 
 def _write_whole(fs: Any, path: str, data: bytes) -> None:
