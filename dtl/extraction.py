@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future as ThreadFuture
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +76,7 @@ def prepare(
     """
     probes = on_each_worker(client, _probe, features.network, features.layers, features.pooling)
     description = next(iter(probes.values()))[0]
-    # The weights, the copy that they are loaded from, and what TensorFlow and a batch take.
-    needed = 3 * description.weights_bytes + (1 << 30)
+    needed = _memory_needed(description.weights_bytes)
     for address, worker in known_workers(client).items():
         limit = worker["memory_limit"]
         if limit and limit < needed:
@@ -98,6 +98,19 @@ def prepare(
         input_size=description.input_size,
         n_features=description.n_features,
     )
+
+
+def memory_needed(features: FeaturesConfig) -> int:
+    """Bytes that a worker with the network needs, found in a process beside the light driver."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        probe = pool.submit(_probe, features.network, features.layers, features.pooling)
+        return _memory_needed(probe.result()[0].weights_bytes)
+
+
+def _memory_needed(weights_bytes: int) -> int:
+    # The weights, the copy that they are loaded from, and what TensorFlow and a batch take.
+    return 3 * weights_bytes + (1 << 30)
 
 
 def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> BackboneSpec:

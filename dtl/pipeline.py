@@ -45,6 +45,7 @@ from dtl import (
 )
 from dtl.checkpoint import Keeper
 from dtl.config import Config
+from dtl.extraction import memory_needed
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
 from dtl.types import Comparison, Evaluation, Head, differences
@@ -75,6 +76,14 @@ class _Run:
             )
             set_up(self._client, storage.use_hdfs_client, self.settings.storage.hdfs_client)
         return self._client
+
+    def check_memory(self) -> None:
+        """Refuse YARN's containers in which the network has no room, before it is asked."""
+        c = self.settings
+        if c.cluster.address == "yarn" and self._client is None:
+            from dtl import yarn  # with skein, which is an extra
+
+            yarn.check_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
 
     @property
     def dashboard(self) -> str:
@@ -114,6 +123,7 @@ class _Run:
             log.info("features: done before, %d images", store.n_images)
             return store
         n_before = 0 if fresh else self._n_done()
+        self.check_memory()
         client = self.client
         results.add_timing("list", listing_s, len(listed), "images")
         started = time.monotonic()
@@ -239,6 +249,7 @@ def _demo(run: _Run) -> None:
 
 
 def _available_weights(run: _Run, c: Config) -> str:
+    run.check_memory()
     try:
         extraction.prepare(run.client, c.features, c.images, c.seed)
     except OSError as error:
@@ -300,6 +311,7 @@ def _predict(run: _Run, model: Results) -> None:
     if not found.paths:
         raise ValueError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
     found.sort()
+    run.check_memory()
     n_unread = prediction.predict(
         run.results.url,
         found.root,
@@ -328,6 +340,7 @@ def _derive(run: _Run, model: Results) -> None:
     if store is not None:
         log.info("features: done before, %d images", store.n_images)
     else:
+        run.check_memory()
         store = derivation.derive(
             url, source, c.features, c.seed, run.client, overwrite=c.overwrite
         )
@@ -396,6 +409,7 @@ def _submit(run: _Run, arguments: argparse.Namespace) -> int:
 
     c = replace(run.settings, cluster=replace(run.settings.cluster, address="yarn"))
     storage.check_writable(run.results.url)
+    yarn.check_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
         file.write_text(tomli_w.dumps(config.to_dict(c)))

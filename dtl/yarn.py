@@ -6,6 +6,7 @@ is submitted too, ``dask.client``. What the containers run besides Dask is :mod:
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -31,11 +32,9 @@ from dtl import environment
 from dtl.config import ClusterConfig, YarnConfig
 
 try:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # skein's use of distutils
-        import skein
+    import skein
 
-        from dtl.containers import ADDRESS, DASHBOARD, DRIVER, PAGE, SCHEDULER, WORKER
+    from dtl.containers import ADDRESS, DASHBOARD, DRIVER, PAGE, SCHEDULER, WORKER
 except ImportError as error:
     raise ImportError(f"--cluster yarn needs skein: pip install 'dtl[yarn]' ({error}).") from error
 
@@ -200,13 +199,56 @@ def mib(memory: str) -> int:
 
 
 def worker_limit(cluster: ClusterConfig, yarn: YarnConfig) -> int:
-    """Bytes that Dask lets a worker use."""
+    """Bytes that Dask lets a worker use: all that its container has, unless told less.
+
+    Raises
+    ------
+    ValueError
+        If told more.
+    """
+    container = mib(yarn.worker_memory) << 20
     if cluster.memory_limit == "auto":
-        return mib(yarn.worker_memory) << 20
-    return int(parse_bytes(cluster.memory_limit))
+        return container
+    limit = int(parse_bytes(cluster.memory_limit))
+    if limit > container:
+        raise ValueError(
+            f"cluster.memory_limit = {cluster.memory_limit} is more than the container has, "
+            f"yarn.worker_memory = {yarn.worker_memory}: YARN would kill it. Raise "
+            "--yarn.worker-memory, or leave --cluster.memory-limit at auto."
+        )
+    return limit
 
 
 # --- what can be known before --------------------------------------------------------------------
+
+
+def check_memory(cluster: ClusterConfig, yarn: YarnConfig, needed: Callable[[], int]) -> None:
+    """Refuse a worker's container, or what Dask may use of it, in which the network has no room.
+
+    Parameters
+    ----------
+    needed : callable
+        Tells the bytes that a worker needs; not called in a container, where it is too late.
+
+    Raises
+    ------
+    ValueError
+        Naming the option to change.
+    """
+    if inside():
+        return
+    limit, n_bytes = worker_limit(cluster, yarn), needed()
+    if limit < n_bytes:
+        name = "yarn.worker_memory" if cluster.memory_limit == "auto" else "cluster.memory_limit"
+        raise ValueError(
+            f"A worker with the network needs {n_bytes / 2**30:.1f} GiB, but {name} gives it "
+            f"{limit / 2**30:.1f} GiB. Raise --{name.replace('_', '-')}."
+        )
+
+
+def inside() -> bool:
+    """Whether this process runs in a container of an application that skein started."""
+    return skein.properties.application_id is not None
 
 
 def check(
@@ -221,13 +263,6 @@ def check(
     FileNotFoundError
         If the environment is not there.
     """
-    limit, container = worker_limit(cluster, yarn), mib(yarn.worker_memory) << 20
-    if limit > container:
-        raise ValueError(
-            f"cluster.memory_limit = {cluster.memory_limit} is more than the container has, "
-            f"yarn.worker_memory = {yarn.worker_memory}: YARN would kill it. Raise the one, or "
-            "leave the other at auto."
-        )
     queues = {found.name: found for found in client.get_all_queues()}
     if yarn.queue.rsplit(".", 1)[-1] not in queues:
         raise ValueError(
@@ -290,16 +325,12 @@ def _sum(resources: Iterable[Any]) -> dict[str, int]:
     return {name: sum(getattr(r, name) for r in found) for name in ("memory", "vcores", "gpus")}
 
 
-@contextmanager
-def resource_manager() -> Iterator[skein.Client]:
-    """Skein's way to YARN: a JVM beside this process, which ends with it.
+def check_client() -> str:
+    """Refuse a machine where the Hadoop client is not complete; returns its configuration's folder.
 
     Raises
     ------
     FileNotFoundError
-        If the Hadoop client is not complete on this machine.
-    ConnectionError
-        If the ResourceManager does not answer.
     """
     conf_dir = hadoop_conf_dir()
     java = shutil.which(
@@ -315,13 +346,29 @@ def resource_manager() -> Iterator[skein.Client]:
             "No `yarn` command on PATH, which tells where Hadoop's jars are. Put the Hadoop "
             "client's bin folder on PATH."
         )
-    with tempfile.TemporaryDirectory(prefix="dtl-yarn-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # skein's use of distutils, and the log it leaves open
+    return conf_dir
+
+
+@contextmanager
+def resource_manager() -> Iterator[skein.Client]:
+    """Skein's way to YARN: a JVM beside this process, which ends with it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the Hadoop client is not complete on this machine.
+    ConnectionError
+        If the ResourceManager does not answer.
+    """
+    conf_dir = check_client()
+    with tempfile.TemporaryDirectory(prefix="dtl-yarn-") as folder:
         output = Path(folder, "skein.log")
         try:
             # A certificate of this command alone, instead of one for all in ~/.skein.
             credentials = skein.Security.new_credentials()
-            client = skein.Client(security=credentials, log=str(output), log_level="WARN")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # skein leaves its log open
+                client = skein.Client(security=credentials, log=str(output), log_level="WARN")
         except (skein.SkeinError, OSError, subprocess.CalledProcessError) as error:
             raise ConnectionError(
                 f"YARN's client did not start: {error}.\n{_tail(output.read_text())}"
@@ -392,7 +439,7 @@ def start(
     ConnectionError
         If YARN does not answer, or the application ends by itself.
     """
-    if skein.properties.application_id is not None:
+    if inside():
         with (
             skein.ApplicationClient.from_current() as app,
             Client(app.kv.wait(ADDRESS).decode()) as client,
@@ -469,13 +516,14 @@ def _connect(
     manager: skein.Client, app_id: str, yarn: YarnConfig
 ) -> Iterator[tuple[skein.ApplicationClient, Client]]:
     """Wait for the first container, then for Dask's scheduler in the second, and connect to it."""
-    news = _News(f"{app_id} waits for its containers")
+    news = _News(f"{app_id} has no container for its scheduler yet")
 
     def wait() -> None:
         report = manager.application_report(app_id)
         if str(report.state) not in _ACTIVE:
             raise ConnectionError(_why(app_id, report.diagnostics, SCHEDULER))
-        news.tell(lambda: _capacity(manager, yarn))
+        if report.usage.num_used_containers < 2:  # its master's, and the scheduler's
+            news.tell(lambda: _capacity(manager, yarn))
         time.sleep(_LOOK_EVERY_S)
 
     while str(manager.application_report(app_id).state) in _ACTIVE[:-1]:
@@ -511,8 +559,7 @@ def _by_proxy(app: skein.ApplicationClient) -> str:
 def _wait_for_workers(
     client: Client, app: skein.ApplicationClient, n_workers: int, app_id: str
 ) -> None:
-    news = _News("waiting for the workers' containers")
-    until = None
+    news, until = _News("workers are waited for"), None
     while (n := len(client.scheduler_info(n_workers=-1)["workers"])) < n_workers:
         if n:
             until = until or time.monotonic() + _MORE_WORKERS_S
@@ -526,7 +573,7 @@ def _wait_for_workers(
                     f"{len(failed)} worker containers ended before one worked; the last: "
                     f"{failed[-1].exit_message}\n{_see_logs(app_id)}"
                 )
-        news.tell(lambda n=n: f"{n} of {n_workers} are here")  # type: ignore[misc]
+        news.tell(functools.partial("{} of {} are here".format, n, n_workers))
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -628,8 +675,7 @@ def kill(app_id: str) -> str:
 
 def print_logs(app_id: str) -> int:
     """Print what an application's containers said, by Hadoop's own command, which finds it."""
-    with resource_manager() as manager:  # whose errors are clearer
-        _report(manager, app_id)
+    check_client()
     return subprocess.run(_logs_command(app_id, "dask.*log"), check=False).returncode
 
 

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import fsspec
 import minicluster
 import pytest
+from helpers import processes_of, wait_until
 from localhadoop import machine
 from minicluster import MiniCluster, UnavailableError
 
@@ -38,26 +38,6 @@ def rest(cluster, path, body=None):
 
 def filesystem(url):
     return fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
-
-
-def processes_of(folder):
-    """Processes whose command line, environment or working folder names `folder`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            known = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            if str(folder).encode() in known or os.readlink(entry / "cwd").startswith(str(folder)):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
-
-
-def wait_until(condition, what, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture

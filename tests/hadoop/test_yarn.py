@@ -1,0 +1,261 @@
+"""The work in YARN's containers, on a real ResourceManager and NodeManager."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import COLOURS, CUT, command, contents, draw, processes_of, wait_until
+from minicluster import MiniCluster
+
+import dtl
+from dtl import config, pipeline, storage
+from dtl.feature_store import FeatureStore
+
+SMALL = [
+    "--cluster", "yarn", "--cluster.threads-per-worker", "1", "--yarn.worker-vcores", "1",
+    "--yarn.worker-memory", "1536MiB", "--yarn.scheduler-memory", "512MiB",
+    "--yarn.driver-memory", "768MiB",
+]  # fmt: skip
+
+
+def settings(**options: Any) -> config.Config:
+    small = {"worker_memory": "512MiB", "worker_vcores": 1, "scheduler_memory": "512MiB"}
+    return config.build({"cluster": {"address": "yarn"}, "yarn": small | options})
+
+
+def rest(hadoop: MiniCluster, path: str) -> Any:
+    with urllib.request.urlopen(f"{hadoop.resourcemanager_url}/ws/v1/cluster/{path}") as answer:
+        return json.load(answer)
+
+
+def applications(hadoop: MiniCluster) -> list[dict[str, Any]]:
+    """Those that have not ended."""
+    found = rest(hadoop, "apps?states=NEW,NEW_SAVING,SUBMITTED,ACCEPTED,RUNNING")["apps"]
+    return found.get("app", []) if found else []
+
+
+def in_containers(hadoop: MiniCluster) -> list[int]:
+    return processes_of(hadoop.home / "yarn" / "local" / "usercache")
+
+
+def container_of(hadoop: MiniCluster, name: str) -> int:
+    """The Python process of a container, by skein's name for it."""
+    for pid in in_containers(hadoop):
+        known = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        called = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if f"SKEIN_CONTAINER_ID={name}".encode() in known and b"dask_worker" in called:
+            return pid
+    raise LookupError(name)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(yarn: MiniCluster) -> Iterator[None]:
+    yield
+    wait_until(lambda: not applications(yarn), "applications to end", 20)
+    wait_until(lambda: not in_containers(yarn), "processes in containers to end", 20)
+    wait_until(lambda: not rest(yarn, "metrics")["clusterMetrics"]["containersAllocated"],
+               "containers to be given back", 20)  # fmt: skip
+    assert not processes_of(Path("com.anaconda.skein.Driver"))
+    home = storage.walk(f"{yarn.url}/user/root/.skein")
+    assert [path for path, _ in home] == []
+
+
+@pytest.fixture(scope="module")
+def photographs(
+    data: Path, hadoop: MiniCluster, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A hundred real photographs of four classes, on a disk and on HDFS."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("001.ak47", "011.billiards", "061.dumb-bell", "178.school-bus"):
+        (folder / name).mkdir()
+        for photograph in sorted((data / "caltech256" / name).iterdir())[:24]:
+            content = photograph.read_bytes()
+            (folder / name / photograph.name).write_bytes(content)
+            storage.write_bytes(f"{hadoop.url}/photographs/{name}/{photograph.name}", content)
+    return folder, f"{hadoop.url}/photographs"
+
+
+@pytest.fixture(scope="module")
+def pictures(hadoop: MiniCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Results of a run on drawn pictures, on a disk, and these pictures on HDFS."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw(folder / "pictures", COLOURS, 8)
+    for path, content in contents(folder / "pictures").items():
+        storage.write_bytes(f"{hadoop.url}/drawn/{path}", content)
+    done = command("run", "--images", folder / "pictures", "--out", folder / "out", *CUT)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", f"{hadoop.url}/drawn"
+
+
+def same_results(local: Path, out: str, layer: str) -> None:
+    """The same features, head and scores, bit for bit."""
+    here, there = (
+        FeatureStore.open(str(local / "features.zarr")),
+        FeatureStore.open(f"{out}/features.zarr"),
+    )
+    assert not there.pending_chunks()
+    for name in (layer, "path", "label", "split", "status", "error", "content_hash"):
+        assert np.array_equal(here.read(name), there.read(name)), name
+    for name in ("head.npz", "evaluation.json"):
+        assert storage.read_bytes(f"{out}/{name}") == (local / name).read_bytes()
+
+
+def test_real_photographs_and_a_worker_container_killed(
+    yarn: MiniCluster, photographs: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    folder, images = photographs
+    options = [
+        "--features.layers", "block5_pool", "--features.weights",
+        data / "vgg16_imagenet_conv.npz", "--features.chunk-images", "8",
+        "--split.train", "0.6", "--split.validation", "0.15", "--split.test", "0.25",
+    ]  # fmt: skip
+    out = f"{yarn.url}/results"
+    status = f"{out}/features.zarr/status/c"
+    killed: list[int] = []
+    before: dict[str, Any] = {}
+
+    def kill_one() -> None:
+        wait_until(lambda: storage.exists(status) and len(done()) >= 2, "two chunks", 240)
+        before.update(done())
+        killed.append(container_of(yarn, "dask.worker_0"))
+        os.kill(killed[0], signal.SIGKILL)
+
+    def done() -> dict[str, Any]:
+        fs, path = storage.filesystem(status)
+        return {entry["name"]: entry for entry in fs.ls(path) if "partial" not in entry["name"]}
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    there = command("run", "--images", images, "--out", out, *options, *SMALL, "--cluster.n-workers", "2",
+                    "--yarn.worker-memory", "2GiB")  # fmt: skip
+    thread.join()
+    assert there.returncode == 0, there.stderr
+    assert killed
+    assert before.items() <= done().items()  # not written again, so not computed again
+    local = command("run", "--images", folder, "--out", tmp_path, *options,
+                    "--cluster.threads-per-worker", "1")  # fmt: skip
+    assert local.returncode == 0, local.stderr
+    same_results(tmp_path, out, "block5_pool")
+    assert "by YARN's proxy" in there.stderr
+    application = re.search(r"YARN application (\w+)", there.stderr)
+    assert application is not None
+    found = rest(yarn, f"apps/{application[1]}")["app"]
+    assert (found["finalStatus"], found["diagnostics"]) == ("SUCCEEDED", "Finished.")
+    logs = subprocess.run(
+        ["yarn", "logs", "-applicationId", application[1], "-log_files", "dask.scheduler.log"],
+        capture_output=True, text=True, check=True, env=os.environ | yarn.environment,
+    ).stdout  # fmt: skip
+    # One took the place of the killed one.
+    assert "name: dask.worker_2" in logs
+    assert "tcp://" not in logs  # TLS throughout
+
+
+def small_environment(folder: Path) -> Path:
+    """An environment of its own with little in it, that finds the packages of this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "big.pth").write_text(
+        "\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n"
+    )
+    return folder / "bin" / "python"
+
+
+def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Path) -> None:
+    url = f"{yarn.url}/user/root/env.tar.gz"
+    pack = [small_environment(tmp_path / "env"), "-m", "dtl.pipeline", "pack-environment"]
+    for expected in ("", " (there already, unchanged)"):
+        packed = subprocess.run(
+            [*pack, "--out", url], capture_output=True, text=True, check=False,
+            cwd=Path(dtl.__file__).parents[1],
+        )  # fmt: skip
+        assert packed.returncode == 0, packed.stderr
+        assert packed.stdout == f"Environment: {url}{expected}\n"
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import sys, time\n"
+        "from dtl import cluster, config\n"
+        "c = config.build(eval(sys.argv[1]))\n"
+        "with cluster.connect(c.cluster, c.yarn) as client:\n"
+        "    print(client.submit(sys.__getattribute__, 'executable').result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    asked = config.to_dict(settings(environment=url))
+    process = subprocess.Popen(
+        [sys.executable, script, repr(asked)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    python = process.stdout.readline()
+    assert str(yarn.home) in python  # unpacked there
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    killed = time.monotonic()
+    wait_until(lambda: not applications(yarn), "the application to end", 60)
+    print(f"the application ended {time.monotonic() - killed:.0f} s after its driver")
+    (ended,) = [
+        app for app in rest(yarn, "apps")["apps"]["app"] if "driver is gone" in app["diagnostics"]
+    ]
+    assert ended["finalStatus"] == "FAILED"
+
+
+def test_submit_status_logs_kill(
+    yarn: MiniCluster,
+    pictures: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    local, images = pictures
+    out = f"{yarn.url}/submitted"
+    done = command("submit", "--wait", "--images", images, "--out", out, *CUT, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    app_id = done.stdout.split()[0]
+    assert re.search(r"ended +SUCCEEDED", done.stdout)
+    same_results(local, out, "block1_pool")
+    assert pipeline.main(["logs", app_id]) == 0
+    assert "Report: " in capfd.readouterr().out
+    assert pipeline.main(["kill", app_id]) == 0
+    assert "had ended before" in capfd.readouterr().out
+
+
+def test_submitted_for_nothing(yarn: MiniCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = f"{yarn.url}/nowhere"
+    done = command(
+        "submit", "--wait", "--images", missing, "--out", f"{yarn.url}/failed", *CUT, *SMALL
+    )
+    assert done.returncode == yarn_status("FAILED")
+    assert f"No such folder: {missing}" in done.stdout
+
+
+def test_killed(
+    yarn: MiniCluster, pictures: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = pictures[1]
+    assert (
+        pipeline.main(["submit", "--images", images, "--out", f"{yarn.url}/killed", *CUT, *SMALL])
+        == 0
+    )
+    app_id = capsys.readouterr().out.strip()
+    assert pipeline.main(["status", app_id]) == 4
+    assert pipeline.main(["kill", app_id]) == 0
+    assert pipeline.main(["status", app_id]) == 3
+    shown = capsys.readouterr().out
+    assert re.search(r"ended +not yet", shown)
+    assert f"{app_id} is killed." in shown
+    assert re.search(r"ended +KILLED", shown)
+
+
+def yarn_status(name: str) -> int:
+    return {"SUCCEEDED": 0, "FAILED": 1, "KILLED": 3}[name]
