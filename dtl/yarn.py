@@ -150,7 +150,7 @@ def specification(
         name=yarn.name,
         queue=yarn.queue,
         node_label=yarn.node_label,
-        tags={"dask", "dtl"},
+        tags={"dtl"},
         file_systems=sorted(set(file_systems)),
         master=skein.Master(resources=skein.Resources(memory=_MASTER_MIB, vcores=1)),
         services=services,
@@ -298,8 +298,8 @@ def check(
     needed = _MASTER_MIB + sum(memory for _, memory, _, _ in roles)
     if needed > (total := sum(node.total_resources.memory for node in usable)):
         raise ValueError(
-            f"One worker, the scheduler and what starts them need {needed} MiB, but all nodes of "
-            f"YARN together have {total} MiB. Lower --yarn.worker-memory."
+            f"One worker, the scheduler and skein's master together need {needed} MiB, but all "
+            f"nodes of YARN have {total} MiB. Lower --yarn.worker-memory."
         )
     if yarn.environment.endswith(environment.ENDINGS):
         environment.check(yarn.environment)
@@ -349,6 +349,16 @@ def check_client() -> str:
     return conf_dir
 
 
+class _Client(skein.Client):  # type: ignore[misc]
+    """Skein's, which complains of itself when its JVM did not start."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_proc"):
+            super().__del__()
+
+
 @contextmanager
 def resource_manager() -> Iterator[skein.Client]:
     """Skein's way to YARN: a JVM beside this process, which ends with it.
@@ -368,7 +378,7 @@ def resource_manager() -> Iterator[skein.Client]:
             credentials = skein.Security.new_credentials()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)  # skein leaves its log open
-                client = skein.Client(security=credentials, log=str(output), log_level="WARN")
+                client = _Client(security=credentials, log=str(output), log_level="WARN")
         except (skein.SkeinError, OSError, subprocess.CalledProcessError) as error:
             raise ConnectionError(
                 f"YARN's client did not start: {error}.\n{_tail(output.read_text())}"

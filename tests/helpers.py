@@ -46,7 +46,7 @@ def draw(folder: Path, colours: dict[str, tuple[int, int, int]], n: int) -> None
             (folder / name / f"{i}.jpg").write_bytes(jpeg(pixels))
 
 
-def processes_of(folder: Path) -> list[int]:
+def processes_of(folder: Path | str) -> list[int]:
     """Processes whose command line, environment or working folder names `folder`."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

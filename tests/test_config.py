@@ -133,7 +133,7 @@ def test_layers_are_left_as_they_were():
         ({"train": {"l2": -1e-9}}, r"train\.l2 must be 0 or more"),
         ({"train": {"l2": float("nan")}}, r"train\.l2 must be a finite number\. Received: nan\."),
         ({"train": {"epochs": float("inf")}}, r"train\.epochs must be a finite number"),
-        ({"cluster": {"address": "host:8786"}}, r"cluster\.address must be local, tcp://"),
+        ({"cluster": {"address": "host:8786"}}, r"cluster\.address must be local, yarn, tcp://"),
         ({"cluster": {"n_workers": 0}}, r"cluster\.n_workers must be 1 or more"),
     ],
 )

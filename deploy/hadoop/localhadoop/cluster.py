@@ -506,7 +506,7 @@ def _get(url: str, method: str = "GET") -> Any:
     # Loopback is never behind the proxy that the environment may name.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, method=method), timeout=5) as answer:
+        with opener.open(urllib.request.Request(url, method=method), timeout=20) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         error.close()
