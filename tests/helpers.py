@@ -17,6 +17,7 @@ from dtl import storage
 from dtl.feature_store import FeatureStore
 from dtl.types import ImageList
 
+ROOT = Path(__file__).parents[1]
 MakeStore = Callable[..., FeatureStore]
 
 COLOURS = {"blue": (20, 20, 200), "green": (20, 180, 20), "red": (200, 20, 20)}
@@ -44,6 +45,15 @@ def draw(folder: Path, colours: dict[str, tuple[int, int, int]], n: int) -> None
         for i in range(n):
             pixels = np.clip(rng.normal(colour, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
             (folder / name / f"{i}.jpg").write_bytes(jpeg(pixels))
+
+
+def small_environment(folder: Path) -> Path:
+    """An environment of its own with little in it, that finds the packages of this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    site_packages = [path for path in sys.path if path.endswith("site-packages")]
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "big.pth").write_text("\n".join([*site_packages, str(ROOT)]) + "\n")
+    return folder / "bin" / "python"
 
 
 def processes_of(folder: Path | str) -> list[int]:

@@ -23,7 +23,17 @@ from typing import Any
 import numpy as np
 import pytest
 import skein
-from helpers import COLOURS, CUT, command, contents, draw, processes_of, wait_until
+from helpers import (
+    COLOURS,
+    CUT,
+    command,
+    contents,
+    draw,
+    processes_of,
+    small_environment,
+    wait_until,
+)
+from localhadoop.configuration import user_name
 from minicluster import MiniCluster
 
 import dtl
@@ -83,8 +93,9 @@ def _nothing_is_left(yarn: MiniCluster, manager: skein.Client) -> Iterator[None]
     wait_until(lambda: not in_containers(yarn), "processes in containers to end", 20)
     wait_until(lambda: not rest(yarn, "metrics")["clusterMetrics"]["containersAllocated"],
                "containers to be given back", 20)  # fmt: skip
-    assert processes_of("com.anaconda.skein.Driver") == drivers
-    assert list(storage.walk(f"{yarn.url}/user/root/.skein")) == []
+    wait_until(lambda: processes_of("com.anaconda.skein.Driver") == drivers, "skein to end", 20)
+    uploaded = f"{yarn.url}/user/{user_name()}/.skein"
+    assert not storage.exists(uploaded) or list(storage.walk(uploaded)) == []
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +190,8 @@ def test_real_photographs_and_a_worker_container_killed(
     assert "tcp://" not in logs  # TLS throughout
 
 
-def small_environment(folder: Path) -> Path:
-    """An environment of its own with little in it, that finds the packages of this one."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    (site / "big.pth").write_text(
-        "\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n"
-    )
-    return folder / "bin" / "python"
-
-
 def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Path) -> None:
-    url = f"{yarn.url}/user/root/env.tar.gz"
+    url = f"{yarn.url}/tmp/env.tar.gz"
     pack = [small_environment(tmp_path / "env"), "-m", "dtl.pipeline", "pack-environment"]
     for expected in ("", " (there already, unchanged)"):
         packed = subprocess.run(
@@ -325,7 +326,7 @@ def test_no_resource_manager(
 
 
 def test_an_environment_that_breaks_when_unpacked(yarn: MiniCluster) -> None:
-    url = f"{yarn.url}/user/root/broken.tar.gz"
+    url = f"{yarn.url}/tmp/broken.tar.gz"
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         member = tarfile.TarInfo("bin/python")
