@@ -1,13 +1,16 @@
 """The Python environment that runs, as one archive that works in any folder of another machine.
 
 It has the interpreter, its library and all installed packages, laid out as an installed Python is,
-so that ``bin/python`` finds them from where it lies. It needs what the interpreter needs of the
-system (its C library, OpenSSL and the like): pack on a machine like those of the cluster.
+so that they find each other from where they lie. It needs what the interpreter needs of the system
+(its C library, OpenSSL and the like): pack on a machine like those of the cluster.
+
+The archive has two files, a launcher and another archive, which the launcher unpacks beside itself
+when it is first used: a YARN without Hadoop's native library starts a process for each file that it
+unpacks, some ten minutes for TensorFlow alone.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -33,12 +36,22 @@ ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 _LEFT_OUT = {"test", "ensurepip", "idlelib", "turtledemo"}
 """Of the standard library; tests are a third of it."""
 
-_LAUNCHER = """\
+_INNER = "environment.tar.gz"
+_LAUNCHER = f"""\
 #!/bin/sh
 # The interpreter of this archive, wherever it has been unpacked.
 here=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
+if [ ! -e "$here/unpacked" ]; then
+    # One unpacks it; others that come meanwhile wait.
+    exec 9> "$here/lock" && flock 9 || exit
+    if [ ! -e "$here/unpacked" ]; then
+        tar -xzf "$here/{_INNER}" -C "$here" && touch "$here/unpacked" || exit
+        rm -f "$here/{_INNER}"
+    fi
+    exec 9>&-
+fi
 export PYTHONHOME="$here" LD_LIBRARY_PATH="$here/lib${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"
-exec "$here/bin/{interpreter}" "$@"
+exec "$here/bin/INTERPRETER" "$@"
 """
 
 
@@ -48,7 +61,7 @@ def pack(url: str) -> bool:
     Parameters
     ----------
     url : str
-        Ends in ``.tar.gz``. A record lies beside it, at ``url`` with ``.json`` after it.
+        Ends in ``.tar``. A record lies beside it, at ``url`` with ``.json`` after it.
 
     Returns
     -------
@@ -61,8 +74,8 @@ def pack(url: str) -> bool:
         For another ending, or packages besides dtl that are installed in editable mode, for they
         are not in the environment.
     """
-    if not url.endswith((".tar.gz", ".tgz")):
-        raise ValueError(f"The environment's archive must end in .tar.gz. Received: {url!r}.")
+    if not url.endswith(".tar"):
+        raise ValueError(f"The environment's archive must end in .tar. Received: {url!r}.")
     if editable := [name for name in _editable() if name != "dtl"]:
         raise ValueError(
             f"Installed in editable mode, so not in the environment: {', '.join(editable)}. "
@@ -76,8 +89,7 @@ def pack(url: str) -> bool:
     n_bytes = sum(source.stat().st_size for source in files.values())
     log.info("packing %d files, %.1f GiB, of %s", len(files), n_bytes / 2**30, sys.prefix)
     with tempfile.TemporaryDirectory(prefix="dtl-pack-") as folder:
-        archive = Path(folder, "environment.tar.gz")
-        _write(archive, files)
+        archive = _write(Path(folder), files)
         record = {
             "fingerprint": fingerprint,
             "size_bytes": archive.stat().st_size,
@@ -184,17 +196,17 @@ def _fingerprint(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _write(archive: Path, files: dict[str, Path]) -> None:
-    interpreter = next(iter(files))
-    with (
-        # The quickest level: what it saves in size, others cost in time.
-        gzip.open(archive, "wb", compresslevel=1) as compressed,
-        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.GNU_FORMAT) as tar,
-        tempfile.NamedTemporaryFile("w", suffix=".sh") as launcher,
-    ):
-        launcher.write(_LAUNCHER.format(interpreter=Path(interpreter).name))
-        launcher.flush()
-        os.chmod(launcher.name, 0o755)
-        tar.add(launcher.name, "bin/python")
+def _write(folder: Path, files: dict[str, Path]) -> Path:
+    inner, launcher, archive = folder / _INNER, folder / "python", folder / "archive.tar"
+    # The quickest level: what a higher one saves in size, it costs in time.
+    with tarfile.open(inner, "w:gz", compresslevel=1) as tar:
         for name, source in files.items():
             tar.add(source.resolve(), name, recursive=False)
+    interpreter = next(iter(files)).removeprefix("bin/")
+    launcher.write_text(_LAUNCHER.replace("INTERPRETER", interpreter))
+    launcher.chmod(0o755)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(launcher, "bin/python")
+        tar.add(inner, _INNER)
+    inner.unlink()
+    return archive

@@ -461,7 +461,7 @@ def _pack_environment(arguments: argparse.Namespace) -> int:
 
 
 def _pack_environment_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="URL", required=True, help="ends in .tar.gz")
+    parser.add_argument("--out", metavar="URL", required=True, help="ends in .tar")
 
 
 def _summary(settings: Config) -> None:

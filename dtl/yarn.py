@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import queue
+import re
 import shlex
 import shutil
 import subprocess
@@ -97,7 +98,6 @@ def specification(
         # Private: it is unpacked once on a node, for all applications of this user.
         files["environment"] = skein.File(yarn.environment, type="ARCHIVE", visibility="PRIVATE")
     own = dict(item.split("=", 1) for item in yarn.env)
-    minimum, maximum = (yarn.adaptive_min, yarn.adaptive_max)
 
     def service(
         memory: str, vcores: int, command: str, *, gpus: int = 0, n: int = 1, restarts: int = 0,
@@ -115,13 +115,13 @@ def specification(
             ),
         )
 
-    follow = f" --min-workers {minimum} --max-workers {maximum}" if maximum else ""
+    adapt = f" --min-workers {yarn.adaptive_min} --max-workers {yarn.adaptive_max}"
     services = {
         SCHEDULER: service(
             yarn.scheduler_memory,
             yarn.scheduler_vcores,
             f"exec {python} -m distributed.cli.dask_scheduler --protocol tls --port 0 "
-            f"--dashboard-address :0 --preload dtl.containers{follow}",
+            f"--dashboard-address :0 --preload dtl.containers{adapt * bool(yarn.adaptive_max)}",
         ),
         WORKER: service(
             yarn.worker_memory,
@@ -132,7 +132,7 @@ def specification(
             f"--memory-limit {worker_limit(cluster, yarn)} "
             "--no-nanny --no-dashboard --death-timeout 60 --local-directory .",
             gpus=yarn.worker_gpus,
-            n=max(minimum, min(cluster.n_workers, maximum)) if maximum else cluster.n_workers,
+            n=n_at_start(cluster, yarn),
             restarts=-1,
             depends=[SCHEDULER],
             env=_worker_environment(threads),
@@ -196,6 +196,13 @@ def mib(memory: str) -> int:
     4096
     """
     return int(parse_bytes(memory)) >> 20
+
+
+def n_at_start(cluster: ClusterConfig, yarn: YarnConfig) -> int:
+    """Workers to begin with."""
+    if not yarn.adaptive_max:
+        return cluster.n_workers
+    return max(yarn.adaptive_min, min(cluster.n_workers, yarn.adaptive_max))
 
 
 def worker_limit(cluster: ClusterConfig, yarn: YarnConfig) -> int:
@@ -449,12 +456,13 @@ def start(
     ConnectionError
         If YARN does not answer, or the application ends by itself.
     """
+    n_workers = n_at_start(cluster, yarn)
     if inside():
         with (
             skein.ApplicationClient.from_current() as app,
             Client(app.kv.wait(ADDRESS).decode()) as client,
         ):
-            _wait_for_workers(client, app, cluster.n_workers, skein.properties.application_id)
+            _wait_for_workers(client, app, n_workers, skein.properties.application_id)
             yield client
         return
     with resource_manager() as manager:
@@ -465,7 +473,7 @@ def start(
         log.info("YARN application %s in queue %s", app_id, yarn.queue)
         try:
             with _connect(manager, app_id, yarn) as (app, client):
-                _wait_for_workers(client, app, cluster.n_workers, app_id)
+                _wait_for_workers(client, app, n_workers, app_id)
                 yield client
         except KeyboardInterrupt:
             _end(manager, app_id, "KILLED", "Interrupted.")
@@ -486,26 +494,6 @@ def _end(manager: skein.Client, app_id: str, status: str, message: str) -> None:
     until = time.monotonic() + _END_S
     while is_active(manager, app_id) and time.monotonic() < until:
         time.sleep(0.2)
-
-
-class _Ending:
-    """Gives all containers of an application back."""
-
-    def __init__(self, manager: skein.Client, app_id: str) -> None:
-        self._manager, self._app_id = manager, app_id
-        self.app: skein.ApplicationClient | None = None
-
-    def __call__(self, status: str, message: str) -> None:
-        try:
-            if self.app is not None:
-                self.app.shutdown(status, message)
-            else:
-                self._manager.kill_application(self._app_id)
-        except skein.SkeinError:  # its master has ended, or does not answer
-            self._manager.kill_application(self._app_id)
-        until = time.monotonic() + 30
-        while is_active(self._manager, self._app_id) and time.monotonic() < until:
-            time.sleep(0.2)
 
 
 def is_active(manager: skein.Client, app_id: str) -> bool:
@@ -686,7 +674,7 @@ def kill(app_id: str) -> str:
 def print_logs(app_id: str) -> int:
     """Print what an application's containers said, by Hadoop's own command, which finds it."""
     check_client()
-    return subprocess.run(_logs_command(app_id, "dask.*log"), check=False).returncode
+    return subprocess.run(_logs_command(app_id, "(dask|application).*log"), check=False).returncode
 
 
 def _report(manager: skein.Client, app_id: str) -> Any:
@@ -705,22 +693,28 @@ def _exit_status(report: Any) -> int:
     return {"SUCCEEDED": SUCCEEDED, "KILLED": KILLED}.get(str(report.final_status), FAILED)
 
 
+_LOG = re.compile(r"^LogType:(\S+)\n.*?^LogContents:\n(.*?)\nEnd of LogType", re.M | re.S)
+
+
 def _logs_command(app_id: str, pattern: str) -> list[str]:
     return ["yarn", "logs", "-applicationId", app_id, "-log_files_pattern", pattern]
 
 
 def _why(app_id: str, diagnostics: str, service: str) -> str:
-    """Why an application ended; what its service said last, if YARN has gathered that."""
-    said = ""
+    """Why an application ended: in YARN's words, and in its service's last."""
+    command = _logs_command(app_id, f"({service}|application.master)[.]log")
     until = time.monotonic() + _LOGS_S
-    while not said and time.monotonic() < until:
-        done = subprocess.run(
-            _logs_command(app_id, f"{service}.log"), capture_output=True, text=True, check=False
-        )
-        said = done.stdout.partition("LogContents:\n")[2].partition("\nEnd of LogType")[0]
+    logs: dict[str, str] = {}
+    while not logs and time.monotonic() < until:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        logs = dict(_LOG.findall(done.stdout))
     reason = " ".join(line for line in diagnostics.splitlines() if not line.startswith("\tat "))
-    last = f"\nThe last that {service} said:\n{_tail(said)}" if said else ""
-    return f"YARN ended {app_id}: {reason}{last}\n{_see_logs(app_id)}"
+    said = ""
+    if log := logs.get(f"{service}.log"):
+        said = f"The last that {service} said:\n{_tail(log)}"
+    elif causes := re.findall(r"^Caused by: (.*)", logs.get("application.master.log", ""), re.M):
+        said = f"Its container could not be set up: {causes[-1]}"
+    return "\n".join(filter(None, (f"YARN ended {app_id}: {reason}", said, _see_logs(app_id))))
 
 
 def _see_logs(app_id: str) -> str:

@@ -26,7 +26,7 @@ def test_the_specification_shown_is_what_the_code_makes(conf_dir: Path) -> None:
     asked = config.build(
         {
             "cluster": {"n_workers": 4},
-            "yarn": {"environment": "hdfs:///user/me/dtl-env.tar.gz", "env": ["A=1"]},
+            "yarn": {"environment": "hdfs:///user/me/dtl-env.tar", "env": ["A=1"]},
         }
     )
     made = yarn.specification(

@@ -26,7 +26,7 @@ async def dask_setup(worker):
 
 
 def test_first_task_within_a_minute(yarn: MiniCluster, tmp_path: Path) -> None:
-    url = f"{yarn.url}/tmp/dtl-env.tar.gz"
+    url = f"{yarn.url}/tmp/dtl-env.tar"
     began = time.perf_counter()
     environment.pack(url)
     packed_s = time.perf_counter() - began

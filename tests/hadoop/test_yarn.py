@@ -191,7 +191,7 @@ def test_real_photographs_and_a_worker_container_killed(
 
 
 def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Path) -> None:
-    url = f"{yarn.url}/tmp/env.tar.gz"
+    url = f"{yarn.url}/tmp/env.tar"
     pack = [small_environment(tmp_path / "env"), "-m", "dtl.pipeline", "pack-environment"]
     for expected in ("", " (there already, unchanged)"):
         packed = subprocess.run(
@@ -333,9 +333,12 @@ def test_an_environment_that_breaks_when_unpacked(yarn: MiniCluster) -> None:
         member.size = 1 << 20
         tar.addfile(member, io.BytesIO(os.urandom(1 << 20)))
     storage.write_bytes(url, archive.getvalue()[: 1 << 19])
+    message = (
+        r"YARN ended application_\w+: .*\nIts container could not be set up: .*broken\.tar\.gz"
+    )
     asked = settings(environment=url)
     with (
-        pytest.raises(ConnectionError, match=r"YARN ended application_\w+: .*dask\.scheduler"),
+        pytest.raises(ConnectionError, match=message),
         cluster.connect(asked.cluster, asked.yarn),
     ):
         pass
