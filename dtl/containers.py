@@ -46,6 +46,11 @@ _watchers: list[asyncio.Future[None]] = []
 """An event loop holds its tasks by weak references only."""
 
 
+def inside() -> bool:
+    """Whether this process runs in a container of an application that skein started."""
+    return skein.properties.application_id is not None
+
+
 @click.command()
 @click.option("--min-workers", default=0)
 @click.option("--max-workers", default=0)

@@ -11,10 +11,8 @@ import logging
 import os
 import queue
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,18 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import dask
-from dask.utils import parse_bytes
 from distributed import Client
 from distributed.security import Security
 
-from dtl import environment
 from dtl.config import ClusterConfig, YarnConfig
 
 try:
     import skein
 
-    from dtl.containers import ADDRESS, DASHBOARD, DRIVER, PAGE, SCHEDULER, WORKER
+    from dtl.containers import ADDRESS, DASHBOARD, PAGE, SCHEDULER, WORKER, inside
+    from dtl.yarn_specification import check, n_at_start, offer, specification
 except ImportError as error:
     raise ImportError(f"--cluster yarn needs skein: pip install 'dtl[yarn]' ({error}).") from error
 
@@ -44,9 +40,6 @@ Answer = TypeVar("Answer")
 
 _ANSWER_S = 25.0
 """A ResourceManager that has not answered by then is taken to be down."""
-
-_MASTER_MIB = 512
-"""Of skein's ApplicationMaster; its heap is 128 MiB."""
 
 _LOOK_EVERY_S, _NEWS_EVERY_S = 0.3, 15.0
 _END_S = 30.0
@@ -62,274 +55,7 @@ _TRIES = 3
 _ACTIVE = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")
 
 
-# --- what is asked of YARN -----------------------------------------------------------------------
-
-
-def specification(
-    cluster: ClusterConfig,
-    yarn: YarnConfig,
-    conf_dir: str,
-    *,
-    file_systems: Iterable[str] = (),
-    driver: Sequence[str] = (),
-    driver_files: Iterable[str] = (),
-) -> skein.ApplicationSpec:
-    """The application as skein takes it; ``deploy/yarn`` shows one.
-
-    Parameters
-    ----------
-    conf_dir : str
-        Folder of the Hadoop client's configuration, which goes into the containers.
-    file_systems : iterable of str
-        URLs of filesystems besides the default one that Kerberos tokens are needed for.
-    driver : sequence of str
-        Arguments of dtl's command line, to run it in a container, too.
-    driver_files : iterable of str
-        Files that only that container needs.
-    """
-    threads = cluster.threads_per_worker or yarn.worker_vcores
-    archive = yarn.environment.endswith(environment.ENDINGS)
-    python = "environment/bin/python" if archive else shlex.quote(f"{_folder(yarn)}/bin/python")
-    files: dict[str, skein.File] = {
-        Path(file).name: skein.File(file)
-        for file in (*_hadoop_configuration(conf_dir), *yarn.files)
-    }
-    if archive:
-        # Private: it is unpacked once on a node, for all applications of this user.
-        files["environment"] = skein.File(yarn.environment, type="ARCHIVE", visibility="PRIVATE")
-    own = dict(item.split("=", 1) for item in yarn.env)
-
-    def service(
-        memory: str, vcores: int, command: str, *, gpus: int = 0, n: int = 1, restarts: int = 0,
-        depends: Iterable[str] = (), env: dict[str, str] | None = None, more: Iterable[str] = (),
-    ) -> skein.Service:  # fmt: skip
-        return skein.Service(
-            resources=skein.Resources(memory=mib(memory), vcores=vcores, gpus=gpus),
-            instances=n,
-            max_restarts=restarts,
-            depends=set(depends),
-            files=files | {Path(file).name: skein.File(file) for file in more},
-            env=_TLS | (env or {}) | own,
-            script="\n".join(
-                ["export HADOOP_CONF_DIR=$PWD TMPDIR=$PWD/tmp", *command.splitlines()]
-            ),
-        )
-
-    adapt = f" --min-workers {yarn.adaptive_min} --max-workers {yarn.adaptive_max}"
-    services = {
-        SCHEDULER: service(
-            yarn.scheduler_memory,
-            yarn.scheduler_vcores,
-            f"exec {python} -m distributed.cli.dask_scheduler --protocol tls --port 0 "
-            f"--dashboard-address :0 --preload dtl.containers{adapt * bool(yarn.adaptive_max)}",
-        ),
-        WORKER: service(
-            yarn.worker_memory,
-            yarn.worker_vcores,
-            f"scheduler=$({python} -m skein.cli kv get current --key {ADDRESS} --wait) || exit\n"
-            f'exec {python} -m distributed.cli.dask_worker "$scheduler" '
-            f'--name "$SKEIN_CONTAINER_ID" --nthreads {max(threads, 2)} '
-            f"--memory-limit {worker_limit(cluster, yarn)} "
-            "--no-nanny --no-dashboard --death-timeout 60 --local-directory .",
-            gpus=yarn.worker_gpus,
-            n=n_at_start(cluster, yarn),
-            restarts=-1,
-            depends=[SCHEDULER],
-            env=_worker_environment(threads),
-        ),
-    }
-    if driver:
-        services[DRIVER] = service(
-            yarn.driver_memory,
-            yarn.driver_vcores,
-            f"exec {python} -m dtl.containers {shlex.join(driver)}",
-            depends=[SCHEDULER],
-            more=driver_files,
-        )
-    return skein.ApplicationSpec(
-        name=yarn.name,
-        queue=yarn.queue,
-        node_label=yarn.node_label,
-        tags={"dtl"},
-        file_systems=sorted(set(file_systems)),
-        master=skein.Master(resources=skein.Resources(memory=_MASTER_MIB, vcores=1)),
-        services=services,
-    )
-
-
-_TLS = {
-    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
-    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": ".skein.crt",
-} | {
-    f"DASK_DISTRIBUTED__COMM__TLS__{role}__{kind}": f".skein.{ending}"
-    for role in ("SCHEDULER", "WORKER", "CLIENT")
-    for kind, ending in (("CERT", "crt"), ("KEY", "pem"))
-}
-"""The certificate of the application, which skein puts into its containers and nowhere else."""
-
-
-def _worker_environment(threads: int) -> dict[str, str]:
-    # As dtl.cluster and Dask's nanny do on this machine, so that the same bits come out.
-    nanny = dask.config.get("distributed.nanny.pre-spawn-environ")
-    return {name: str(value) for name, value in nanny.items()} | {
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        # A worker that reads ahead is not stuck: no warning about its event loop.
-        "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "60s",
-    }
-
-
-def _hadoop_configuration(conf_dir: str) -> list[str]:
-    names = ("core-site.xml", "hdfs-site.xml")
-    return [f"{conf_dir}/{name}" for name in names if Path(conf_dir, name).exists()]
-
-
-def _folder(yarn: YarnConfig) -> str:
-    return (yarn.environment or sys.prefix).rstrip("/")
-
-
-def mib(memory: str) -> int:
-    """MiB in a text.
-
-    Examples
-    --------
-    >>> mib("4GiB")
-    4096
-    """
-    return int(parse_bytes(memory)) >> 20
-
-
-def n_at_start(cluster: ClusterConfig, yarn: YarnConfig) -> int:
-    """Workers to begin with."""
-    if not yarn.adaptive_max:
-        return cluster.n_workers
-    return max(yarn.adaptive_min, min(cluster.n_workers, yarn.adaptive_max))
-
-
-def worker_limit(cluster: ClusterConfig, yarn: YarnConfig) -> int:
-    """Bytes that Dask lets a worker use: all that its container has, unless told less.
-
-    Raises
-    ------
-    ValueError
-        If told more.
-    """
-    container = mib(yarn.worker_memory) << 20
-    if cluster.memory_limit == "auto":
-        return container
-    limit = int(parse_bytes(cluster.memory_limit))
-    if limit > container:
-        raise ValueError(
-            f"cluster.memory_limit = {cluster.memory_limit} is more than the container has, "
-            f"yarn.worker_memory = {yarn.worker_memory}: YARN would kill it. Raise "
-            "--yarn.worker-memory, or leave --cluster.memory-limit at auto."
-        )
-    return limit
-
-
-# --- what can be known before --------------------------------------------------------------------
-
-
-def check_memory(cluster: ClusterConfig, yarn: YarnConfig, needed: Callable[[], int]) -> None:
-    """Refuse a worker's container, or what Dask may use of it, in which the network has no room.
-
-    Parameters
-    ----------
-    needed : callable
-        Tells the bytes that a worker needs; not called in a container, where it is too late.
-
-    Raises
-    ------
-    ValueError
-        Naming the option to change.
-    """
-    if inside():
-        return
-    limit, n_bytes = worker_limit(cluster, yarn), needed()
-    if limit < n_bytes:
-        name = "yarn.worker_memory" if cluster.memory_limit == "auto" else "cluster.memory_limit"
-        raise ValueError(
-            f"A worker with the network needs {n_bytes / 2**30:.1f} GiB, but {name} gives it "
-            f"{limit / 2**30:.1f} GiB. Raise --{name.replace('_', '-')}."
-        )
-
-
-def inside() -> bool:
-    """Whether this process runs in a container of an application that skein started."""
-    return skein.properties.application_id is not None
-
-
-def check(
-    client: skein.Client, cluster: ClusterConfig, yarn: YarnConfig, *, driver: bool = False
-) -> None:
-    """Refuse what this YARN cannot give, before anything is started.
-
-    Raises
-    ------
-    ValueError
-        Naming the option and what YARN offers.
-    FileNotFoundError
-        If the environment is not there.
-    """
-    queues = {found.name: found for found in client.get_all_queues()}
-    if yarn.queue.rsplit(".", 1)[-1] not in queues:
-        raise ValueError(
-            f"YARN has no queue {yarn.queue!r}. It has: {', '.join(sorted(queues))}. "
-            "Choose one with --yarn.queue."
-        )
-    if str(queues[yarn.queue.rsplit(".", 1)[-1]].state) != "RUNNING":
-        raise ValueError(f"YARN's queue {yarn.queue} is stopped. Choose another: --yarn.queue.")
-    nodes = client.get_nodes(states=["RUNNING"])
-    if not nodes:
-        raise ValueError("YARN has no running node. See its page, or `yarn node -list -all`.")
-    labels = set().union(*(node.labels for node in nodes))
-    if yarn.node_label and yarn.node_label not in labels:
-        known = f"They have: {', '.join(sorted(labels))}." if labels else "None has a label."
-        raise ValueError(
-            f"No node of YARN has the label {yarn.node_label!r}. {known} Change --yarn.node-label."
-        )
-    usable = [n for n in nodes if yarn.node_label in n.labels or not yarn.node_label]
-    roles = [("worker", mib(yarn.worker_memory), yarn.worker_vcores, yarn.worker_gpus)]
-    roles += [("scheduler", mib(yarn.scheduler_memory), yarn.scheduler_vcores, 0)]
-    if driver:
-        roles += [("driver", mib(yarn.driver_memory), yarn.driver_vcores, 0)]
-    for role, memory, vcores, gpus in roles:
-        asked = {"memory": memory, "vcores": vcores, "gpus": gpus}
-        for resource, value in asked.items():
-            most = max(getattr(node.total_resources, resource) for node in usable)
-            if value > most:
-                unit = " MiB" if resource == "memory" else ""
-                raise ValueError(
-                    f"yarn.{role}_{resource} asks for {value}{unit}, but YARN's largest node has "
-                    f"{most}{unit}. YARN offers: {_offer(usable)}. Lower --yarn.{role}-{resource}."
-                )
-    needed = _MASTER_MIB + sum(memory for _, memory, _, _ in roles)
-    if needed > (total := sum(node.total_resources.memory for node in usable)):
-        raise ValueError(
-            f"One worker, the scheduler and skein's master together need {needed} MiB, but all "
-            f"nodes of YARN have {total} MiB. Lower --yarn.worker-memory."
-        )
-    if yarn.environment.endswith(environment.ENDINGS):
-        environment.check(yarn.environment)
-    elif "://" in yarn.environment:
-        raise ValueError(
-            f"yarn.environment must be an archive ({', '.join(environment.ENDINGS)}) or a folder "
-            f"that every node has. Received: {yarn.environment}."
-        )
-
-
-def _offer(nodes: Sequence[Any]) -> str:
-    total = _sum(node.total_resources for node in nodes)
-    used = _sum(node.used_resources for node in nodes)
-    return (
-        f"{total['memory']} MiB, {total['vcores']} vcores and {total['gpus']} GPUs on {len(nodes)} "
-        f"nodes, of which {used['memory']} MiB, {used['vcores']} vcores and {used['gpus']} GPUs "
-        "are in use"
-    )
-
-
-def _sum(resources: Iterable[Any]) -> dict[str, int]:
-    found = list(resources)
-    return {name: sum(getattr(r, name) for r in found) for name in ("memory", "vcores", "gpus")}
+# --- the way to YARN ----------------------------------------------------------------------------
 
 
 def check_client() -> str:
@@ -397,6 +123,8 @@ def resource_manager() -> Iterator[skein.Client]:
                 f"and is its address in {conf_dir}/yarn-site.xml right?",
             )
             yield client
+        except skein.SkeinError as error:
+            raise ConnectionError(f"YARN: {_first_line(error)}") from error
         finally:
             client.close()
 
@@ -434,7 +162,7 @@ def in_time(question: Callable[[], Answer], otherwise: str) -> Answer:
     except queue.Empty:
         raise ConnectionError(otherwise) from None
     if error is not None:
-        raise ConnectionError(f"{otherwise} ({_first_line(error)})") from error
+        raise error
     return answer  # type: ignore[no-any-return]
 
 
@@ -474,7 +202,13 @@ def start(
         try:
             with _connect(manager, app_id, yarn) as (app, client):
                 _wait_for_workers(client, app, n_workers, app_id)
-                yield client
+                try:
+                    yield client
+                except Exception as error:
+                    if is_active(manager, app_id):
+                        raise
+                    diagnostics = manager.application_report(app_id).diagnostics
+                    raise ConnectionError(_why(app_id, diagnostics, SCHEDULER)) from error
         except KeyboardInterrupt:
             _end(manager, app_id, "KILLED", "Interrupted.")
             raise
@@ -487,13 +221,21 @@ def start(
 def _end(manager: skein.Client, app_id: str, status: str, message: str) -> None:
     """Give all containers of an application back."""
     try:
-        with manager.connect(app_id, wait=False) as app:
-            app.shutdown(status, message)
-    except skein.SkeinError:  # it has no master yet, or none any more
-        manager.kill_application(app_id)
+        try:
+            with manager.connect(app_id, wait=False) as app:
+                app.shutdown(status, message)
+        except skein.SkeinError:  # it has no master yet, or none any more
+            manager.kill_application(app_id)
+        _wait_for_end(manager, app_id)
+    except skein.SkeinError as error:
+        # Not raised, for how the run ended is worth more. The scheduler sees to it.
+        log.warning("%s ends by itself within a minute, for %s", app_id, _first_line(error))
+
+
+def _wait_for_end(manager: skein.Client, app_id: str) -> None:
     until = time.monotonic() + _END_S
     while is_active(manager, app_id) and time.monotonic() < until:
-        time.sleep(0.2)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def is_active(manager: skein.Client, app_id: str) -> bool:
@@ -576,9 +318,9 @@ def _wait_for_workers(
 
 
 def _capacity(manager: skein.Client, yarn: YarnConfig) -> str:
-    used = manager.get_queue(yarn.queue).percent_used
+    used = manager.get_queue(yarn.queue.rsplit(".", 1)[-1]).percent_used
     nodes = manager.get_nodes(states=["RUNNING"])
-    return f"queue {yarn.queue} uses {used:.0f} % of its share; YARN has {_offer(nodes)}"
+    return f"queue {yarn.queue} uses {used:.0f} % of its share; YARN has {offer(nodes)}"
 
 
 class _News:
@@ -635,13 +377,17 @@ def submit(
 def status(app_id: str) -> tuple[str, int]:
     """How an application is, in words, and as an exit status."""
     with resource_manager() as manager:
-        report = _report(manager, app_id)
+        return _in_words(_report(manager, app_id))
+
+
+def _in_words(report: Any) -> tuple[str, int]:
     used = report.usage.used_resources
     rows = {
         "application": f"{report.id} ({report.name}, user {report.user}, queue {report.queue})",
         "state": str(report.state),
         "ended": "not yet" if str(report.state) in _ACTIVE else str(report.final_status),
-        "runs since": f"{report.start_time:%Y-%m-%d %H:%M:%S}, {report.runtime.seconds} s",
+        "began": f"{report.start_time:%Y-%m-%d %H:%M:%S}",
+        "took" if report.finish_time else "runs": f"{report.runtime.total_seconds():.0f} s",
         "uses": f"{report.usage.num_used_containers} containers, {used.memory} MiB, "
         f"{used.vcores} vcores",
         "page": report.tracking_url,
@@ -654,9 +400,13 @@ def status(app_id: str) -> tuple[str, int]:
 def wait(app_id: str) -> tuple[str, int]:
     """Wait until an application has ended; the same as `status` then."""
     with resource_manager() as manager:
-        while is_active(manager, app_id):
-            time.sleep(1)
-    return status(app_id)
+        try:
+            while is_active(manager, app_id):
+                time.sleep(1)
+        except KeyboardInterrupt:
+            log.info("%s goes on. To end it: python -m dtl.pipeline kill %s", app_id, app_id)
+            raise
+        return _in_words(manager.application_report(app_id))
 
 
 def kill(app_id: str) -> str:
@@ -665,9 +415,7 @@ def kill(app_id: str) -> str:
         if str(_report(manager, app_id).state) not in _ACTIVE:
             return f"{app_id} had ended before."
         manager.kill_application(app_id)
-        until = time.monotonic() + _END_S
-        while is_active(manager, app_id) and time.monotonic() < until:
-            time.sleep(_LOOK_EVERY_S)
+        _wait_for_end(manager, app_id)
     return f"{app_id} is killed."
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl import config, yarn
+from dtl import config, yarn, yarn_specification
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +29,7 @@ def test_the_specification_shown_is_what_the_code_makes(conf_dir: Path) -> None:
             "yarn": {"environment": "hdfs:///user/me/dtl-env.tar", "env": ["A=1"]},
         }
     )
-    made = yarn.specification(
+    made = yarn_specification.specification(
         asked.cluster,
         asked.yarn,
         str(conf_dir),
@@ -54,7 +54,9 @@ def test_options_reach_the_specification(conf_dir: Path) -> None:
             },
         }
     )  # fmt: skip
-    made = yarn.specification(asked.cluster, asked.yarn, str(conf_dir), file_systems=["hdfs://b"])
+    made = yarn_specification.specification(
+        asked.cluster, asked.yarn, str(conf_dir), file_systems=["hdfs://b"]
+    )
     assert (made.name, made.queue, made.node_label) == ("n", "q", "l")
     assert made.file_systems == ["hdfs://b"]
     assert set(made.services) == {"dask.scheduler", "dask.worker"}
@@ -75,7 +77,7 @@ def test_options_reach_the_specification(conf_dir: Path) -> None:
 
 def test_the_running_environment_is_the_default(conf_dir: Path) -> None:
     asked = config.build({})
-    made = yarn.specification(asked.cluster, asked.yarn, str(conf_dir))
+    made = yarn_specification.specification(asked.cluster, asked.yarn, str(conf_dir))
     assert f"exec {sys.prefix}/bin/python -m" in made.services["dask.worker"].script
     assert made.services["dask.worker"].env["TF_NUM_INTRAOP_THREADS"] == "2"  # its vcores
 
@@ -97,12 +99,12 @@ def test_memory_that_does_not_suffice(
 ) -> None:
     asked = config.build({"cluster": cluster, "yarn": options})
     with pytest.raises(ValueError, match=message):
-        yarn.check_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
+        yarn_specification.check_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
 
 
 def test_memory_that_suffices() -> None:
     asked = config.build({})
-    yarn.check_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
+    yarn_specification.check_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
 
 
 def test_no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from localhadoop.configuration import user_name
 from minicluster import MiniCluster
 
 import dtl
-from dtl import cluster, config, pipeline, storage
+from dtl import cluster, config, pipeline, storage, yarn_specification
 from dtl import yarn as on_yarn
 from dtl.feature_store import FeatureStore
 from dtl.workers import known_workers
@@ -191,7 +191,7 @@ def test_real_photographs_and_a_worker_container_killed(
 
 
 def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Path) -> None:
-    url = f"{yarn.url}/tmp/env.tar"
+    url = "hdfs:///tmp/env.tar"
     pack = [small_environment(tmp_path / "env"), "-m", "dtl.pipeline", "pack-environment"]
     for expected in ("", " (there already, unchanged)"):
         packed = subprocess.run(
@@ -293,13 +293,13 @@ def test_what_yarn_cannot_give_is_refused_before(
 ) -> None:
     asked = settings(**options)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        on_yarn.check(manager, asked.cluster, asked.yarn, driver=driver)
+        yarn_specification.check(manager, asked.cluster, asked.yarn, driver=driver)
 
 
 def test_what_yarn_gives_is_not_refused(manager: skein.Client) -> None:
     for queue in ("default", "small", "root.default"):
         asked = settings(queue=queue)
-        on_yarn.check(manager, asked.cluster, asked.yarn)
+        yarn_specification.check(manager, asked.cluster, asked.yarn)
 
 
 def test_no_resource_manager(
