@@ -61,9 +61,9 @@ def connect(
             yield client
         return
     if config.address == "yarn":
-        from dtl import yarn as containers  # with skein, which is an extra
+        from dtl import yarn as on_yarn  # with skein, which is an extra
 
-        with containers.start(config, yarn or YarnConfig(), file_systems=file_systems) as client:
+        with on_yarn.start(config, yarn or YarnConfig(), file_systems=file_systems) as client:
             yield client
         return
     try:

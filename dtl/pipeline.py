@@ -81,11 +81,9 @@ class _Run:
         """Refuse YARN's containers in which the network has no room, before it is asked."""
         c = self.settings
         if c.cluster.address == "yarn" and self._client is None:
-            from dtl import yarn, yarn_specification  # noqa: F401  # without skein, yarn says so
+            from dtl import yarn  # with skein, which is an extra
 
-            yarn_specification.check_memory(
-                c.cluster, c.yarn, functools.partial(memory_needed, c.features)
-            )
+            yarn.check_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
 
     @property
     def dashboard(self) -> str:
@@ -407,11 +405,11 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(run: _Run, arguments: argparse.Namespace) -> int:
-    from dtl import yarn, yarn_specification
+    from dtl import yarn
 
     c = replace(run.settings, cluster=replace(run.settings.cluster, address="yarn"))
     storage.check_writable(run.results.url)
-    yarn_specification.check_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
+    yarn.check_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
         file.write_text(tomli_w.dumps(config.to_dict(c)))

@@ -280,34 +280,33 @@ def write_bytes(url: str, data: bytes) -> None:
 def put(source: str, url: str) -> None:
     """Copy a file of this machine, piece by piece; whoever reads it finds all of it or none."""
     fs, path = filesystem(url)
-    partial = f"{path}.{uuid.uuid4().hex}.partial"
-    fs.makedirs(fs._parent(path), exist_ok=True)
-    try:
-        with open(source, "rb") as local, fs.open(partial, "wb") as file:
-            shutil.copyfileobj(local, file, 1 << 22)
-        if fs.exists(path):
-            fs.rm(path)
-        fs.mv(partial, path)
-    except BaseException:
-        if fs.exists(partial):
-            fs.rm(partial)
-        raise
+    with (
+        _partial(fs, path) as partial, open(source, "rb") as local, fs.open(partial, "wb") as file
+    ):  # fmt: skip
+        shutil.copyfileobj(local, file, 1 << 22)
 
 
 def _write_whole(fs: Any, path: str, data: bytes) -> None:
+    with _partial(fs, path) as partial:
+        fs.pipe_file(partial, data)
+
+
+@contextlib.contextmanager
+def _partial(fs: Any, path: str) -> Iterator[str]:
+    """A path to write to, that takes the place of `path` if all goes well, and else goes."""
     partial = f"{path}.{uuid.uuid4().hex}.partial"
     fs.makedirs(fs._parent(path), exist_ok=True)
     try:
-        fs.pipe_file(partial, data)
+        yield partial
         if isinstance(fs, LocalFileSystem):
             os.replace(partial, path)
         else:
             if fs.exists(path):
-                fs.rm_file(path)
+                fs.rm(path)
             fs.mv(partial, path)
     except BaseException:
         if fs.exists(partial):
-            fs.rm_file(partial)
+            fs.rm(partial)
         raise
 
 

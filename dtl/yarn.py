@@ -32,6 +32,7 @@ try:
 
     from dtl.containers import ADDRESS, DASHBOARD, PAGE, SCHEDULER, WORKER, inside
     from dtl.yarn_specification import check, n_at_start, offer, specification
+    from dtl.yarn_specification import check_memory as check_memory
 except ImportError as error:
     raise ImportError(f"--cluster yarn needs skein: pip install 'dtl[yarn]' ({error}).") from error
 
