@@ -542,8 +542,8 @@ _COMMANDS = {
                        arguments=_submit_arguments),
     "status": _Command("how a submitted application is", _status, {}, alone=True,
                        arguments=_application),
-    "logs": _Command("what its containers said", _logs, {}, alone=True, arguments=_application),
-    "kill": _Command("end it", _kill, {}, alone=True, arguments=_application),
+    "logs": _Command("what the containers of one said", _logs, {}, alone=True, arguments=_application),
+    "kill": _Command("end a submitted application", _kill, {}, alone=True, arguments=_application),
     "pack-environment": _Command("the Python that runs as an archive for YARN", _pack_environment,
                                  {}, alone=True, arguments=_pack_environment_arguments),
 }  # fmt: skip
