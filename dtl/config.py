@@ -27,6 +27,7 @@ _IN_WORDS = {
     str: "text",
     tuple[str, ...]: "a list of texts",
     tuple[int, ...]: "a list of whole numbers",
+    tuple[float, ...]: "a list of numbers",
 }
 
 
@@ -420,6 +421,63 @@ class CompareConfig(_Section):
 
 
 @dataclass(frozen=True)
+class TuneConfig(_Section):
+    """Which options of training are searched for, and how."""
+
+    _name: typing.ClassVar = "tune"
+    method: Literal["grid", "random"] = option(
+        "grid", "every combination of the values below, or n_trials drawn at random"
+    )
+    n_trials: int = option(
+        20, "random: how many combinations are drawn", check=_positive, allowed="1 or more"
+    )
+    learning_rates: tuple[float, ...] = option(
+        (0.003, 0.01, 0.03, 0.1),
+        "values of train.learning_rate; random: log-uniform from the least to the largest",
+        check=lambda v: bool(v) and all(0 < rate < math.inf for rate in v),
+        allowed="numbers above 0",
+    )
+    l2s: tuple[float, ...] = option(
+        (0.0003, 0.001, 0.003, 0.01, 0.03),
+        "values of train.l2; random: log-uniform from the least to the largest",
+        check=lambda v: bool(v) and all(0 <= l2 < math.inf for l2 in v),
+        allowed="numbers of 0 or more",
+    )
+    dropouts: tuple[float, ...] = option(
+        (),
+        "values of train.dropout; empty: as train says",
+        check=lambda v: all(0 <= dropout < 1 for dropout in v),
+        allowed="numbers from 0 to below 1",
+    )
+    frequencies: tuple[int, ...] = option(
+        (),
+        "values of train.averaging_frequency; empty: as train says",
+        check=lambda v: all(frequency > 0 for frequency in v),
+        allowed="numbers of 1 or more",
+    )
+    eta: int = option(
+        3,
+        "at each cut the best of so many trials goes on; 1: all go on to the end",
+        check=_positive,
+        allowed="1 or more",
+    )
+    first_epochs: float = option(
+        4.0,
+        "the first cut comes after so many passes at the least; others after eta times as many",
+        check=_positive,
+        allowed="above 0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "random" and min(self.l2s) == 0:
+            raise ValueError(
+                "tune.l2s must be above 0 for tune.method = random, which draws between their "
+                f"logarithms. Received: {self.l2s}. Leave 0 out, or choose grid."
+            )
+
+
+@dataclass(frozen=True)
 class PackConfig(_Section):
     """How images are packed into tars."""
 
@@ -453,6 +511,7 @@ class Config(_Section):
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
@@ -612,10 +671,11 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             raise ValueError(f"{key} must be one of {choices}. Received: {value!r}.")
         if typing.get_origin(member) is tuple:
             item = typing.get_args(member)[0]
-            if type(value) is item:
-                return (value,)
-            if isinstance(value, list | tuple) and all(type(v) is item for v in value):
-                return tuple(value)
+            kinds = {item, int} if item is float else {item}
+            if type(value) in kinds:
+                return (item(value),)
+            if isinstance(value, list | tuple) and all(type(v) in kinds for v in value):
+                return tuple(map(item, value))
         elif member is float and type(value) is int and len(_members(kind)) == 1:
             return float(value)
         elif type(value) is member:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -187,15 +187,16 @@ def local_steps(
     before: tuple[Params, RoundStats | None],
     shard: Shard,
     first_step: int,
-    rates: list[float],
+    rates: Sequence[Any],
     config: TrainConfig,
     seed: int,
     class_weights: NDArray[np.float32] | None,
+    descend: Callable[..., float] = optimizers.descend,
 ) -> Partial:
     """One shard's part of a round, whose first step is number `first_step` of the training.
 
     It starts from what `average` returned: to wait for `first` to take the parameters out of that
-    would cost every round some milliseconds.
+    would cost every round some milliseconds. `descend` takes the steps, with `rates`.
     """
     if shard.n_train == 0:
         return Partial(WeightedSum(), {}, 0.0, 0.0, 0.0)
@@ -208,7 +209,7 @@ def local_steps(
     batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
     # A diverging learning rate ends in infinities, which the driver reports.
     with one_blas_thread(), np.errstate(all="ignore"):
-        loss = optimizers.descend(
+        loss = descend(
             local, shard.rows(batches), shard.labels, batches, rates, config,
             class_weights=class_weights,
             first_step=first_step,

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dtl.config import build
-from dtl.types import SPLITS, Comparison, Evaluation, Round, SplitScores
+from dtl.types import SPLITS, Comparison, Evaluation, Round, SplitScores, Trial, Tuning
 
 # Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
 models: Any = bokeh.models
@@ -85,6 +85,8 @@ class ReportInput:
     timings : dict of stage to {"seconds": float, "n": int, "unit": str}
     warnings : sequence of str
         What a reader must know before any number.
+    tuning : Tuning, optional
+        The search for options on the same features.
     """
 
     title: str
@@ -101,6 +103,7 @@ class ReportInput:
     n_conflicting: int
     timings: Mapping[str, Mapping[str, Any]]
     warnings: Sequence[str] = ()
+    tuning: Tuning | None = None
 
 
 def render(report: ReportInput) -> str:
@@ -129,8 +132,11 @@ def render(report: ReportInput) -> str:
     exact = config.train.solver == "lbfgs"
     if exact:
         plots.pop("rate", None)
+    if report.tuning:
+        plots |= _tuning_plots(report.tuning)
     return _template("report.html").render(
         report=report,
+        tuning=report.tuning,
         config=config,
         exact=exact,
         toml=tomli_w.dumps(report.config),
@@ -179,6 +185,26 @@ def render_comparison(comparison: Comparison, title: str) -> str:
         settings=tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")}),
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         plots={"gaps": _plot_json(_gaps_plot(comparison, line_colors), "gaps")},
+    )
+
+
+def render_tuning(tuning: Tuning, title: str) -> str:
+    """Lay a search for options out as one HTML file, like a report.
+
+    Parameters
+    ----------
+    tuning : Tuning
+    title : str
+        What the photographs are called.
+    """
+    return _template("tune.html").render(
+        tuning=tuning,
+        title=title,
+        colors=COLORS,
+        ramps={"right": _RIGHT},
+        settings=tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")}),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        plots={name: _plot_json(plot, name) for name, plot in _tuning_plots(tuning).items()},
     )
 
 
@@ -420,6 +446,43 @@ def _gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
         dots = plot.scatter("seconds", "above", source=source, size=size, color=color)
         _hover(plot, dots, "way", "seconds", "above", mode="mouse")
     return plot
+
+
+def _tuning_plots(tuning: Tuning) -> dict[str, Any]:
+    """What trials had at each cut, and where in the options the good ones are."""
+    label = tuning.metric.replace("_", " ")
+    way = _figure(label, "epochs", height=320, x_axis_type="log")
+    for place, trial in reversed(list(enumerate(tuning.trials))):
+        columns = {"epoch": np.array([r.epoch for r in trial.rungs])}
+        columns |= {tuning.metric: np.array([getattr(r, tuning.metric) for r in trial.rungs])}
+        columns |= {k: np.full(len(trial.rungs), v) for k, v in _options(trial).items()}
+        source = models.ColumnDataSource(columns)
+        color = COLORS["test"] if place == 0 else COLORS["grey"]
+        width = 3 if place == 0 else 1.5
+        way.line("epoch", tuning.metric, source=source, line_color=color, line_width=width)
+        dots = way.scatter("epoch", tuning.metric, source=source, size=6, color=color)
+        _hover(way, dots, *columns, mode="mouse")
+    where = _figure(label, "learning rate", height=320, x_axis_type="log")
+    first = [trial for trial in tuning.trials if trial.rungs]
+    columns = {name: np.array([_options(t)[name] for t in first]) for name in _options(first[0])}
+    columns[tuning.metric] = np.array([getattr(t.rungs[0], tuning.metric) for t in first])
+    place_of = {l2: k for k, l2 in enumerate(sorted(set(columns["l2"].tolist())))}
+    # By their order, for zero has no logarithm.
+    columns["place"] = np.array([place_of[l2] for l2 in columns["l2"].tolist()])
+    source = models.ColumnDataSource(columns)
+    ramp = linear_cmap("place", _RIGHT[8:], 0, max(len(place_of) - 1, 1))
+    dots = where.scatter("learning_rate", tuning.metric, source=source, size=9, color=ramp)
+    _hover(where, dots, *(name for name in columns if name != "place"), mode="mouse")
+    return {"rungs": way, "options": where}
+
+
+def _options(trial: Trial) -> dict[str, float]:
+    return {
+        "learning_rate": trial.learning_rate,
+        "l2": trial.l2,
+        "dropout": trial.dropout,
+        "averaging_frequency": trial.averaging_frequency,
+    }
 
 
 def _stack(

@@ -10,6 +10,8 @@ again what they held.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import io
 import itertools
 import logging
@@ -18,6 +20,7 @@ import time
 import uuid
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,7 +31,7 @@ import pyarrow.parquet as pq
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dtl import averaging, lbfgs, replica, schedules, softmax, storage
+from dtl import averaging, lbfgs, optimizers, replica, schedules, softmax, storage
 from dtl.averaging import Moments
 from dtl.checkpoint import Checkpoint, Keeper
 from dtl.config import TrainConfig, to_dict
@@ -40,7 +43,9 @@ from dtl.workers import tree_reduce
 
 log = logging.getLogger(__name__)
 
-_ROUNDS_AHEAD = 4
+ROUNDS_AHEAD = 4
+"""Submitted before the oldest round's numbers are waited for."""
+
 MOST_SHARDS = 8
 
 
@@ -49,6 +54,27 @@ _NOT_IN_THE_HEAD = ("start_from", "checkpoint_every", "features_in")
 
 _WEIGHTS = ("kernel", "bias")
 """What a head has of the parameters; the rest is the optimizer's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What training starts with, on the workers.
+
+    Parameters
+    ----------
+    shards : list of futures of Shard
+    moments : future of Moments
+        Of the training rows.
+    start : future of Params
+        Zeros, or the weights of the head that `train.start_from` names.
+    n_train : (n_shards,) int
+        Training rows of each shard.
+    """
+
+    shards: list[Future]
+    moments: Future
+    start: Future
+    n_train: NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,25 +197,12 @@ def train_both(
     overwrite: bool = False,
 ) -> Trained:
     """Train as `train` does, and return the last head and the best one."""
-    n_shards = count_shards(store, config)
-    split = store.read("split")
-    has_validation = bool((split == VALIDATION).any())
-    _check_classes(split, store)
+    has_validation = bool((store.read("split") == VALIDATION).any())
     _check_stopping(config, has_validation)
     made_from = provenance(store, config, layer, seed)
-    before = _head_to_start_from(config.start_from, store, layer) if config.start_from else None
     run = uuid.uuid4().hex[:8]
-    shards, moments = load_shards(
-        store, layer, n_shards, client, run, features_in=config.features_in
-    )
-    start = client.submit(
-        softmax.zeros, store.n_features(layer), len(store.class_names), key=f"start-{run}"
-    )
-    if before is not None:
-        held = _hold(client, before, f"head-{run}")
-        start = client.submit(replica.carry_over, start, held, moments, key=f"carry-over-{run}")
-    chunk = np.arange(store.n_images) // store.chunk_images
-    n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
+    ready = prepare(store, config, layer, client, run)
+    shards, start, moments = ready.shards, ready.start, ready.moments
     if config.solver == "lbfgs":
         solved, history = lbfgs.solve(
             shards, start, config, client, run=run, has_validation=has_validation
@@ -199,7 +212,7 @@ def train_both(
         with ExitStack() as stack:
             keeper = stack.enter_context(Keeper(checkpoint, made_from)) if checkpoint else None
             fitted = fit_both(
-                shards, n_train, start, config, seed, client, run=run,
+                shards, ready.n_train, start, config, seed, client, run=run,
                 has_validation=has_validation, keeper=keeper,
                 resume=keeper.load(overwrite=overwrite) if keeper else None,
             )  # fmt: skip
@@ -221,6 +234,34 @@ def train_both(
     if config.keep == "best":
         heads.reverse()
     return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
+
+
+def prepare(
+    store: FeatureStore, config: TrainConfig, layer: str, client: Client, run: str
+) -> Ready:
+    """Check what can be checked of a store, and bring its rows to the workers.
+
+    Raises
+    ------
+    ValueError
+        For more shards than chunks, no training rows, or a head to start from that does not fit.
+    """
+    n_shards = count_shards(store, config)
+    split = store.read("split")
+    _check_classes(split, store)
+    before = _head_to_start_from(config.start_from, store, layer) if config.start_from else None
+    shards, moments = load_shards(
+        store, layer, n_shards, client, run, features_in=config.features_in
+    )
+    start = client.submit(
+        softmax.zeros, store.n_features(layer), len(store.class_names), key=f"start-{run}"
+    )
+    if before is not None:
+        held = _hold(client, before, f"head-{run}")
+        start = client.submit(replica.carry_over, start, held, moments, key=f"carry-over-{run}")
+    chunk = np.arange(store.n_images) // store.chunk_images
+    n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
+    return Ready(shards, moments, start, n_train)
 
 
 def count_shards(store: FeatureStore, config: TrainConfig) -> int:
@@ -347,12 +388,12 @@ def fit_both(
     """
     _check_stopping(config, has_validation)
     n_shards, params = len(shards), start
-    plan = _Plan.make(n_train, config, seed)
+    plan = Plan.make(n_train, config, seed)
     log.info(
         "training: %d rows in %d shards, %d rounds of %d batches of %d",
         plan.n_train, n_shards, plan.n_rounds, config.averaging_frequency, config.batch_size,
     )  # fmt: skip
-    class_weights = _submit_class_weights(client, shards, start, config, run)
+    class_weights = submit_class_weights(client, shards, start, config, run)
     history: list[Round] = []
     tally = _Tally(config)
     best: Future | Params = {}
@@ -406,7 +447,7 @@ def fit_both(
             done, decided = read_oldest()
             too_long = 0 < config.max_seconds <= time.monotonic() - began
             if too_long and math.isnan(done.train_accuracy):
-                scores = _submit_scores(client, decided, shards, has_validation, f"{run}-last")
+                scores = submit_scores(client, decided, shards, has_validation, f"{run}-last")
                 done = replace(done, **scores.result())
             history.append(done)
             if tally.add(done):
@@ -433,17 +474,17 @@ def fit_both(
 
         stopped = False
         for index in range(len(history), plan.n_rounds):
-            averaged, params, stats = _submit_round(
+            averaged, params, stats = submit_round(
                 client, averaged, shards, index, plan, class_weights, f"{run}-{index}"
             )
             scored = (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds
             scores = (
-                _submit_scores(client, params, shards, has_validation, f"{run}-{index}")
+                submit_scores(client, params, shards, has_validation, f"{run}-{index}")
                 if scored
                 else None
             )
             pending.append((index, params, stats, scores))
-            stopped = len(pending) > _ROUNDS_AHEAD and decide()
+            stopped = len(pending) > ROUNDS_AHEAD and decide()
             if stopped:
                 break
         while pending and not stopped:
@@ -539,7 +580,7 @@ def history_from_bytes(data: bytes) -> list[Round]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The arithmetic of rounds, steps and learning rates.
 
     Parameters
@@ -555,7 +596,8 @@ class _Plan:
     starts: tuple[int, ...]
 
     @classmethod
-    def make(cls, rows: NDArray[np.integer[Any]], config: TrainConfig, seed: int) -> _Plan:
+    def make(cls, rows: NDArray[np.integer[Any]], config: TrainConfig, seed: int) -> Plan:
+        """That of a training, from the training rows of each shard."""
         steps_per_epoch = math.ceil(rows.max() / config.batch_size)
         lengths = schedules.round_lengths(
             math.ceil(config.epochs * steps_per_epoch),
@@ -567,6 +609,7 @@ class _Plan:
 
     @property
     def n_rounds(self) -> int:
+        """All rounds, if nothing stops the training."""
         return len(self.starts) - 1
 
     @property
@@ -577,6 +620,10 @@ class _Plan:
     def epoch(self, index: int) -> float:
         """Passes over the training rows at the end of a round."""
         return self.starts[index + 1] / self.steps_per_epoch
+
+    def rounds_until(self, epoch: float) -> int:
+        """The fewest rounds that make so many passes."""
+        return bisect.bisect_left(self.starts, math.ceil(epoch * self.steps_per_epoch))
 
     def learning_rates(self, index: int) -> list[float]:
         """Of the steps of a round."""
@@ -610,7 +657,7 @@ def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
         )  # fmt: skip
 
 
-def _submit_class_weights(
+def submit_class_weights(
     client: Client, shards: list[Future], params: Future, config: TrainConfig, run: str
 ) -> Future | None:
     """A future of (n_classes,) float32; None where all rows count the same."""
@@ -623,25 +670,36 @@ def _submit_class_weights(
     return client.submit(replica.balanced_weights, counts, params, key=f"class-weights-{run}")
 
 
-def _submit_round(
+def submit_round(
     client: Client,
     before: Future,
     shards: list[Future],
     index: int,
-    plan: _Plan,
+    plan: Plan,
     class_weights: Future | None,
     key: str,
+    *,
+    stack: Sequence[Plan] = (),
 ) -> tuple[Future, Future, Future]:
     """One round's tasks, from the first future that the round before returned, or `replica.begin`.
 
     Futures of what the next round starts from, of the parameters in it, and of the `RoundStats`.
+    Parameters that are a stack of heads take the steps of a `stack` of plans, which differ in
+    learning rate and penalty.
     """
-    config, rates = plan.config, plan.learning_rates(index)
+    config = plan.config
+    rates: Sequence[Any] = plan.learning_rates(index)
+    more: dict[str, Any] = {}
+    if stack:
+        rates = list(zip(*(one.learning_rates(index) for one in stack), strict=True))
+        more["descend"] = functools.partial(
+            optimizers.descend_stack, l2s=tuple(one.config.l2 for one in stack)
+        )
     parts = [
         client.submit(
             replica.local_steps,
             before, shard, plan.starts[index], rates, config, plan.seed, class_weights,
-            key=f"local-steps-{key}-{s}",
+            key=f"local-steps-{key}-{s}", **more,
         )
         for s, shard in enumerate(shards)
     ]  # fmt: skip
@@ -653,9 +711,10 @@ def _submit_round(
     return both, params, client.submit(replica.second, both, key=f"stats-{key}")
 
 
-def _submit_scores(
+def submit_scores(
     client: Client, params: Future, shards: list[Future], has_validation: bool, key: str
 ) -> Future:
+    """A future of the scores, of training and validation rows, as fields of `Round`."""
     parts = [
         client.submit(replica.score_shard, params, shard, key=f"score-{key}-{s}")
         for s, shard in enumerate(shards)

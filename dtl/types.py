@@ -373,6 +373,64 @@ class Comparison:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Rung:
+    """How good a trial was after so many passes over the training rows."""
+
+    epoch: float
+    train_accuracy: float
+    train_loss: float
+    validation_accuracy: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of training's options, and how it did.
+
+    Parameters
+    ----------
+    learning_rate, l2, dropout, averaging_frequency
+        As `TrainConfig` has them.
+    rungs : tuple of Rung
+        At each cut that it came to, with finite scores.
+    diverged : bool
+        Before the next cut.
+    """
+
+    learning_rate: float
+    l2: float
+    dropout: float
+    averaging_frequency: int
+    rungs: tuple[Rung, ...] = ()
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Trials of training's options, the best first.
+
+    Parameters
+    ----------
+    trials : tuple of Trial
+        Those that were dropped at the same cut, by what they had there; diverged ones last.
+    cuts : tuple of float
+        Epochs after which trials were compared; the last is the whole training.
+    metric : {"validation_loss", "validation_accuracy"}
+        By which.
+    hints : tuple of str
+        What whoever takes the best trial should know.
+    provenance : dict
+        All that it follows from.
+    """
+
+    trials: tuple[Trial, ...]
+    cuts: tuple[float, ...]
+    metric: str
+    hints: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
 def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """What differs between two settings, one text each.
 

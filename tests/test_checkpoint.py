@@ -207,7 +207,7 @@ def test_stops_after_validations_without_a_better_one(
     )
     # However many rounds were on their way when it was known.
     for ahead in (0, 9):
-        monkeypatch.setattr(trainer, "_ROUNDS_AHEAD", ahead)
+        monkeypatch.setattr(trainer, "ROUNDS_AHEAD", ahead)
         again = trainer.train_both(store, stopping, "fc2", 0, threads)
         assert again.head.to_bytes() == last.head.to_bytes()
         assert again.other is not None
