@@ -34,8 +34,12 @@ from dtl.types import VALIDATION, Rung, Trial, Tuning
 
 log = logging.getLogger(__name__)
 
-_STACKED_CLASSES = 256
-"""Columns of a stack's kernel. See `make bench`."""
+_STACKED = 1 << 20
+"""Numbers in the kernel of a stack, at most. Narrow heads gain: 8 trials of 512 x 19 were 2.6 times
+as fast in one stack as each alone, of 4096 x 19 1.8 times, of 2048 x 100 in stacks of 5 1.35 times.
+Two of 4096 x 257 took twice as long as each alone: their product is as wide as pays by then, and a
+round's arrays no longer wait in memory for the next. See tests/bench/test_tune.py.
+"""
 
 _NOT_IN_A_TRIAL = (
     "learning_rate", "l2", "dropout", "averaging_frequency",
@@ -100,9 +104,10 @@ def tune(
     class_weights = trainer.submit_class_weights(client, ready.shards, ready.start, config, run)
     plans = [Plan.make(ready.n_train, way, seed) for way in ways]
     found = [Trial(w.learning_rate, w.l2, w.dropout, w.averaging_frequency) for w in ways]
+    most = max(1, _STACKED // (store.n_features(layer) * len(store.class_names)))
     heads = dict.fromkeys(range(len(ways)), ready.start)
     for level, (start, end) in enumerate(itertools.pairwise((0.0, *ends))):
-        stacks = _stacks({k: ways[k] for k in heads}, len(store.class_names))
+        stacks = _stacks({k: ways[k] for k in heads}, most)
         log.info("tuning: %d trials to epoch %.3g, in %d stacks", len(heads), end, len(stacks))
         heads = _train(
             heads, stacks, plans, start, end, ready, class_weights, client, f"{run}-{level}"
@@ -260,14 +265,13 @@ def _between(rng: np.random.Generator, values: Sequence[float]) -> float:
     return float(f"{np.exp(rng.uniform(low, high)):.3g}")
 
 
-def _stacks(ways: Mapping[int, TrainConfig], n_classes: int) -> list[tuple[int, ...]]:
-    """The trials that are trained as one."""
+def _stacks(ways: Mapping[int, TrainConfig], most: int) -> list[tuple[int, ...]]:
+    """The trials that are trained as one, at most so many."""
     alike = defaultdict(list)
     for k, way in ways.items():
         alike[way.dropout, way.averaging_frequency].append(k)
-    size = max(1, _STACKED_CLASSES // n_classes)
     return [
-        tuple(group[i : i + size]) for group in alike.values() for i in range(0, len(group), size)
+        tuple(group[i : i + most]) for group in alike.values() for i in range(0, len(group), most)
     ]
 
 

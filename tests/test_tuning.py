@@ -116,7 +116,7 @@ def test_who_came_through_has_what_training_with_its_options_gives(
 ) -> None:
     settings = replace(CONFIG, **more)
     if not stacked:
-        monkeypatch.setattr(tuning, "_STACKED_CLASSES", 0)
+        monkeypatch.setattr(tuning, "_STACKED", 0)
     tuned = replace(TUNED, learning_rates=(0.002, 0.02), l2s=(0.0, 0.3), frequencies=(3, 10))
     found = tuning.tune(store, settings, tuned, "fc2", 0, threads)
     winner = found.trials[0]
