@@ -438,7 +438,7 @@ class TuneConfig(_Section):
         allowed="numbers above 0",
     )
     l2s: tuple[float, ...] = option(
-        (0.0003, 0.001, 0.003, 0.01, 0.03),
+        (0.001, 0.003, 0.01, 0.03, 0.1),
         "values of train.l2; random: log-uniform from the least to the largest",
         check=lambda v: bool(v) and all(0 <= l2 < math.inf for l2 in v),
         allowed="numbers of 0 or more",
@@ -457,13 +457,13 @@ class TuneConfig(_Section):
     )
     eta: int = option(
         3,
-        "at each cut the best of so many trials goes on; 1: all go on to the end",
+        "at each cut the best goes on, one trial in so many; 1: all go on to the end",
         check=_positive,
         allowed="1 or more",
     )
     first_epochs: float = option(
         4.0,
-        "the first cut comes after so many passes at the least; others after eta times as many",
+        "passes before the first cut, at least; each cut after it has eta times as many",
         check=_positive,
         allowed="above 0",
     )

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dtl.config import build
-from dtl.types import SPLITS, Comparison, Evaluation, Round, SplitScores, Trial, Tuning
+from dtl.types import SPLITS, Comparison, Evaluation, Round, Rung, SplitScores, Trial, Tuning
 
 # Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
 models: Any = bokeh.models
@@ -45,6 +45,10 @@ _MOST_CELLS = 20_000
 _MOST_TICKS = 60
 """Classes that an axis names."""
 _MOST_CELL_TEXTS = 25
+_MOST_RATES = 8
+"""Learning rates that an axis names."""
+_PALEST = 8
+"""The first of a ramp's colours that is seen well as a dot."""
 _MOST_MARKERS = 50
 _MOST_BARS = 150
 _MOST_CONFUSIONS = 12
@@ -137,6 +141,7 @@ def render(report: ReportInput) -> str:
     return _template("report.html").render(
         report=report,
         tuning=report.tuning,
+        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
         config=config,
         exact=exact,
         toml=tomli_w.dumps(report.config),
@@ -201,7 +206,7 @@ def render_tuning(tuning: Tuning, title: str) -> str:
         tuning=tuning,
         title=title,
         colors=COLORS,
-        ramps={"right": _RIGHT},
+        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
         settings=tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")}),
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         plots={name: _plot_json(plot, name) for name, plot in _tuning_plots(tuning).items()},
@@ -449,40 +454,49 @@ def _gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
 
 
 def _tuning_plots(tuning: Tuning) -> dict[str, Any]:
-    """What trials had at each cut, and where in the options the good ones are."""
-    label = tuning.metric.replace("_", " ")
-    way = _figure(label, "epochs", height=320, x_axis_type="log")
+    """Where in the options the good trials are, and what each had at each cut."""
+    plots = {"options": _options_plot(tuning)}
+    return {"rungs": _rungs_plot(tuning), **plots} if len(tuning.cuts) > 1 else plots
+
+
+def _rungs_plot(tuning: Tuning) -> Any:
+    plot = _figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
+    plot.xaxis.ticker = list(tuning.cuts)
+    plot.xaxis.major_label_overrides = {cut: f"{cut:.3g}" for cut in tuning.cuts}
     for place, trial in reversed(list(enumerate(tuning.trials))):
-        columns = {"epoch": np.array([r.epoch for r in trial.rungs])}
-        columns |= {tuning.metric: np.array([getattr(r, tuning.metric) for r in trial.rungs])}
-        columns |= {k: np.full(len(trial.rungs), v) for k, v in _options(trial).items()}
-        source = models.ColumnDataSource(columns)
-        color = COLORS["test"] if place == 0 else COLORS["grey"]
-        width = 3 if place == 0 else 1.5
-        way.line("epoch", tuning.metric, source=source, line_color=color, line_width=width)
-        dots = way.scatter("epoch", tuning.metric, source=source, size=6, color=color)
-        _hover(way, dots, *columns, mode="mouse")
-    where = _figure(label, "learning rate", height=320, x_axis_type="log")
-    first = [trial for trial in tuning.trials if trial.rungs]
-    columns = {name: np.array([_options(t)[name] for t in first]) for name in _options(first[0])}
-    columns[tuning.metric] = np.array([getattr(t.rungs[0], tuning.metric) for t in first])
-    place_of = {l2: k for k, l2 in enumerate(sorted(set(columns["l2"].tolist())))}
-    # By their order, for zero has no logarithm.
-    columns["place"] = np.array([place_of[l2] for l2 in columns["l2"].tolist()])
-    source = models.ColumnDataSource(columns)
-    ramp = linear_cmap("place", _RIGHT[8:], 0, max(len(place_of) - 1, 1))
-    dots = where.scatter("learning_rate", tuning.metric, source=source, size=9, color=ramp)
-    _hover(where, dots, *(name for name in columns if name != "place"), mode="mouse")
-    return {"rungs": way, "options": where}
+        source = _trials_source([trial] * len(trial.rungs), trial.rungs, tuning.metric)
+        color, width = (COLORS["grey"], 1.5) if place else (COLORS["test"], 3)
+        plot.line("epoch", tuning.metric, source=source, line_color=color, line_width=width)
+        dots = plot.scatter("epoch", tuning.metric, source=source, size=6, color=color)
+        _hover(plot, dots, *source.data, mode="mouse")
+    return plot
 
 
-def _options(trial: Trial) -> dict[str, float]:
-    return {
-        "learning_rate": trial.learning_rate,
-        "l2": trial.l2,
-        "dropout": trial.dropout,
-        "averaging_frequency": trial.averaging_frequency,
-    }
+def _options_plot(tuning: Tuning) -> Any:
+    label = tuning.metric.replace("_", " ")
+    plot = _figure(label, "learning rate", height=320, x_axis_type="log")
+    trials = [trial for trial in tuning.trials if trial.rungs]
+    source = _trials_source(trials, [trial.rungs[0] for trial in trials], tuning.metric)
+    rates = sorted({trial.learning_rate for trial in trials})
+    if len(rates) <= _MOST_RATES:
+        plot.xaxis.ticker = rates
+        plot.xaxis.major_label_overrides = {rate: f"{rate:g}" for rate in rates}
+    # Colours follow the order of the penalties, for that of 0 has no logarithm.
+    penalties = sorted({trial.l2 for trial in trials})
+    names = [*source.data]
+    source.data["order"] = np.array([penalties.index(trial.l2) for trial in trials])
+    color = linear_cmap("order", _RIGHT[_PALEST:], 0, max(len(penalties) - 1, 1))
+    dots = plot.scatter("learning_rate", tuning.metric, source=source, size=9, color=color)
+    _hover(plot, dots, *names, mode="mouse")
+    return plot
+
+
+def _trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) -> Any:
+    """The options of trials, and what each has at a rung of its own."""
+    names = ("learning_rate", "l2", "dropout", "averaging_frequency")
+    columns = {name: np.array([getattr(trial, name) for trial in trials]) for name in names}
+    columns |= {k: np.array([getattr(rung, k) for rung in rungs]) for k in ("epoch", metric)}
+    return models.ColumnDataSource(columns)
 
 
 def _stack(

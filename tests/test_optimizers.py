@@ -1,11 +1,13 @@
 """Every optimizer against Keras' own of the same name, and what is done to its gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dtl.config import TrainConfig
-from dtl.optimizers import STATE, descend, gradient_norm
+from dtl.optimizers import STATE, descend, descend_stack, gradient_norm, stack, unstack
 from dtl.softmax import balanced_weights, loss_and_gradient, zeros
 
 RATES = {"adam": 1e-2, "rmsprop": 1e-2, "adadelta": 1.0}
@@ -198,3 +200,51 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean():
                   {"first_step": 3, "seed": (1, 1)}):  # fmt: skip
         assert (first != kernel(**other)).any()
     assert (features == 1).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dropout": 0.3}, {"label_smoothing": 0.2}, {"clip_norm": 0.3}],
+    ids=str,
+)
+@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("shape", [(5, 4), (300, 130)])
+def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, options):
+    config = TrainConfig(optimizer=optimizer, **options)
+    features, labels = problem(60, *shape)
+    batches = some_batches(12)
+    alone, rates, l2s, losses = [], [], (0.0, 0.01, 0.5), []
+    for k in range(3):
+        rates.append((RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 12) / (k + 1)).tolist())
+        alone.append(start(*shape, seed=k))
+    params = stack(alone)
+    more = {"class_weights": np.linspace(0.5, 2, shape[1]).astype(np.float32), "first_step": 7}
+    for head, l2, some in zip(alone, l2s, rates, strict=True):
+        settings = replace(config, l2=l2)
+        losses.append(descend(head, features, labels, batches, some, settings, **more))
+    steps = list(zip(*rates, strict=True))
+    loss = descend_stack(params, features, labels, batches, steps, config, l2s=l2s, **more)
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+    for k, head in enumerate(alone):
+        one = unstack(params, k, n_heads=3)
+        assert one.keys() == head.keys()
+        for name in head:
+            np.testing.assert_allclose(one[name], head[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_stacked_head_that_diverges_spoils_no_other():
+    config = TrainConfig()
+    features, labels = problem()
+    batches, rates = some_batches(60), (0.1, 1e9, 0.1)
+    params = stack([start() for _ in rates])
+    alone = start()
+    with np.errstate(all="ignore"):
+        descend_stack(
+            params, features, labels, batches, [rates] * 60, config, l2s=(0.01, 0.01, 0.01)
+        )
+    descend(alone, features, labels, batches, [0.1] * 60, config)
+    assert not np.isfinite(unstack(params, 1, 3)["kernel"]).all()
+    for k in (0, 2):
+        np.testing.assert_allclose(
+            unstack(params, k, 3)["kernel"], alone["kernel"], rtol=1e-3, atol=1e-5
+        )

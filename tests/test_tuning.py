@@ -329,6 +329,8 @@ def test_page_has_every_trial_and_fetches_nothing(found: Tuning) -> None:
     assert report.render_tuning(found, "<photographs>") == page
     plots = json.loads(re.search(r'id="plots">(.*?)</script>', page, re.S)[1])
     assert list(plots) == ["rungs", "options"]
+    only_one = replace(found, cuts=(9.0,))
+    assert 'id="plot-rungs"' not in report.render_tuning(only_one, "<photographs>")
 
 
 def test_command_finds_options_that_train_takes(
@@ -368,7 +370,7 @@ def test_command_finds_options_that_train_takes(
     run("evaluate")
     run("report")
     page = (out / "report.html").read_text()
-    assert "How the options were chosen" in page
+    assert "Options that were tried" in page
     assert re.search(r'<th scope="row">tune</th>', page)  # the seconds that it took
 
     capsys.readouterr()
