@@ -125,7 +125,7 @@ def test_pickles_are_not_loaded():
 def test_folded_equals_logits(seed):
     head = make_head(seed)
     features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
-    kernel, bias = head.folded()
+    ((kernel, bias),) = head.folded()
     assert kernel.dtype == bias.dtype == np.float32
     np.testing.assert_allclose(features @ kernel + bias, head.logits(features), atol=1e-5)
 
