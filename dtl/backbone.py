@@ -209,8 +209,8 @@ def _load(spec: BackboneSpec) -> Backbone:
     return Backbone(spec)
 
 
-def hidden_layer(network: str, layer: str) -> str:
-    """The Dense layer of ReLU units that a network puts after a layer.
+def hidden_layer(network: str, layer: str) -> tuple[str, int]:
+    """Name and units of the Dense layer with ReLU that a network puts after a layer.
 
     Raises
     ------
@@ -219,11 +219,15 @@ def hidden_layer(network: str, layer: str) -> str:
     """
     whole = _skeleton(network)
     before = whole.get_layer(layer)
-    after = [other for other in whole.layers if other.input is before.output and other != before]
+    after = [
+        other
+        for other in whole.layers
+        if any(taken is before.output for taken in keras.tree.flatten(other.input))
+    ]
     if [type(other) for other in after] == [keras.layers.Dense]:
         (dense,) = after
         if dense.activation is keras.activations.relu and dense.use_bias:
-            return str(dense.name)
+            return str(dense.name), int(dense.units)
     raise ValueError(
         f"A hidden layer starts from a Dense layer with ReLU. After {layer} {network} has: "
         + (", ".join(f"{other.name} ({type(other).__name__})" for other in after) or "nothing")

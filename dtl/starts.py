@@ -138,14 +138,14 @@ def network_head(
     """
     from dtl import backbone
 
-    name = backbone.hidden_layer(spec.network, layer)
-    kernel, bias, found_sha256 = backbone.read_dense(spec, name)
-    if len(bias) != n_units:
+    name, found_units = backbone.hidden_layer(spec.network, layer)
+    if found_units != n_units:
         raise ValueError(
             f"train.hidden_units = {n_units}, but {name} of {spec.network}, which the hidden layer "
-            f"is to start from, has {len(bias)} units. Give that number, or train.hidden_start = "
+            f"is to start from, has {found_units} units. Give that number, or train.hidden_start = "
             "random."
         )
+    kernel, bias, found_sha256 = backbone.read_dense(spec, name)
     if found_sha256 != sha256:
         raise ValueError(
             f"The features were made with weights of SHA-256 {sha256}, the same layers of the "
