@@ -418,7 +418,7 @@ def test_unknown_layer() -> None:
         (("block1_pool",), "block1_pool", "network", 0),
         (("block1_pool",), "block1_pool", "dl4j", 0),
         (("block1_pool", "block2_pool"), "block2_pool", "network", 0),
-        (("block1_pool",), "block1_pool", "network", 10),
+        (("block1_pool",), "block1_pool", "network", 200),
     ],
 )
 def test_the_exported_classifier_predicts_what_the_head_does(
@@ -445,7 +445,7 @@ def test_the_exported_classifier_predicts_what_the_head_does(
             head,
             hidden_kernel=rng.normal(size=(n_features, n_units)).astype(np.float32) / 8,
             hidden_bias=np.full(n_units, 0.1, np.float32),
-            kernel=rng.normal(size=(n_units, 3)).astype(np.float32),
+            kernel=rng.normal(size=(n_units, 3)).astype(np.float32) / 10,
         )
     logits = head.logits(features).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
