@@ -21,8 +21,8 @@ OUTER = "_outer_velocity"
 """Ends the names of the outer momentum's velocities, which no replica changes."""
 
 
-_BLOCK = 1 << 14
-"""Numbers that are added up at a time: 128 KiB in float64, so that all but the parts themselves
+_BLOCK = 1 << 13
+"""Numbers that are added up at a time: 64 KiB in float64, so that all but the parts themselves
 stays in a core's cache."""
 
 
@@ -127,22 +127,22 @@ def _sum_blocks(
     flats = [part.values[name].reshape(-1) for part in parts]
     n = len(flats[0])
     sums, exact = np.empty((2, min(n, _BLOCK)))
+    known = sum(part.squares for part in parts if part.squares is not None)
     for start in range(0, n, _BLOCK):
         here = slice(start, min(start + _BLOCK, n))
         block, one = sums[: here.stop - start], exact[: here.stop - start]
         block[:] = 0
-        squares = 0.0
+        # Once: they are of all kernels.
+        squares = known if name == KERNELS[-1] and start == 0 else 0.0
         for part, flat in zip(parts, flats, strict=True):
             if part.squares is not None:
                 block += flat[here]
                 continue
-            one[:] = flat[here]
-            if name in KERNELS:
-                squares += part.n_samples * float(one @ one)
-            one *= part.n_samples
+            # Conversion and product in one pass.
+            np.multiply(flat[here], part.n_samples, out=one, dtype=np.float64)
             block += one
-        if name == KERNELS[-1] and start == 0:  # once: they are of all kernels
-            squares += sum(part.squares for part in parts if part.squares is not None)
+            if name in KERNELS:
+                squares += float(one @ one) / part.n_samples
         yield here, block, squares
 
 

@@ -325,7 +325,7 @@ class TrainConfig(_Section):
     )
     validate_every: int = option(
         0,
-        "rounds between two validations; 0: about 30 in all",
+        "rounds between two validations; 0: one an epoch, but not more than some 30",
         check=_not_negative,
         allowed="0 or more",
     )

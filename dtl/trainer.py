@@ -280,6 +280,7 @@ def fit(
     *,
     run: str,
     has_validation: bool,
+    show: bool = True,
 ) -> tuple[Params, list[Round]]:
     """Run all rounds.
 
@@ -293,6 +294,8 @@ def fit(
         Unique; in the names of the tasks.
     has_validation : bool
         Whether any shard has validation rows.
+    show : bool
+        How far it is, in the terminal.
 
     Returns
     -------
@@ -306,8 +309,9 @@ def fit(
         For features that are not finite, or a learning rate that diverges.
     """
     fitted = fit_both(
-        shards, n_train, start, config, seed, client, run=run, has_validation=has_validation
-    )
+        shards, n_train, start, config, seed, client, run=run, has_validation=has_validation,
+        show=show,
+    )  # fmt: skip
     return fitted.best if config.keep == "best" else fitted.last, fitted.history
 
 
@@ -323,6 +327,7 @@ def fit_both(
     has_validation: bool,
     keeper: Keeper | None = None,
     resume: Checkpoint | None = None,
+    show: bool = True,
 ) -> Fitted:
     """Run rounds as `fit` does, and return the last parameters and the best.
 
@@ -339,7 +344,8 @@ def fit_both(
     _check_stopping(config, has_validation)
     n_shards, params = len(shards), start
     plan = _Plan.make(n_train, config, seed)
-    log.info(
+    log.log(
+        logging.INFO if show else logging.DEBUG,
         "training: %d rows in %d shards, %d rounds of %d batches of %d",
         plan.n_train, n_shards, plan.n_rounds, config.averaging_frequency, config.batch_size,
     )  # fmt: skip
@@ -388,7 +394,7 @@ def fit_both(
         )
         return done, after
 
-    with track("training", plan.n_rounds, "rounds") as advance:
+    with track("training", plan.n_rounds, "rounds", show=show) as advance:
         advance(len(history))
 
         def decide() -> bool:
@@ -533,8 +539,12 @@ class _Plan:
 
     @property
     def validate_every(self) -> int:
-        """Rounds between two validations."""
-        return self.config.validate_every or max(1, self.n_rounds // 30)
+        """Rounds between two validations.
+
+        A validation passes over all rows, which costs a third of an epoch's steps.
+        """
+        n_validations = min(30, math.ceil(self.config.epochs))
+        return self.config.validate_every or math.ceil(self.n_rounds / n_validations)
 
     def epoch(self, index: int) -> float:
         """Passes over the training rows at the end of a round."""

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,12 +164,16 @@ def test_same_bits_on_any_workers(
         assert head.to_bytes() == other.to_bytes()
 
 
-@pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])
+@pytest.mark.parametrize(
+    "options",
+    [{"features_in": "memory"}, {"features_in": "store"}, {"hidden_units": 12, "dropout": 0.3}],
+    ids=str,
+)
 def test_same_bits_when_a_worker_is_killed_on_the_way(
-    make_store: MakeStore, threads: Client, way: TrainConfig
+    make_store: MakeStore, threads: Client, options: dict[str, Any]
 ) -> None:
     store = make_store(n_images=2000, n_features=200)
-    config = replace(way, epochs=30.0)
+    config = replace(CONFIG, epochs=30.0, **options)
     expected, _ = trainer.train(store, config, "fc2", 1, threads)
     killed: list[int] = []
     with (
@@ -378,6 +383,17 @@ def test_history_says_what_happened(make_store: MakeStore, threads: Client) -> N
     assert rates == sorted(rates, reverse=True)
     again = trainer.history_from_bytes(trainer.history_to_bytes(history))
     assert repr(again) == repr(history)  # NaN is not equal to itself
+
+
+@pytest.mark.parametrize(("epochs", "n"), [(1.0, 1), (6.0, 6), (40.0, 27)])
+def test_one_validation_an_epoch_unless_told_otherwise(
+    make_store: MakeStore, threads: Client, epochs: float, n: int
+) -> None:
+    config = replace(CONFIG, n_shards=1, epochs=epochs, averaging_frequency=3)
+    _, history = trainer.train(make_store(200), config, "fc2", 0, threads)
+    scored = [r.round for r in history if not np.isnan(r.validation_accuracy)]
+    assert len(scored) == n
+    assert scored[-1] == len(history)
 
 
 def test_shards_without_training_rows_are_harmless(make_store: MakeStore, threads: Client) -> None:
