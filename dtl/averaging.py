@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl import buffers
+from dtl.types import KERNELS, WEIGHTS
 
 OUTER = "_outer_velocity"
 """Ends the names of the outer momentum's velocities, which no replica changes."""
@@ -38,7 +39,8 @@ class WeightedSum:
         n_samples * parameter)``; empty for replicas without rows. So what leaves a replica is as
         small as it can be, and what adds up is exact.
     squares : float, optional
-        ``sum(n_samples * sum(kernel ** 2))``, for the spread of the replicas; None for one replica.
+        ``sum(n_samples * sum(kernel ** 2))`` over all kernels, for the spread of the replicas; None
+        for one replica.
     """
 
     n_samples: int = 0
@@ -79,7 +81,8 @@ def average(parts: Sequence[WeightedSum]) -> tuple[dict[str, NDArray[np.float32]
     -------
     params : dict of str to float32 array
     spread : float
-        Root of the weighted mean of ``norm(kernel - average) ** 2``, over the average's norm.
+        Root of the weighted mean of ``norm(kernel - average) ** 2``, over the average's norm; of
+        all kernels as one.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def average(parts: Sequence[WeightedSum]) -> tuple[dict[str, NDArray[np.float32]
             block /= n_samples
             flat[here] = block
             squares += block_squares
-            if name == "kernel":
+            if name in KERNELS:
                 norm2 += float(block @ block)
         params[name] = mean
     spread2 = max(squares / n_samples - norm2, 0.0)
@@ -129,7 +132,8 @@ def _sum_blocks(
         here = slice(start, min(start + _BLOCK, n))
         block, one = sums[: here.stop - start], exact[: here.stop - start]
         block[:] = 0
-        squares = known if name == "kernel" and start == 0 else 0.0
+        # Once: they are of all kernels.
+        squares = known if name == KERNELS[-1] and start == 0 else 0.0
         for part, flat in zip(parts, flats, strict=True):
             if part.squares is not None:
                 block += flat[here]
@@ -137,25 +141,30 @@ def _sum_blocks(
             # Conversion and product in one pass.
             np.multiply(flat[here], part.n_samples, out=one, dtype=np.float64)
             block += one
-            if name == "kernel":
+            if name in KERNELS:
                 squares += float(one @ one) / part.n_samples
         yield here, block, squares
 
 
-def distance_and_norm(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, float]:
-    """Norm of ``a - b``, and of `a`.
+def distance_and_norm(
+    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
+) -> tuple[float, float]:
+    """Norm of ``a - b``, and of `a`, of the kernels of parameters as one.
 
     Examples
     --------
-    >>> distance_and_norm(np.array([3, 4], "f4"), np.array([3, 0], "f4"))
+    >>> distance_and_norm({"kernel": np.array([3, 4], "f4")}, {"kernel": np.array([3, 0], "f4")})
     (4.0, 5.0)
     """
-    flat, other = a.reshape(-1), b.reshape(-1)
     squares = np.zeros(2)
-    for start in range(0, len(flat), _BLOCK):
-        here = slice(start, start + _BLOCK)
-        change = flat[here] - other[here]
-        squares += change @ change, flat[here] @ flat[here]
+    for name in KERNELS:
+        if name not in a:
+            continue
+        flat, other = a[name].reshape(-1), b[name].reshape(-1)
+        for start in range(0, len(flat), _BLOCK):
+            here = slice(start, start + _BLOCK)
+            change = flat[here] - other[here]
+            squares += change @ change, flat[here] @ flat[here]
     distance, norm = np.sqrt(squares).tolist()
     return distance, norm
 
@@ -178,13 +187,13 @@ def outer_step(
     params : dict of str to float32 array
         The averages.
     before : dict of str to float32 array
-        What the round started from: ``kernel``, ``bias``, and ``kernel_outer_velocity`` and
-        ``bias_outer_velocity``, which are zeros if they are missing.
+        What the round started from: weights, such as ``kernel``, and their velocities, such as
+        ``kernel_outer_velocity``, which are zeros if they are missing.
 
     Returns
     -------
     dict of str to float32 array
-        Kernel and bias after the step, the velocities, and the other averages as they are.
+        The weights after the step, their velocities, and the other averages as they are.
 
     References
     ----------
@@ -200,7 +209,7 @@ def outer_step(
     (2.5, 1.0)
     """
     after = dict(params)
-    for name in ("kernel", "bias"):
+    for name in [name for name in WEIGHTS if name in params]:
         step = learning_rate * (params[name] - before[name])
         velocity = step.copy()
         if f"{name}{OUTER}" in before:

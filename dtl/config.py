@@ -208,7 +208,7 @@ class SplitConfig(_Section):
 
 @dataclass(frozen=True)
 class TrainConfig(_Section):
-    """Local SGD with averaging."""
+    """How a head is trained."""
 
     _name: typing.ClassVar = "train"
     layer: str = option("", "features to train on; empty: the first of features.layers")
@@ -279,9 +279,18 @@ class TrainConfig(_Section):
     l2: float = option(
         1e-2, "penalty l2/2 * sum(kernel ** 2)", check=_not_negative, allowed="0 or more"
     )
+    hidden_units: int = option(
+        0,
+        "units of a hidden layer with ReLU, below the softmax layer; 0: none",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    hidden_start: Literal["random", "network"] = option(
+        "random", "of the hidden layer; network: from the network's own next layer, fc2 after fc1"
+    )
     dropout: float = option(
         0.0,
-        "share of the inputs that a step leaves out",
+        "share of the softmax layer's inputs, features or hidden units, that a step leaves out",
         check=lambda v: 0 <= v < 1,
         allowed="from 0 to below 1",
     )
@@ -340,7 +349,7 @@ class TrainConfig(_Section):
         "last", "which head is head.npz: of the last round, or of the best validation"
     )
     start_from: str = option(
-        NO_URL, "head.npz, or --out of a run, whose head is trained further; empty: from zeros"
+        NO_URL, "head.npz, or --out of a run, whose head is trained further; empty: anew"
     )
     checkpoint_every: int = option(
         50,
@@ -380,6 +389,20 @@ class TrainConfig(_Section):
                     f"training ends after train.epochs = {self.epochs:g}. Leave it out, or "
                     "train longer."
                 )
+        if self.hidden_start == "network" and not self.hidden_units:
+            raise ValueError(
+                "train.hidden_start = network is of a hidden layer, and train.hidden_units = 0. "
+                "Give the number of units of the network's layer, such as 4096 for VGG16's fc2."
+            )
+        if self.hidden_start == "network" and self.start_from:
+            raise ValueError(
+                "train.hidden_start = network and train.start_from are two starts. Give one."
+            )
+        if self.solver == "lbfgs" and self.hidden_units:
+            raise ValueError(
+                "train.solver = lbfgs finds the one optimum of a convex problem, and that of a "
+                f"head with train.hidden_units = {self.hidden_units} is none. Use averaging."
+            )
         if self.solver == "lbfgs":
             changed = [
                 name

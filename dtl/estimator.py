@@ -43,8 +43,10 @@ except ModuleNotFoundError as error:
 _NOT_OF_ARRAYS = {
     *("layer", "start_from", "checkpoint_every", "features_in"),
     *("patience", "stop_on", "keep"),
+    *("hidden_units", "hidden_start"),
 }
-"""Options of training that speak of a store, of its files, or of validation rows."""
+"""Options of training that speak of a store, of its files, or of validation rows; and those of
+hidden units, with which it were no softmax regression."""
 
 _OPTIONS = tuple(spec for spec in fields(TrainConfig) if spec.name not in _NOT_OF_ARRAYS)
 

@@ -1,4 +1,4 @@
-"""Steps of gradient descent on the softmax model, in place: a loop, and a rule for each optimizer.
+"""Steps of gradient descent on a head, in place: a loop, and a rule for each optimizer.
 
 The kernel is larger than a core's cache and the rest is small, so what a step costs beside its two
 products is how often the kernel's memory is passed over. It is twice: for the logits, and then in
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtl import buffers
+from dtl import buffers, hidden
 from dtl.config import TrainConfig
 from dtl.softmax import Params, Rows, log_softmax, residuals
+from dtl.types import WEIGHTS
 
 Array = NDArray[np.float32]
 
@@ -141,15 +142,33 @@ STATE: Mapping[str, tuple[str, ...]] = {
 """The state that each optimizer keeps of kernel and bias: ``kernel_velocity`` and so on."""
 
 
-def state_names(optimizer: str) -> list[str]:
-    """Names of all state in `Params`.
+class _Layer:
+    """Kernel and bias of a layer with their state; `prefix` is what their names begin with."""
 
-    Examples
-    --------
-    >>> state_names("nesterov")
-    ['kernel_velocity', 'bias_velocity']
-    """
-    return [f"{name}_{slot}" for slot in STATE[optimizer] for name in ("kernel", "bias")]
+    def __init__(self, params: Params, prefix: str, optimizer: str) -> None:
+        names = f"{prefix}kernel", f"{prefix}bias"
+        self.kernel, self.bias = (params[name] for name in names)
+        self._kernel_state, self._bias_state = (
+            [params[f"{name}_{slot}"] for slot in STATE[optimizer]] for name in names
+        )
+        self._rule = _RULES[optimizer]
+        n_inputs, n_outputs = self.kernel.shape
+        n_block = min(max(1, _BLOCK // n_outputs), n_inputs)
+        self._gradient, self._scratch = buffers.empty((2, n_block, n_outputs), np.float32)
+        self._bias_scratch = np.empty_like(self.bias)
+
+    def descend(self, inputs: Array, residual: Array, decay: float | Array, step: _Step) -> None:
+        """Take a step, along ``inputs.T @ residual + decay * kernel`` and the residual's sum."""
+        n_inputs, n_block = len(self.kernel), len(self._gradient)
+        decays = np.any(decay)
+        for start in range(0, n_inputs, n_block):
+            here = slice(start, min(start + n_block, n_inputs))
+            weights, scratch = self.kernel[here], self._scratch[: here.stop - start]
+            g = np.matmul(inputs[:, here].T, residual, out=self._gradient[: here.stop - start])
+            if decays:
+                g += np.multiply(weights, decay, out=scratch)
+            self._rule(weights, g, [value[here] for value in self._kernel_state], scratch, step)
+        self._rule(self.bias, residual.sum(axis=0), self._bias_state, self._bias_scratch, step)
 
 
 def descend(
@@ -167,9 +186,10 @@ def descend(
 ) -> float:
     r"""Steps of an optimizer, changing the parameters and its state in place.
 
-    The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, clipped to the norm
-    `config.clip_norm`. All rules are Keras' with its defaults; the default one is, with velocity
-    :math:`v` and momentum :math:`m`,
+    The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, or with a hidden layer
+    what `hidden.residuals` says, clipped to the norm `config.clip_norm`. Dropout is of the inputs
+    of the softmax layer: features, or hidden units. All rules are Keras' with its defaults; the
+    default one is, with velocity :math:`v` and momentum :math:`m`,
 
     .. math:: v \leftarrow m v - \eta g, \qquad W \leftarrow W + m v - \eta g.
 
@@ -207,41 +227,39 @@ def descend(
     "Adadelta". Srivastava et al. (2014), "Dropout". Pascanu et al. (2013), "On the difficulty of
     training recurrent neural networks", for clipping.
     """
-    for name in ("kernel", "bias"):
+    for name in [name for name in WEIGHTS if name in params]:
         for slot in STATE[config.optimizer]:
             params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
-    kernel, bias = params["kernel"], params["bias"]
-    rule, state = _RULES[config.optimizer], STATE[config.optimizer]
-    kernel_state = [params[f"kernel_{slot}"] for slot in state]
-    bias_state = [params[f"bias_{slot}"] for slot in state]
-    n_features, n_classes = kernel.shape
-    n_block = min(max(1, _BLOCK // n_classes), n_features)
-    gradient, scratch = buffers.empty((2, n_block, n_classes), np.float32)
-    bias_scratch = np.empty_like(bias)
+    top = _Layer(params, "", config.optimizer)
+    below = _Layer(params, "hidden_", config.optimizer) if "hidden_kernel" in params else None
     total, n_rows = 0.0, 0
     for i, (rows, learning_rate) in enumerate(zip(batches, learning_rates, strict=True)):
         x, y = _take(features, rows), labels[rows]
+        inputs = hidden.units(below.kernel, below.bias, x) if below else x
         if config.dropout:
-            _drop(x, config.dropout, [*seed, first_step + i, _DROPOUT])
-        log_p = log_softmax(x @ kernel + bias)
+            _drop(inputs, config.dropout, [*seed, first_step + i, _DROPOUT])
+        log_p = log_softmax(inputs @ top.kernel + top.bias)
         total -= float(log_p[np.arange(len(rows)), y].sum(dtype=np.float64))
         n_rows += len(rows)
         residual = residuals(log_p, y, config.label_smoothing, class_weights)
         residual /= len(rows)
+        passes = [(top, inputs, residual, log_p)]
+        if below:
+            back = hidden.residuals(residual, top.kernel, inputs, config.dropout)
+            passes.append((below, x, back, inputs * (1 - config.dropout)))
         factor = -learning_rate if config.optimizer in _SCALED else 1.0
         if config.clip_norm:
-            norm = gradient_norm(kernel, x, residual, log_p - bias, config.l2)
+            norm = math.hypot(
+                *(
+                    gradient_norm(layer.kernel, taken, r, outputs - layer.bias, config.l2)
+                    for layer, taken, r, outputs in passes
+                )
+            )
             factor *= min(1.0, config.clip_norm / norm) if norm else 1.0
-        residual *= factor
         step = _Step(learning_rate, config.momentum, n_before + i + 1)
-        for start in range(0, n_features, n_block):
-            here = slice(start, min(start + n_block, n_features))
-            weights, n = kernel[here], here.stop - start
-            g = np.matmul(x[:, here].T, residual, out=gradient[:n])
-            if config.l2:
-                g += np.multiply(weights, config.l2 * factor, out=scratch[:n])
-            rule(weights, g, [value[here] for value in kernel_state], scratch[:n], step)
-        rule(bias, residual.sum(axis=0), bias_state, bias_scratch, step)
+        for layer, taken, r, _ in passes:
+            r *= factor
+            layer.descend(taken, r, config.l2 * factor, step)
     return total / n_rows if n_rows else float("nan")
 
 
@@ -318,21 +336,15 @@ def descend_stack(
     for name in ("kernel", "bias"):
         for slot in STATE[config.optimizer]:
             params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
-    kernel, bias = params["kernel"], params["bias"]
-    rule, state = _RULES[config.optimizer], STATE[config.optimizer]
-    kernel_state = [params[f"kernel_{slot}"] for slot in state]
-    bias_state = [params[f"bias_{slot}"] for slot in state]
-    n_features, n_columns = kernel.shape
+    top = _Layer(params, "", config.optimizer)
+    n_columns = len(top.bias)
     n_classes = n_columns // n_heads
-    n_block = min(max(1, _BLOCK // n_columns), n_features)
-    gradient, scratch = buffers.empty((2, n_block, n_columns), np.float32)
-    bias_scratch = np.empty_like(bias)
     total, n_rows = 0.0, 0
     for i, (rows, rates) in enumerate(zip(batches, learning_rates, strict=True)):
         x, y = _take(features, rows), np.repeat(labels[rows], n_heads)
         if config.dropout:
             _drop(x, config.dropout, [*seed, first_step + i, _DROPOUT])
-        log_p = log_softmax((x @ kernel + bias).reshape(-1, n_classes))
+        log_p = log_softmax((x @ top.kernel + top.bias).reshape(-1, n_classes))
         total -= float(log_p[np.arange(len(y)), y].sum(dtype=np.float64))
         n_rows += len(y)
         residual = residuals(log_p, y, config.label_smoothing, class_weights)
@@ -340,22 +352,15 @@ def descend_stack(
         residual /= len(rows)
         factors = [-rate if config.optimizer in _SCALED else 1.0 for rate in rates]
         if config.clip_norm:
-            logits = log_p.reshape(len(rows), n_columns) - bias
+            logits = log_p.reshape(len(rows), n_columns) - top.bias
             for k, l2 in enumerate(l2s):
-                here = slice(k * n_classes, (k + 1) * n_classes)
-                norm = gradient_norm(kernel[:, here], x, residual[:, here], logits[:, here], l2)
+                of_k = np.s_[:, k * n_classes : (k + 1) * n_classes]
+                norm = gradient_norm(top.kernel[of_k], x, residual[of_k], logits[of_k], l2)
                 factors[k] *= min(1.0, config.clip_norm / norm) if norm else 1.0
         residual *= _columns(factors, n_classes)
-        decays = _columns([l2 * f for l2, f in zip(l2s, factors, strict=True)], n_classes)
+        decays = [l2 * factor for l2, factor in zip(l2s, factors, strict=True)]
         step = _Step(_columns(rates, n_classes), config.momentum, n_before + i + 1)
-        for start in range(0, n_features, n_block):
-            here = slice(start, min(start + n_block, n_features))
-            weights, n = kernel[here], here.stop - start
-            g = np.matmul(x[:, here].T, residual, out=gradient[:n])
-            if any(l2s):
-                g += np.multiply(weights, decays, out=scratch[:n])
-            rule(weights, g, [value[here] for value in kernel_state], scratch[:n], step)
-        rule(bias, residual.sum(axis=0), bias_state, bias_scratch, step)
+        top.descend(x, residual, _columns(decays, n_classes), step)
     return total / n_rows if n_rows else float("nan")
 
 
@@ -371,7 +376,7 @@ def gradient_norm(
     logits: NDArray[Any],
     l2: float,
 ) -> float:
-    r"""Norm of the gradient of kernel and bias, :math:`x^T r + \lambda W` and :math:`1^T r`.
+    r"""Norm of the gradient of a layer, :math:`x^T r + \lambda W` and :math:`1^T r`.
 
     It is found without the gradient: :math:`\|x^T r\|^2` is the sum of :math:`x x^T \circ r r^T`,
     and :math:`\langle x^T r, W \rangle` that of :math:`r \circ x W`.
@@ -381,9 +386,10 @@ def gradient_norm(
     kernel : (n_features, n_classes) float
     features : (n, n_features) float
     residual : (n, n_classes) float
-        Its rows add up to 0.
+        Its rows add up to 0, or it is one of `hidden.residuals`.
     logits : (n, n_classes) float
-        Features times kernel; a constant more or less in a row changes nothing.
+        Features times kernel; a constant more or less in a row changes nothing where the
+        residual's rows add up to 0, nor does anything where the residual is 0.
     """
     squares = float(((features @ features.T) * (residual @ residual.T)).sum(dtype=np.float64))
     if l2:

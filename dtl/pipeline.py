@@ -36,6 +36,7 @@ from dtl import (
     packing,
     prediction,
     report,
+    starts,
     storage,
     trainer,
     tuning,
@@ -136,7 +137,7 @@ class _Run:
         """Split and train."""
         c, results = self.settings, self.results
         listing.split_images(store, c.split, c.seed)
-        if c.train.start_from and trainer.head_url(c.train.start_from) == results.head_file:
+        if c.train.start_from and starts.head_url(c.train.start_from) == results.head_file:
             raise ValueError(
                 f"train.start_from = {c.train.start_from} is the head that the training replaces. "
                 "Copy its head.npz to another name, and start from that."
@@ -155,7 +156,7 @@ class _Run:
             keeper.load(overwrite=c.overwrite)
         trained = trainer.train_both(
             store, c.train, c.layer, c.seed, self.client,
-            checkpoint=results.checkpoint, overwrite=c.overwrite,
+            weights=c.features.weights, checkpoint=results.checkpoint, overwrite=c.overwrite,
         )  # fmt: skip
         results.write_head(trained.head, trained.history, trained.other, c.train.keep)
         n_rounds = len(trained.history)
@@ -297,7 +298,9 @@ def _tune(run: _Run) -> None:
     else:
         tuning.check(store, c.train, c.tune, c.seed)
         started = time.monotonic()
-        found = tuning.tune(store, c.train, c.tune, c.layer, c.seed, run.client)
+        found = tuning.tune(
+            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights
+        )
         seconds = time.monotonic() - started
         results.write_tuning(found, report.render_tuning(found, _title(store)))
         results.add_timing("tune", seconds, len(found.trials), "trials")
@@ -426,9 +429,12 @@ def _summary(settings: Config) -> None:
         rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
     _say(_columns(rows, right={3}))
     height, width = description.input_size
+    trained = "a softmax layer, features x classes"
+    if n_units := settings.train.hidden_units:
+        trained = f"a hidden layer of {n_units:,} units, and a softmax layer, units x classes"
     _say(
         f"\n{f.network}, images of {height} x {width}; {description.weights_bytes / 2**20:.0f} MiB "
-        "of frozen weights in each worker. Trained: a softmax layer, features x classes."
+        f"of frozen weights in each worker. Trained: {trained}."
     )
 
 

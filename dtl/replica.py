@@ -15,13 +15,13 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
-from dtl import averaging, buffers, optimizers, softmax
+from dtl import averaging, buffers, hidden, optimizers, softmax
 from dtl.averaging import Moments, WeightedSum
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.softmax import Params, Rows
 from dtl.streaming import StoredFeatures, standardise
-from dtl.types import TRAIN, VALIDATION, Head
+from dtl.types import TRAIN, VALIDATION, WEIGHTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +217,7 @@ def local_steps(
             seed=(seed, shard.index),
         )  # fmt: skip
     if not config.average_optimizer:
-        local = {name: local[name] for name in ("kernel", "bias")}
+        local = pick_weights(local)
     total = WeightedSum.of(local, shard.n_train)
     step_s = time.perf_counter() - started
     return Partial(total, {shard.index: loss}, loss * shard.n_train, step_s, 0.0)
@@ -251,7 +251,7 @@ def average(
                 params, start,
                 momentum=config.outer_momentum, learning_rate=config.outer_learning_rate,
             )  # fmt: skip
-        change, norm = averaging.distance_and_norm(params["kernel"], start["kernel"])
+        change, norm = averaging.distance_and_norm(params, start)
     n_samples = sum(part.total.n_samples for part in parts)
     part = _partial(parts, WeightedSum(), started)
     stats = RoundStats(
@@ -299,28 +299,9 @@ def second(both: tuple[Params, RoundStats]) -> RoundStats:
     return both[1]
 
 
-def same(value: Any) -> Any:
-    """What the driver sent."""
-    return value
-
-
-def pick(params: Params, names: tuple[str, ...]) -> Params:
-    """Some of the parameters."""
-    return {name: params[name] for name in names}
-
-
-def carry_over(start: Params, head: Head, moments: Moments) -> Params:
-    """The parameters `start` with the weights of a head that standardised otherwise.
-
-    With the new mean and scale the logits are the same function of the features as the head's.
-    """
-    scale = head.scale.astype(np.float64)
-    kernel = head.kernel.astype(np.float64)
-    shift = (moments.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
-    return start | {
-        "kernel": (kernel * (moments.scale() / scale)[:, None]).astype(np.float32),
-        "bias": (head.bias + shift @ kernel).astype(np.float32),
-    }
+def pick_weights(params: Params) -> Params:
+    """What a head has of the parameters; the rest is the optimizer's."""
+    return {name: params[name] for name in WEIGHTS if name in params}
 
 
 def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
@@ -330,7 +311,7 @@ def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
     features = shard.rows([rows for rows, _ in chunks])
     for rows, n_train in chunks:
         with one_blas_thread(), np.errstate(all="ignore"):
-            log_p = softmax.log_softmax(features[rows] @ params["kernel"] + params["bias"])
+            log_p = softmax.log_softmax(hidden.logits(params, features[rows]))
         labels = shard.labels[rows]
         true = log_p[np.arange(len(log_p)), labels].astype(np.float64)
         right = log_p.argmax(axis=1) == labels

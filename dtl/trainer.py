@@ -1,4 +1,4 @@
-"""The third stage: a softmax head on the features, by local SGD on the workers and averaging.
+"""The third stage: a head on the features, by local SGD on the workers and averaging.
 
 A round is: every shard takes `averaging_frequency` steps from the current parameters, on its own
 rows, and a tree adds the results up to their average. Parameters stay on the workers; the driver
@@ -18,7 +18,6 @@ import logging
 import math
 import time
 import uuid
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -31,15 +30,15 @@ import pyarrow.parquet as pq
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dtl import averaging, lbfgs, optimizers, replica, schedules, softmax, storage
+from dtl import averaging, lbfgs, optimizers, replica, schedules, starts, storage
 from dtl.averaging import Moments
 from dtl.checkpoint import Checkpoint, Keeper
 from dtl.config import TrainConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
-from dtl.types import TRAIN, VALIDATION, Head, Round, differences
-from dtl.workers import tree_reduce
+from dtl.types import TRAIN, VALIDATION, Head, Round
+from dtl.workers import hold, tree_reduce
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +51,6 @@ MOST_SHARDS = 8
 _NOT_IN_THE_HEAD = ("start_from", "checkpoint_every", "features_in")
 """Options that do not change a head; of the one that it starts from, the content does."""
 
-_WEIGHTS = ("kernel", "bias")
-"""What a head has of the parameters; the rest is the optimizer's."""
-
 
 @dataclass(frozen=True, eq=False)
 class Ready:
@@ -66,7 +62,7 @@ class Ready:
     moments : future of Moments
         Of the training rows.
     start : future of Params
-        Zeros, or the weights of the head that `train.start_from` names.
+        As `starts` has it.
     n_train : (n_shards,) int
         Training rows of each shard.
     """
@@ -86,7 +82,7 @@ class Fitted:
     last : Params
         After the last round.
     best : Params
-        Kernel and bias of the best validation; empty without validation.
+        The weights of the best validation; empty without validation.
     best_round : int
         Counted from 1; 0 without validation.
     history : list of Round
@@ -126,7 +122,7 @@ def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) 
         If the head to start from is gone.
     """
     options = {name: v for name, v in to_dict(config).items() if name not in _NOT_IN_THE_HEAD}
-    start = head_url(config.start_from) if config.start_from else ""
+    start = starts.head_url(config.start_from) if config.start_from else ""
     return {
         "features": store.settings,
         "weights_sha256": store.attrs["weights_sha256"],
@@ -138,11 +134,6 @@ def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) 
     }
 
 
-def head_url(url: str) -> str:
-    """Where the head is that `train.start_from` names: a file, or one in the folder of a run."""
-    return url if url.endswith(".npz") else storage.join(url, "head.npz")
-
-
 def train(
     store: FeatureStore,
     config: TrainConfig,
@@ -150,6 +141,7 @@ def train(
     seed: int,
     client: Client,
     *,
+    weights: str = "",
     checkpoint: str = "",
     overwrite: bool = False,
 ) -> tuple[Head, list[Round]]:
@@ -162,6 +154,9 @@ def train(
     layer : str
         Whose features.
     client : distributed.Client
+    weights : str
+        As ``features.weights``, where the network's own layer is what a hidden one starts from;
+        empty: as the features were made.
     checkpoint : str
         URL of the file to go on from, if it is there, and to keep until the head is safe, when
         whoever calls removes it. Empty: none.
@@ -181,8 +176,9 @@ def train(
         that are not finite, or a learning rate that diverges.
     """
     trained = train_both(
-        store, config, layer, seed, client, checkpoint=checkpoint, overwrite=overwrite
-    )
+        store, config, layer, seed, client,
+        weights=weights, checkpoint=checkpoint, overwrite=overwrite,
+    )  # fmt: skip
     return trained.head, trained.history
 
 
@@ -193,6 +189,7 @@ def train_both(
     seed: int,
     client: Client,
     *,
+    weights: str = "",
     checkpoint: str = "",
     overwrite: bool = False,
 ) -> Trained:
@@ -201,7 +198,7 @@ def train_both(
     _check_stopping(config, has_validation)
     made_from = provenance(store, config, layer, seed)
     run = uuid.uuid4().hex[:8]
-    ready = prepare(store, config, layer, client, run)
+    ready = prepare(store, config, layer, seed, client, run, weights=weights)
     shards, start, moments = ready.shards, ready.start, ready.moments
     if config.solver == "lbfgs":
         solved, history = lbfgs.solve(
@@ -220,8 +217,7 @@ def train_both(
 
     def head(params: Params) -> Head:
         return Head(
-            kernel=params["kernel"],
-            bias=params["bias"],
+            **replica.pick_weights(params),
             mean=final.mean.astype(np.float32),
             scale=final.scale(),
             class_names=store.class_names,
@@ -237,7 +233,14 @@ def train_both(
 
 
 def prepare(
-    store: FeatureStore, config: TrainConfig, layer: str, client: Client, run: str
+    store: FeatureStore,
+    config: TrainConfig,
+    layer: str,
+    seed: int,
+    client: Client,
+    run: str,
+    *,
+    weights: str = "",
 ) -> Ready:
     """Check what can be checked of a store, and bring its rows to the workers.
 
@@ -249,16 +252,11 @@ def prepare(
     n_shards = count_shards(store, config)
     split = store.read("split")
     _check_classes(split, store)
-    before = _head_to_start_from(config.start_from, store, layer) if config.start_from else None
+    found = starts.find(store, config, layer, weights, client, run)
     shards, moments = load_shards(
         store, layer, n_shards, client, run, features_in=config.features_in
     )
-    start = client.submit(
-        softmax.zeros, store.n_features(layer), len(store.class_names), key=f"start-{run}"
-    )
-    if before is not None:
-        held = _hold(client, before, f"head-{run}")
-        start = client.submit(replica.carry_over, start, held, moments, key=f"carry-over-{run}")
+    start = starts.submit(found, store, config, layer, seed, moments, client, run)
     chunk = np.arange(store.n_images) // store.chunk_images
     n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
     return Ready(shards, moments, start, n_train)
@@ -350,7 +348,7 @@ def fit(
     Returns
     -------
     params : Params
-        After the last round; with `config.keep` ``best``, kernel and bias of the best validation.
+        After the last round; with `config.keep` ``best``, the weights of the best validation.
     history : list of Round
 
     Raises
@@ -409,7 +407,7 @@ def fit_both(
         history, best = list(resume.history), resume.best
         for done in history:
             tally.add(done)
-        params = _hold(client, resume.params, f"resumed-{run}")
+        params = hold(client, resume.params, f"resumed-{run}")
         began -= resume.seconds
     decided, averaged = params, client.submit(replica.begin, params, key=f"begin-{run}")
     pending: deque[tuple[int, Future, Future, Future | None]] = deque()
@@ -457,9 +455,7 @@ def fit_both(
                 done = replace(done, **scores.result())
             history.append(done)
             if tally.add(done):
-                best = client.submit(
-                    replica.pick, decided, _WEIGHTS, key=f"best-{run}-{done.round}"
-                )
+                best = client.submit(replica.pick_weights, decided, key=f"best-{run}-{done.round}")
             note = f"loss {done.loss:.4f}"
             if not math.isnan(tally.accuracy):
                 note += f", validation {tally.accuracy:.1%}"
@@ -537,33 +533,6 @@ def _check_stopping(config: TrainConfig, has_validation: bool) -> None:
             f"{' and '.join(asked)} is for rounds of averaging; lbfgs ends at the optimum. Leave "
             "it out, or set train.solver = averaging."
         )
-
-
-def _head_to_start_from(url: str, store: FeatureStore, layer: str) -> Head:
-    """The head that `train.start_from` names; ValueError where it is of other features."""
-    head = Head.from_bytes(storage.read_bytes(head_url(url)))
-    made = {name: head.provenance[name] for name in ("features", "layer")}
-    found = differences({"features": store.settings, "layer": layer}, made)
-    if head.class_names != store.class_names:
-        only = sorted({*head.class_names} ^ {*store.class_names})
-        found.append(
-            f"classes: {len(store.class_names)} here, {len(head.class_names)} there; not in both: "
-            + (", ".join(only[:10]) or "none, but their order differs")
-        )
-    if found:
-        raise ValueError(
-            f"The head at train.start_from = {url} cannot be trained further here:\n  "
-            + "\n  ".join(found)
-            + "\nStart from a head of the same classes, features and layer, or from none."
-        )
-    return head
-
-
-def _hold(client: Client, value: Any, key: str) -> Future:
-    """A value of the driver's as a task: unlike scattered data, it outlives a lost worker."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-        return client.submit(replica.same, value, key=key)
 
 
 def _value(params: Future | Params) -> Params:

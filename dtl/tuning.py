@@ -66,6 +66,8 @@ def tune(
     layer: str,
     seed: int,
     client: Client,
+    *,
+    weights: str = "",
 ) -> Tuning:
     """Search for the options with which training validates best.
 
@@ -80,6 +82,8 @@ def tune(
     layer : str
         Whose features.
     client : distributed.Client
+    weights : str
+        As `trainer.train` has it.
 
     Returns
     -------
@@ -100,11 +104,12 @@ def tune(
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
     run = uuid.uuid4().hex[:8]
-    ready = trainer.prepare(store, config, layer, client, run)
+    ready = trainer.prepare(store, config, layer, seed, client, run, weights=weights)
     class_weights = trainer.submit_class_weights(client, ready.shards, ready.start, config, run)
     plans = [Plan.make(ready.n_train, way, seed) for way in ways]
     found = [Trial(w.learning_rate, w.l2, w.dropout, w.averaging_frequency) for w in ways]
-    most = max(1, _STACKED // (store.n_features(layer) * len(store.class_names)))
+    most = _STACKED // (store.n_features(layer) * len(store.class_names))
+    most = 1 if config.hidden_units else max(1, most)
     heads = dict.fromkeys(range(len(ways)), ready.start)
     for level, (start, end) in enumerate(itertools.pairwise((0.0, *ends))):
         stacks = _stacks({k: ways[k] for k in heads}, most)

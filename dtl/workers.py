@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,17 @@ def on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> 
         for worker in known_workers(client)
     }
     return {worker: future.result() for worker, future in futures.items()}
+
+
+def hold(client: Client, value: Any, key: str) -> Future:
+    """A value of the driver's as a task: unlike scattered data, it outlives a lost worker."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
+        return client.submit(_same, value, key=key)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 class _Setup(WorkerPlugin):  # type: ignore[misc]
