@@ -98,6 +98,7 @@ def tune(
     optimization"; Li et al. (2018), "Hyperband", algorithm 1 with one bracket.
     """
     check(store, config, tuned, seed)
+    made_from = provenance(store, config, tuned, layer, seed)
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
     run = uuid.uuid4().hex[:8]
@@ -141,7 +142,7 @@ def tune(
         cuts=tuple(ends),
         metric=config.stop_on,
         hints=tuple(hints(found[0], tuned)),
-        provenance=provenance(store, config, tuned, layer, seed),
+        provenance=made_from,
     )
 
 
