@@ -485,7 +485,7 @@ class TuneConfig(_Section):
         allowed="1 or more",
     )
     first_epochs: float = option(
-        4.0,
+        10.0,
         "passes before the first cut, at least; each cut after it has eta times as many",
         check=_positive,
         allowed="above 0",

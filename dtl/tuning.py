@@ -1,10 +1,11 @@
 """The options of training that validate best, by successive halving.
 
 A trial is the training that `trainer.fit` would do with its options, looked at on the way: at each
-cut the best go on from where they are and the others end. Its learning rate follows the schedule
-of the whole training from the start, not one of its own for every cut. So what a trial has at the
-last cut is what training with its options gives; the price is that at an early cut no learning rate
-has come down yet, which is why the first comes after some epochs only.
+cut the best go on from where they are and the others end. Its learning rate follows the schedule of
+the whole training from the start, not one of its own for every cut. So what a trial has at the last
+cut is what training with its options gives; the price is that at an early cut no learning rate has
+come down yet. With a first cut after 4 of 40 epochs what learns slowly was dropped, and the best of
+20 trials missed (4,000 images, 512 features, 19 classes); with one after 13 it was found.
 
 Trials that take the same batches, with the same dropout, and are averaged as often, are trained as
 one where that is faster: a stack of heads, which differ in learning rate and penalty.
@@ -101,6 +102,7 @@ def tune(
     optimization"; Li et al. (2018), "Hyperband", algorithm 1 with one bracket.
     """
     check(store, config, tuned, seed)
+    made_from = provenance(store, config, tuned, layer, seed)
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
     run = uuid.uuid4().hex[:8]
@@ -145,7 +147,7 @@ def tune(
         cuts=tuple(ends),
         metric=config.stop_on,
         hints=tuple(hints(found[0], tuned)),
-        provenance=provenance(store, config, tuned, layer, seed),
+        provenance=made_from,
     )
 
 
@@ -212,7 +214,7 @@ def cuts(epochs: float, tuned: TuneConfig, n_trials: int) -> list[float]:
 
     Examples
     --------
-    >>> cuts(36.0, TuneConfig(eta=3, first_epochs=4.0), n_trials=20)
+    >>> cuts(36.0, TuneConfig(first_epochs=4.0), n_trials=20)
     [4.0, 12.0, 36.0]
     >>> cuts(36.0, TuneConfig(eta=1), n_trials=20)
     [36.0]

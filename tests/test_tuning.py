@@ -102,8 +102,8 @@ def test_without_cuts_the_order_is_that_of_training_each_alone(
     [
         {"average_optimizer": False, "outer_momentum": 0.5, "class_weights": "balanced"},
         {"optimizer": "adam", "label_smoothing": 0.1, "clip_norm": 0.5, "schedule": "constant"},
+        {"averaging_frequency_end": 1, "warmup_epochs": 2.0, "features_in": "store"},
         {"hidden_units": 7, "dropout": 0.2},  # never stacked
-        {"dropout": 0.3, "averaging_frequency_end": 1, "warmup_epochs": 2.0, "epochs": 7.5},
     ],
     ids=str,
 )
@@ -173,7 +173,7 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
 ) -> None:
     store = make_store(n_images=2000, n_features=200)
     settings = replace(CONFIG, epochs=12.0)
-    tuned = TuneConfig(learning_rates=(0.001, 0.01), l2s=(0.001, 0.01), eta=2)
+    tuned = TuneConfig(learning_rates=(0.001, 0.01), l2s=(0.001, 0.01), eta=2, first_epochs=3.0)
     expected = tuning.tune(store, settings, tuned, "fc2", 1, threads)
     with (
         LocalCluster(
