@@ -253,7 +253,7 @@ def read_dense(
     weights_sha256 : str
     """
     # Not the one of `load`: it would stay in the process while the head is trained.
-    network = Backbone(replace(spec, layers=(*spec.layers, name)))
+    network = Backbone(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
     kernel, bias = network.model.get_layer(name).get_weights()
     return kernel, bias, network.sha256_up_to(spec.layers)
 

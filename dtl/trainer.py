@@ -174,6 +174,8 @@ def train(
     ValueError
         For settings that the store, the checkpoint or the head to start from does not fit, features
         that are not finite, or a learning rate that diverges.
+    OSError
+        If the head, or the network's weights, to start from cannot be had.
     """
     trained = train_both(
         store, config, layer, seed, client,
