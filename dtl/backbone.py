@@ -252,7 +252,7 @@ def read_dense(
     bias : (n_units,) float32
     weights_sha256 : str
     """
-    # Not the one of `load`: it would stay in the process while the head is trained.
+    # Not by `load`, which would keep it: no task wants this cut again.
     network = Backbone(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
     kernel, bias = network.model.get_layer(name).get_weights()
     return kernel, bias, network.sha256_up_to(spec.layers)
