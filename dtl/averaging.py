@@ -125,24 +125,25 @@ def _sum_blocks(
 ) -> Iterator[tuple[slice, NDArray[np.float64], float]]:
     """Block after block of the flat sum of a parameter, with what each adds to the squares."""
     flats = [part.values[name].reshape(-1) for part in parts]
-    n = len(flats[0])
-    sums, exact = np.empty((2, min(n, _BLOCK)))
+    single = [flat for part, flat in zip(parts, flats, strict=True) if part.squares is None]
+    sums = [flat for part, flat in zip(parts, flats, strict=True) if part.squares is not None]
+    weights = np.array([part.n_samples for part in parts if part.squares is None], np.float64)
     known = sum(part.squares for part in parts if part.squares is not None)
+    n = len(flats[0])
+    exact, total = np.empty((len(single), min(n, _BLOCK))), np.empty(min(n, _BLOCK))
     for start in range(0, n, _BLOCK):
         here = slice(start, min(start + _BLOCK, n))
-        block, one = sums[: here.stop - start], exact[: here.stop - start]
-        block[:] = 0
-        # Once: they are of all kernels.
-        squares = known if name == KERNELS[-1] and start == 0 else 0.0
-        for part, flat in zip(parts, flats, strict=True):
-            if part.squares is not None:
-                block += flat[here]
-                continue
-            # Conversion and product in one pass.
-            np.multiply(flat[here], part.n_samples, out=one, dtype=np.float64)
-            block += one
-            if name in KERNELS:
-                squares += float(one @ one) / part.n_samples
+        rows, block = exact[:, : here.stop - start], total[: here.stop - start]
+        for row, flat in zip(rows, single, strict=True):
+            row[:] = flat[here]
+        np.matmul(weights, rows, out=block)
+        for flat in sums:
+            block += flat[here]
+        squares = 0.0
+        if name in KERNELS:
+            squares = sum(w * float(row @ row) for w, row in zip(weights, rows, strict=True))
+        if name == KERNELS[-1] and start == 0:  # once: they are of all kernels
+            squares += known
         yield here, block, squares
 
 

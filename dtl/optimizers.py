@@ -142,6 +142,13 @@ STATE: Mapping[str, tuple[str, ...]] = {
 """The state that each optimizer keeps of kernel and bias: ``kernel_velocity`` and so on."""
 
 
+def _add_state(params: Params, optimizer: str) -> None:
+    """Zeros for the state that is missing."""
+    for name in [name for name in WEIGHTS if name in params]:
+        for slot in STATE[optimizer]:
+            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
+
+
 class _Layer:
     """Kernel and bias of a layer with their state; `prefix` is what their names begin with."""
 
@@ -227,9 +234,7 @@ def descend(
     "Adadelta". Srivastava et al. (2014), "Dropout". Pascanu et al. (2013), "On the difficulty of
     training recurrent neural networks", for clipping.
     """
-    for name in [name for name in WEIGHTS if name in params]:
-        for slot in STATE[config.optimizer]:
-            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
+    _add_state(params, config.optimizer)
     top = _Layer(params, "", config.optimizer)
     below = _Layer(params, "hidden_", config.optimizer) if "hidden_kernel" in params else None
     total, n_rows = 0.0, 0
@@ -333,9 +338,7 @@ def descend_stack(
         What `descend` returns, averaged over the heads; NaN if one has diverged.
     """
     n_heads = len(l2s)
-    for name in ("kernel", "bias"):
-        for slot in STATE[config.optimizer]:
-            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
+    _add_state(params, config.optimizer)
     top = _Layer(params, "", config.optimizer)
     n_columns = len(top.bias)
     n_classes = n_columns // n_heads
