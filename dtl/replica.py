@@ -344,7 +344,8 @@ def one_blas_thread() -> Iterator[None]:
 
     The tasks of a process already use its processors, and a product's last bits depend on the
     number of its threads. Limits are of the process, so the first task in sets it and the last one
-    out lifts it.
+    out lifts it; OpenBLAS takes twice as long for some products after each change, so whoever
+    starts many tasks in its own process does well to hold it.
     """
     global _blas_users, _blas_limit
     with _blas_lock:

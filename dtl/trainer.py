@@ -449,7 +449,10 @@ def fit_both(
         )
         return done, after
 
-    with track("training", plan.n_rounds, "rounds", show=show) as advance:
+    with (
+        track("training", plan.n_rounds, "rounds", show=show) as advance,
+        replica.one_blas_thread(),  # throughout, where the workers are threads of this process
+    ):
         advance(len(history))
 
         def decide() -> bool:

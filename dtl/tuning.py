@@ -298,7 +298,10 @@ def _train(
     rounds = {s: range(*(plans[s[0]].rounds_until(e) for e in (start, end))) for s in stacks}
     after: dict[int, Future] = {}
     pending: deque[Future] = deque()
-    with track("tuning", sum(map(len, rounds.values())), "rounds") as advance:
+    with (
+        track("tuning", sum(map(len, rounds.values())), "rounds") as advance,
+        replica.one_blas_thread(),  # throughout, where the workers are threads of this process
+    ):
 
         def wait(n_left: int) -> None:
             while len(pending) > n_left:
