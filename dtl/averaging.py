@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl import buffers
+from dtl.types import KERNELS, WEIGHTS
 
 OUTER = "_outer_velocity"
 """Ends the names of the outer momentum's velocities, which no replica changes."""
 
 
-_BLOCK = 1 << 14
-"""Numbers that are added up at a time: 128 KiB in float64, so that all but the parts themselves
+_BLOCK = 1 << 13
+"""Numbers that are added up at a time: 64 KiB in float64, so that all but the parts themselves
 stays in a core's cache."""
 
 
@@ -38,7 +39,8 @@ class WeightedSum:
         n_samples * parameter)``; empty for replicas without rows. So what leaves a replica is as
         small as it can be, and what adds up is exact.
     squares : float, optional
-        ``sum(n_samples * sum(kernel ** 2))``, for the spread of the replicas; None for one replica.
+        ``sum(n_samples * sum(kernel ** 2))`` over all kernels, for the spread of the replicas; None
+        for one replica.
     """
 
     n_samples: int = 0
@@ -79,7 +81,8 @@ def average(parts: Sequence[WeightedSum]) -> tuple[dict[str, NDArray[np.float32]
     -------
     params : dict of str to float32 array
     spread : float
-        Root of the weighted mean of ``norm(kernel - average) ** 2``, over the average's norm.
+        Root of the weighted mean of ``norm(kernel - average) ** 2``, over the average's norm; of
+        all kernels as one.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def average(parts: Sequence[WeightedSum]) -> tuple[dict[str, NDArray[np.float32]
             block /= n_samples
             flat[here] = block
             squares += block_squares
-            if name == "kernel":
+            if name in KERNELS:
                 norm2 += float(block @ block)
         params[name] = mean
     spread2 = max(squares / n_samples - norm2, 0.0)
@@ -122,41 +125,47 @@ def _sum_blocks(
 ) -> Iterator[tuple[slice, NDArray[np.float64], float]]:
     """Block after block of the flat sum of a parameter, with what each adds to the squares."""
     flats = [part.values[name].reshape(-1) for part in parts]
+    single = [flat for part, flat in zip(parts, flats, strict=True) if part.squares is None]
+    sums = [flat for part, flat in zip(parts, flats, strict=True) if part.squares is not None]
+    weights = np.array([part.n_samples for part in parts if part.squares is None], np.float64)
+    known = sum(part.squares for part in parts if part.squares is not None)
     n = len(flats[0])
-    sums, exact = np.empty((2, min(n, _BLOCK)))
+    exact, total = np.empty((len(single), min(n, _BLOCK))), np.empty(min(n, _BLOCK))
     for start in range(0, n, _BLOCK):
         here = slice(start, min(start + _BLOCK, n))
-        block, one = sums[: here.stop - start], exact[: here.stop - start]
-        block[:] = 0
+        rows, block = exact[:, : here.stop - start], total[: here.stop - start]
+        for row, flat in zip(rows, single, strict=True):
+            row[:] = flat[here]
+        np.matmul(weights, rows, out=block)
+        for flat in sums:
+            block += flat[here]
         squares = 0.0
-        for part, flat in zip(parts, flats, strict=True):
-            if part.squares is not None:
-                block += flat[here]
-                continue
-            one[:] = flat[here]
-            if name == "kernel":
-                squares += part.n_samples * float(one @ one)
-            one *= part.n_samples
-            block += one
-        if name == "kernel" and start == 0:
-            squares += sum(part.squares for part in parts if part.squares is not None)
+        if name in KERNELS:
+            squares = sum(w * float(row @ row) for w, row in zip(weights, rows, strict=True))
+        if name == KERNELS[-1] and start == 0:  # once: they are of all kernels
+            squares += known
         yield here, block, squares
 
 
-def distance_and_norm(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, float]:
-    """Norm of ``a - b``, and of `a`.
+def distance_and_norm(
+    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
+) -> tuple[float, float]:
+    """Norm of ``a - b``, and of `a`, of the kernels of parameters as one.
 
     Examples
     --------
-    >>> distance_and_norm(np.array([3, 4], "f4"), np.array([3, 0], "f4"))
+    >>> distance_and_norm({"kernel": np.array([3, 4], "f4")}, {"kernel": np.array([3, 0], "f4")})
     (4.0, 5.0)
     """
-    flat, other = a.reshape(-1), b.reshape(-1)
     squares = np.zeros(2)
-    for start in range(0, len(flat), _BLOCK):
-        here = slice(start, start + _BLOCK)
-        change = flat[here] - other[here]
-        squares += change @ change, flat[here] @ flat[here]
+    for name in KERNELS:
+        if name not in a:
+            continue
+        flat, other = a[name].reshape(-1), b[name].reshape(-1)
+        for start in range(0, len(flat), _BLOCK):
+            here = slice(start, start + _BLOCK)
+            change = flat[here] - other[here]
+            squares += change @ change, flat[here] @ flat[here]
     distance, norm = np.sqrt(squares).tolist()
     return distance, norm
 
@@ -179,13 +188,13 @@ def outer_step(
     params : dict of str to float32 array
         The averages.
     before : dict of str to float32 array
-        What the round started from: ``kernel``, ``bias``, and ``kernel_outer_velocity`` and
-        ``bias_outer_velocity``, which are zeros if they are missing.
+        What the round started from: weights, such as ``kernel``, and their velocities, such as
+        ``kernel_outer_velocity``, which are zeros if they are missing.
 
     Returns
     -------
     dict of str to float32 array
-        Kernel and bias after the step, the velocities, and the other averages as they are.
+        The weights after the step, their velocities, and the other averages as they are.
 
     References
     ----------
@@ -201,7 +210,7 @@ def outer_step(
     (2.5, 1.0)
     """
     after = dict(params)
-    for name in ("kernel", "bias"):
+    for name in [name for name in WEIGHTS if name in params]:
         step = learning_rate * (params[name] - before[name])
         velocity = step.copy()
         if f"{name}{OUTER}" in before:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -208,20 +209,79 @@ def _load(spec: BackboneSpec) -> Backbone:
     return Backbone(spec)
 
 
+def hidden_layer(network: str, layer: str) -> tuple[str, int]:
+    """Name and units of the Dense layer with ReLU that a network puts after a layer.
+
+    Raises
+    ------
+    ValueError
+        If it puts something else there.
+    """
+    whole = _skeleton(network)
+    before = whole.get_layer(layer)
+    after = [
+        other
+        for other in whole.layers
+        if any(taken is before.output for taken in keras.tree.flatten(other.input))
+    ]
+    if [type(other) for other in after] == [keras.layers.Dense]:
+        (dense,) = after
+        if dense.activation is keras.activations.relu and dense.use_bias:
+            return str(dense.name), int(dense.units)
+    raise ValueError(
+        f"A hidden layer starts from a Dense layer with ReLU. After {layer} {network} has: "
+        + (", ".join(f"{other.name} ({type(other).__name__})" for other in after) or "nothing")
+        + ". Train on an earlier layer, such as VGG16's flatten or fc1, or set train.hidden_start "
+        "= random."
+    )
+
+
+def read_dense(
+    spec: BackboneSpec, name: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    """Kernel and bias of a network's Dense layer, and `weights_sha256` of the network to its cut.
+
+    Parameters
+    ----------
+    spec : BackboneSpec
+        Which says where the network is cut; the layer may be behind that.
+
+    Returns
+    -------
+    kernel : (n_inputs, n_units) float32
+    bias : (n_units,) float32
+    weights_sha256 : str
+    """
+    # Not by `load`, which would keep it: no task wants this cut again.
+    network = Backbone(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
+    kernel, bias = network.model.get_layer(name).get_weights()
+    return kernel, bias, network.sha256_up_to(spec.layers)
+
+
 def export(spec: BackboneSpec, head: Head) -> bytes:
     """The whole classifier as the bytes of a .keras file.
 
     RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out.
     """
     backbone = Backbone(spec)
-    kernel, bias = head.folded()
     images = keras.Input((*backbone.description.input_size, 3), name="image")
     features = backbone.model(_preprocess(spec.network, spec.preprocess)(images))
     if len(spec.layers) > 1:
         features = features[spec.layers.index(head.provenance["layer"])]
-    softmax = keras.layers.Dense(len(bias), activation="softmax", name="class", dtype="float32")
-    model = keras.Model(images, softmax(features), name="classifier")
-    softmax.set_weights([kernel, bias])
+    names = ["hidden", "class"] if head.n_units else ["class"]
+    layers = [
+        keras.layers.Dense(
+            len(bias), activation="softmax" if name == "class" else "relu", name=name,
+            dtype="float32",
+        )
+        for name, (_, bias) in zip(names, head.folded(), strict=True)
+    ]  # fmt: skip
+    outputs = features
+    for layer in layers:
+        outputs = layer(outputs)
+    model = keras.Model(images, outputs, name="classifier")
+    for layer, weights in zip(layers, head.folded(), strict=True):
+        layer.set_weights(weights)
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         path = Path(folder) / "classifier.keras"
         model.save(path)

@@ -71,6 +71,11 @@ def compare(
     scikit-learn computes on the driver, which holds the training rows for it. Nothing else in this
     package brings features there.
     """
+    if config.hidden_units:
+        raise ValueError(
+            "compare measures distances from the one optimum of a softmax layer; a head with "
+            f"train.hidden_units = {config.hidden_units} has no such. Give --train.hidden-units 0."
+        )
     if compared.sklearn_mib:
         _check_sklearn(store, layer, compared.sklearn_mib)
     n_shards = trainer.count_shards(store, config)

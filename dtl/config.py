@@ -28,6 +28,7 @@ _IN_WORDS = {
     str: "text",
     tuple[str, ...]: "a list of texts",
     tuple[int, ...]: "a list of whole numbers",
+    tuple[float, ...]: "a list of numbers",
 }
 
 
@@ -273,7 +274,7 @@ class SplitConfig(_Section):
 
 @dataclass(frozen=True)
 class TrainConfig(_Section):
-    """Local SGD with averaging."""
+    """How a head is trained."""
 
     _name: typing.ClassVar = "train"
     layer: str = option("", "features to train on; empty: the first of features.layers")
@@ -344,9 +345,18 @@ class TrainConfig(_Section):
     l2: float = option(
         1e-2, "penalty l2/2 * sum(kernel ** 2)", check=_not_negative, allowed="0 or more"
     )
+    hidden_units: int = option(
+        0,
+        "units of a hidden layer with ReLU, below the softmax layer; 0: none",
+        check=_not_negative,
+        allowed="0 or more",
+    )
+    hidden_start: Literal["random", "network"] = option(
+        "random", "of the hidden layer; network: from the network's own next layer, fc2 after fc1"
+    )
     dropout: float = option(
         0.0,
-        "share of the inputs that a step leaves out",
+        "share of the softmax layer's inputs, features or hidden units, that a step leaves out",
         check=lambda v: 0 <= v < 1,
         allowed="from 0 to below 1",
     )
@@ -382,7 +392,7 @@ class TrainConfig(_Section):
     )
     validate_every: int = option(
         0,
-        "rounds between two validations; 0: about 30 in all",
+        "rounds between two validations; 0: one an epoch, but not more than some 30",
         check=_not_negative,
         allowed="0 or more",
     )
@@ -405,7 +415,7 @@ class TrainConfig(_Section):
         "last", "which head is head.npz: of the last round, or of the best validation"
     )
     start_from: str = option(
-        NO_URL, "head.npz, or --out of a run, whose head is trained further; empty: from zeros"
+        NO_URL, "head.npz, or --out of a run, whose head is trained further; empty: anew"
     )
     checkpoint_every: int = option(
         50,
@@ -445,6 +455,20 @@ class TrainConfig(_Section):
                     f"training ends after train.epochs = {self.epochs:g}. Leave it out, or "
                     "train longer."
                 )
+        if self.hidden_start == "network" and not self.hidden_units:
+            raise ValueError(
+                "train.hidden_start = network is of a hidden layer, and train.hidden_units = 0. "
+                "Give the number of units of the network's layer, such as 4096 for VGG16's fc2."
+            )
+        if self.hidden_start == "network" and self.start_from:
+            raise ValueError(
+                "train.hidden_start = network and train.start_from are two starts. Give one."
+            )
+        if self.solver == "lbfgs" and self.hidden_units:
+            raise ValueError(
+                "train.solver = lbfgs finds the one optimum of a convex problem, and that of a "
+                f"head with train.hidden_units = {self.hidden_units} is none. Use averaging."
+            )
         if self.solver == "lbfgs":
             changed = [
                 name
@@ -486,6 +510,63 @@ class CompareConfig(_Section):
 
 
 @dataclass(frozen=True)
+class TuneConfig(_Section):
+    """Which options of training are searched for, and how."""
+
+    _name: typing.ClassVar = "tune"
+    method: Literal["grid", "random"] = option(
+        "grid", "every combination of the values below, or n_trials drawn at random"
+    )
+    n_trials: int = option(
+        20, "random: how many combinations are drawn", check=_positive, allowed="1 or more"
+    )
+    learning_rates: tuple[float, ...] = option(
+        (0.003, 0.01, 0.03, 0.1),
+        "values of train.learning_rate; random: log-uniform from the least to the largest",
+        check=lambda v: bool(v) and all(0 < rate < math.inf for rate in v),
+        allowed="numbers above 0",
+    )
+    l2s: tuple[float, ...] = option(
+        (0.001, 0.003, 0.01, 0.03, 0.1),
+        "values of train.l2; random: log-uniform from the least to the largest",
+        check=lambda v: bool(v) and all(0 <= l2 < math.inf for l2 in v),
+        allowed="numbers of 0 or more",
+    )
+    dropouts: tuple[float, ...] = option(
+        (),
+        "values of train.dropout; empty: as train says",
+        check=lambda v: all(0 <= dropout < 1 for dropout in v),
+        allowed="numbers from 0 to below 1",
+    )
+    frequencies: tuple[int, ...] = option(
+        (),
+        "values of train.averaging_frequency; empty: as train says",
+        check=lambda v: all(frequency > 0 for frequency in v),
+        allowed="numbers of 1 or more",
+    )
+    eta: int = option(
+        3,
+        "at each cut the best goes on, one trial in so many; 1: all go on to the end",
+        check=_positive,
+        allowed="1 or more",
+    )
+    first_epochs: float = option(
+        10.0,
+        "passes before the first cut, at least; each cut after it has eta times as many",
+        check=_positive,
+        allowed="above 0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "random" and min(self.l2s) == 0:
+            raise ValueError(
+                "tune.l2s must be above 0 for tune.method = random, which draws between their "
+                f"logarithms. Received: {self.l2s}. Leave 0 out, or choose grid."
+            )
+
+
+@dataclass(frozen=True)
 class PackConfig(_Section):
     """How images are packed into tars."""
 
@@ -520,6 +601,7 @@ class Config(_Section):
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
@@ -679,10 +761,11 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             raise ValueError(f"{key} must be one of {choices}. Received: {value!r}.")
         if typing.get_origin(member) is tuple:
             item = typing.get_args(member)[0]
-            if type(value) is item:
-                return (value,)
-            if isinstance(value, list | tuple) and all(type(v) is item for v in value):
-                return tuple(value)
+            kinds = {item, int} if item is float else {item}
+            if type(value) in kinds:
+                return (item(value),)
+            if isinstance(value, list | tuple) and all(type(v) in kinds for v in value):
+                return tuple(map(item, value))
         elif member is float and type(value) is int and len(_members(kind)) == 1:
             return float(value)
         elif type(value) is member:

@@ -43,8 +43,10 @@ except ModuleNotFoundError as error:
 _NOT_OF_ARRAYS = {
     *("layer", "start_from", "checkpoint_every", "features_in"),
     *("patience", "stop_on", "keep"),
+    *("hidden_units", "hidden_start"),
 }
-"""Options of training that speak of a store, of its files, or of validation rows."""
+"""Options of training that speak of a store, of its files, or of validation rows; and those of
+hidden units, with which it were no softmax regression."""
 
 _OPTIONS = tuple(spec for spec in fields(TrainConfig) if spec.name not in _NOT_OF_ARRAYS)
 
@@ -61,6 +63,7 @@ _SIGNATURE = inspect.Signature(
                 *((spec.name, spec.default) for spec in _OPTIONS),
                 ("random_state", 0),
                 ("client", None),
+                ("verbose", False),
             ]
         ),
     ]
@@ -86,6 +89,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Where to train. None: within a Dask task, that task's cluster; else the current client;
         and where there is none, threads of this process for as long as `fit` takes. Copies to
         other processes are without it, and clones share it.
+    verbose : bool, default False
+        Show how far `fit` is.
 
     Attributes
     ----------
@@ -116,6 +121,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     random_state: int | np.random.RandomState | None
     client: Client | None
+    verbose: bool
     classes_: NDArray[Any]
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
@@ -198,12 +204,14 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             n_train = np.array([n_rows[s::n_shards].sum() for s in range(n_shards)])
             if config.solver == "lbfgs":
                 params, self.history_ = lbfgs.solve(
-                    shards, start, config, client, run=run, has_validation=False
-                )
+                    shards, start, config, client, run=run, has_validation=False,
+                    show=self.verbose,
+                )  # fmt: skip
             else:
                 params, self.history_ = trainer.fit(
-                    shards, n_train, start, config, seed, client, run=run, has_validation=False
-                )
+                    shards, n_train, start, config, seed, client, run=run, has_validation=False,
+                    show=self.verbose,
+                )  # fmt: skip
             final: Moments = moments.result()
         kernel = params["kernel"].astype(np.float64) / final.scale()[:, None]
         self.coef_ = np.ascontiguousarray(kernel.T)

@@ -112,6 +112,7 @@ def solve(
     *,
     run: str,
     has_validation: bool,
+    show: bool = True,
 ) -> tuple[Params, list[Round]]:
     r"""Minimise the mean cross-entropy of all training rows plus ``l2 / 2 * sum(kernel ** 2)``.
 
@@ -126,6 +127,8 @@ def solve(
         Unique; in the names of the tasks.
     has_validation : bool
         Whether any shard has validation rows.
+    show : bool
+        How far it is, in the terminal.
 
     Returns
     -------
@@ -150,7 +153,8 @@ def solve(
     x0 = np.concatenate([first["kernel"].ravel(), first["bias"]]).astype(np.float64)
     before, last = x0, time.monotonic()
 
-    with track("training", config.lbfgs_max_iterations, "iterations at most") as advance:
+    n_most = config.lbfgs_max_iterations
+    with track("training", n_most, "iterations at most", show=show) as advance:
 
         def keep(intermediate_result: Any) -> None:
             nonlocal before, last
@@ -194,7 +198,8 @@ def solve(
     gradient = float(np.abs(found.jac).max())
     told = f"{found.nit} iterations, {objective.n_evaluations} passes, objective {found.fun:.6f}"
     if gradient <= config.lbfgs_tolerance:
-        log.info("L-BFGS: %s, gradient %.1e", told, gradient)
+        level = logging.INFO if show else logging.DEBUG
+        log.log(level, "L-BFGS: %s, gradient %.1e", told, gradient)
     else:
         log.warning(
             "L-BFGS stopped short of its tolerance: %s, gradient %.1e, not %.1e. More "

@@ -1,4 +1,4 @@
-"""Steps of gradient descent on the softmax model, in place: a loop, and a rule for each optimizer.
+"""Steps of gradient descent on a head, in place: a loop, and a rule for each optimizer.
 
 The kernel is larger than a core's cache and the rest is small, so what a step costs beside its two
 products is how often the kernel's memory is passed over. It is twice: for the logits, and then in
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtl import buffers
+from dtl import buffers, hidden
 from dtl.config import TrainConfig
 from dtl.softmax import Params, Rows, log_softmax, residuals
+from dtl.types import WEIGHTS
 
 Array = NDArray[np.float32]
 
@@ -32,9 +33,12 @@ _DROPOUT = 1
 
 @dataclass(frozen=True)
 class _Step:
-    """What a rule is told of a step; `count` is from 1."""
+    """What a rule is told of a step; `count` is from 1.
 
-    learning_rate: float
+    The learning rate is one number, or of a stack of heads one for each column.
+    """
+
+    learning_rate: float | Array
     momentum: float
     count: int
 
@@ -138,15 +142,40 @@ STATE: Mapping[str, tuple[str, ...]] = {
 """The state that each optimizer keeps of kernel and bias: ``kernel_velocity`` and so on."""
 
 
-def state_names(optimizer: str) -> list[str]:
-    """Names of all state in `Params`.
+def _add_state(params: Params, optimizer: str) -> None:
+    """Zeros for the state that is missing."""
+    for name in [name for name in WEIGHTS if name in params]:
+        for slot in STATE[optimizer]:
+            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
 
-    Examples
-    --------
-    >>> state_names("nesterov")
-    ['kernel_velocity', 'bias_velocity']
-    """
-    return [f"{name}_{slot}" for slot in STATE[optimizer] for name in ("kernel", "bias")]
+
+class _Layer:
+    """Kernel and bias of a layer with their state; `prefix` is what their names begin with."""
+
+    def __init__(self, params: Params, prefix: str, optimizer: str) -> None:
+        names = f"{prefix}kernel", f"{prefix}bias"
+        self.kernel, self.bias = (params[name] for name in names)
+        self._kernel_state, self._bias_state = (
+            [params[f"{name}_{slot}"] for slot in STATE[optimizer]] for name in names
+        )
+        self._rule = _RULES[optimizer]
+        n_inputs, n_outputs = self.kernel.shape
+        n_block = min(max(1, _BLOCK // n_outputs), n_inputs)
+        self._gradient, self._scratch = buffers.empty((2, n_block, n_outputs), np.float32)
+        self._bias_scratch = np.empty_like(self.bias)
+
+    def descend(self, inputs: Array, residual: Array, decay: float | Array, step: _Step) -> None:
+        """Take a step, along ``inputs.T @ residual + decay * kernel`` and the residual's sum."""
+        n_inputs, n_block = len(self.kernel), len(self._gradient)
+        decays = np.any(decay)
+        for start in range(0, n_inputs, n_block):
+            here = slice(start, min(start + n_block, n_inputs))
+            weights, scratch = self.kernel[here], self._scratch[: here.stop - start]
+            g = np.matmul(inputs[:, here].T, residual, out=self._gradient[: here.stop - start])
+            if decays:
+                g += np.multiply(weights, decay, out=scratch)
+            self._rule(weights, g, [value[here] for value in self._kernel_state], scratch, step)
+        self._rule(self.bias, residual.sum(axis=0), self._bias_state, self._bias_scratch, step)
 
 
 def descend(
@@ -164,9 +193,10 @@ def descend(
 ) -> float:
     r"""Steps of an optimizer, changing the parameters and its state in place.
 
-    The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, clipped to the norm
-    `config.clip_norm`. All rules are Keras' with its defaults; the default one is, with velocity
-    :math:`v` and momentum :math:`m`,
+    The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, or with a hidden layer
+    what `hidden.residuals` says, clipped to the norm `config.clip_norm`. Dropout is of the inputs
+    of the softmax layer: features, or hidden units. All rules are Keras' with its defaults; the
+    default one is, with velocity :math:`v` and momentum :math:`m`,
 
     .. math:: v \leftarrow m v - \eta g, \qquad W \leftarrow W + m v - \eta g.
 
@@ -204,42 +234,142 @@ def descend(
     "Adadelta". Srivastava et al. (2014), "Dropout". Pascanu et al. (2013), "On the difficulty of
     training recurrent neural networks", for clipping.
     """
-    for name in ("kernel", "bias"):
-        for slot in STATE[config.optimizer]:
-            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
-    kernel, bias = params["kernel"], params["bias"]
-    rule, state = _RULES[config.optimizer], STATE[config.optimizer]
-    kernel_state = [params[f"kernel_{slot}"] for slot in state]
-    bias_state = [params[f"bias_{slot}"] for slot in state]
-    n_features, n_classes = kernel.shape
-    n_block = min(max(1, _BLOCK // n_classes), n_features)
-    gradient, scratch = buffers.empty((2, n_block, n_classes), np.float32)
-    bias_scratch = np.empty_like(bias)
+    _add_state(params, config.optimizer)
+    top = _Layer(params, "", config.optimizer)
+    below = _Layer(params, "hidden_", config.optimizer) if "hidden_kernel" in params else None
     total, n_rows = 0.0, 0
     for i, (rows, learning_rate) in enumerate(zip(batches, learning_rates, strict=True)):
         x, y = _take(features, rows), labels[rows]
+        inputs = hidden.units(below.kernel, below.bias, x) if below else x
         if config.dropout:
-            _drop(x, config.dropout, [*seed, first_step + i, _DROPOUT])
-        log_p = log_softmax(x @ kernel + bias)
+            _drop(inputs, config.dropout, [*seed, first_step + i, _DROPOUT])
+        log_p = log_softmax(inputs @ top.kernel + top.bias)
         total -= float(log_p[np.arange(len(rows)), y].sum(dtype=np.float64))
         n_rows += len(rows)
         residual = residuals(log_p, y, config.label_smoothing, class_weights)
         residual /= len(rows)
+        passes = [(top, inputs, residual, log_p)]
+        if below:
+            back = hidden.residuals(residual, top.kernel, inputs, config.dropout)
+            passes.append((below, x, back, inputs * (1 - config.dropout)))
         factor = -learning_rate if config.optimizer in _SCALED else 1.0
         if config.clip_norm:
-            norm = gradient_norm(kernel, x, residual, log_p - bias, config.l2)
+            norm = math.hypot(
+                *(
+                    gradient_norm(layer.kernel, taken, r, outputs - layer.bias, config.l2)
+                    for layer, taken, r, outputs in passes
+                )
+            )
             factor *= min(1.0, config.clip_norm / norm) if norm else 1.0
-        residual *= factor
         step = _Step(learning_rate, config.momentum, n_before + i + 1)
-        for start in range(0, n_features, n_block):
-            here = slice(start, min(start + n_block, n_features))
-            weights, n = kernel[here], here.stop - start
-            g = np.matmul(x[:, here].T, residual, out=gradient[:n])
-            if config.l2:
-                g += np.multiply(weights, config.l2 * factor, out=scratch[:n])
-            rule(weights, g, [value[here] for value in kernel_state], scratch[:n], step)
-        rule(bias, residual.sum(axis=0), bias_state, bias_scratch, step)
+        for layer, taken, r, _ in passes:
+            r *= factor
+            layer.descend(taken, r, config.l2 * factor, step)
     return total / n_rows if n_rows else float("nan")
+
+
+def stack(heads: Sequence[Params]) -> Params:
+    """Heads side by side: their kernels along the classes, and all else as these.
+
+    Parameters
+    ----------
+    heads : sequence of Params
+        Of the same shapes and names.
+
+    Returns
+    -------
+    Params
+        ``kernel`` (n_features, n_heads * n_classes), ``bias`` (n_heads * n_classes,), and so on.
+
+    Examples
+    --------
+    >>> one, two = ({"bias": np.array(b, "f4")} for b in ([1, 2], [3, 4]))
+    >>> stack([one, two])["bias"].tolist()
+    [1.0, 2.0, 3.0, 4.0]
+    >>> unstack(stack([one, two]), 1, n_heads=2)["bias"].tolist()
+    [3.0, 4.0]
+    """
+    return {name: np.concatenate([head[name] for head in heads], axis=-1) for name in heads[0]}
+
+
+def unstack(params: Params, index: int, n_heads: int) -> Params:
+    """One of the heads that `stack` put side by side."""
+    n_classes = len(params["bias"]) // n_heads
+    columns = slice(index * n_classes, (index + 1) * n_classes)
+    return {name: np.ascontiguousarray(value[..., columns]) for name, value in params.items()}
+
+
+def descend_stack(
+    params: Params,
+    features: Rows,
+    labels: NDArray[np.int32],
+    batches: Iterable[NDArray[np.intp]],
+    learning_rates: Iterable[Sequence[float]],
+    config: TrainConfig,
+    *,
+    l2s: Sequence[float],
+    class_weights: Array | None = None,
+    first_step: int = 0,
+    n_before: int = 0,
+    seed: Sequence[int] = (0,),
+) -> float:
+    """Steps of many heads on the same batches, each as `descend` takes it, changed in place.
+
+    Rows are taken and dropped out once, and a product is as wide as all heads: BLAS and Python
+    need little more time for some narrow heads than for one. A head has the numbers that `descend`
+    gives it alone, but for the rounding of products, which BLAS may add up in another order where
+    matrices are small. One that diverges spoils no other.
+
+    Parameters
+    ----------
+    params : Params
+        A `stack`; state that is missing is added, as zeros.
+    learning_rates : iterable of (n_heads,) float
+        For each step.
+    config : TrainConfig
+        What the heads have in common: all but the learning rate and `l2`.
+    l2s : (n_heads,) float
+    features, labels, batches, class_weights, first_step, n_before, seed
+        As `descend` has them.
+
+    Returns
+    -------
+    float
+        What `descend` returns, averaged over the heads; NaN if one has diverged.
+    """
+    n_heads = len(l2s)
+    _add_state(params, config.optimizer)
+    top = _Layer(params, "", config.optimizer)
+    n_columns = len(top.bias)
+    n_classes = n_columns // n_heads
+    total, n_rows = 0.0, 0
+    for i, (rows, rates) in enumerate(zip(batches, learning_rates, strict=True)):
+        x, y = _take(features, rows), np.repeat(labels[rows], n_heads)
+        if config.dropout:
+            _drop(x, config.dropout, [*seed, first_step + i, _DROPOUT])
+        log_p = log_softmax((x @ top.kernel + top.bias).reshape(-1, n_classes))
+        total -= float(log_p[np.arange(len(y)), y].sum(dtype=np.float64))
+        n_rows += len(y)
+        residual = residuals(log_p, y, config.label_smoothing, class_weights)
+        residual = residual.reshape(len(rows), n_columns)
+        residual /= len(rows)
+        factors = [-rate if config.optimizer in _SCALED else 1.0 for rate in rates]
+        if config.clip_norm:
+            logits = log_p.reshape(len(rows), n_columns) - top.bias
+            for k, l2 in enumerate(l2s):
+                of_k = np.s_[:, k * n_classes : (k + 1) * n_classes]
+                norm = gradient_norm(top.kernel[of_k], x, residual[of_k], logits[of_k], l2)
+                factors[k] *= min(1.0, config.clip_norm / norm) if norm else 1.0
+        residual *= _columns(factors, n_classes)
+        decays = [l2 * factor for l2, factor in zip(l2s, factors, strict=True)]
+        step = _Step(_columns(rates, n_classes), config.momentum, n_before + i + 1)
+        top.descend(x, residual, _columns(decays, n_classes), step)
+    return total / n_rows if n_rows else float("nan")
+
+
+def _columns(values: Sequence[float], n_classes: int) -> Array:
+    """A value for each head as one for each column of a stack."""
+    return np.repeat(np.array(values, np.float32), n_classes)
 
 
 def gradient_norm(
@@ -249,7 +379,7 @@ def gradient_norm(
     logits: NDArray[Any],
     l2: float,
 ) -> float:
-    r"""Norm of the gradient of kernel and bias, :math:`x^T r + \lambda W` and :math:`1^T r`.
+    r"""Norm of the gradient of a layer, :math:`x^T r + \lambda W` and :math:`1^T r`.
 
     It is found without the gradient: :math:`\|x^T r\|^2` is the sum of :math:`x x^T \circ r r^T`,
     and :math:`\langle x^T r, W \rangle` that of :math:`r \circ x W`.
@@ -259,9 +389,10 @@ def gradient_norm(
     kernel : (n_features, n_classes) float
     features : (n, n_features) float
     residual : (n, n_classes) float
-        Its rows add up to 0.
+        Its rows add up to 0, or it is one of `hidden.residuals`.
     logits : (n, n_classes) float
-        Features times kernel; a constant more or less in a row changes nothing.
+        Features times kernel; a constant more or less in a row changes nothing where the
+        residual's rows add up to 0, nor does anything where the residual is 0.
     """
     squares = float(((features @ features.T) * (residual @ residual.T)).sum(dtype=np.float64))
     if l2:

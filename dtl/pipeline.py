@@ -40,15 +40,17 @@ from dtl import (
     packing,
     prediction,
     report,
+    starts,
     storage,
     trainer,
+    tuning,
 )
 from dtl.checkpoint import Keeper
 from dtl.config import Config
 from dtl.extraction import memory_needed
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
-from dtl.types import Comparison, Evaluation, Head, differences
+from dtl.types import Comparison, Evaluation, Head, Tuning, differences
 from dtl.workers import set_up
 
 log = logging.getLogger("dtl.pipeline")
@@ -152,7 +154,7 @@ class _Run:
         """Split and train."""
         c, results = self.settings, self.results
         listing.split_images(store, c.split, c.seed)
-        if c.train.start_from and trainer.head_url(c.train.start_from) == results.head_file:
+        if c.train.start_from and starts.head_url(c.train.start_from) == results.head_file:
             raise ValueError(
                 f"train.start_from = {c.train.start_from} is the head that the training replaces. "
                 "Copy its head.npz to another name, and start from that."
@@ -171,7 +173,7 @@ class _Run:
             keeper.load(overwrite=c.overwrite)
         trained = trainer.train_both(
             store, c.train, c.layer, c.seed, self.client,
-            checkpoint=results.checkpoint, overwrite=c.overwrite,
+            weights=c.features.weights, checkpoint=results.checkpoint, overwrite=c.overwrite,
         )  # fmt: skip
         results.write_head(trained.head, trained.history, trained.other, c.train.keep)
         n_rounds = len(trained.history)
@@ -299,9 +301,44 @@ def _compare(run: _Run) -> None:
         log.info("comparison: done before")
     else:
         compared = comparison.compare(store, c.train, c.compare, c.layer, c.seed, run.client)
-        title = str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]
-        results.write_comparison(compared, report.render_comparison(compared, title))
+        results.write_comparison(compared, report.render_comparison(compared, _title(store)))
     _say(f"{_compared_table(compared)}\n\nPage: {results.comparison_page}")
+
+
+def _title(store: FeatureStore) -> str:
+    """What the photographs are called."""
+    return str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _tune(run: _Run) -> None:
+    c, results = run.settings, run.results
+    store = results.store()
+    run.hold()
+    listing.split_images(store, c.split, c.seed)
+    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed)
+    found = results.tuning()
+    if found is not None and not differences(asked, found.provenance):
+        log.info("tuning: done before")
+    else:
+        tuning.check(store, c.train, c.tune, c.seed)
+        started = time.monotonic()
+        found = tuning.tune(
+            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights
+        )
+        seconds = time.monotonic() - started
+        results.write_tuning(found, report.render_tuning(found, _title(store)))
+        results.add_timing("tune", seconds, len(found.trials), "trials")
+    chosen = tuning.best(found, c.train)
+    results.write_tuned(chosen)
+    hints = "".join(f"\n{hint}" for hint in found.hints)
+    _say(
+        f"{_trials_table(found)}\n{hints}\n"
+        f"Best: --train.learning-rate {chosen.learning_rate} --train.l2 {chosen.l2} "
+        f"--train.dropout {chosen.dropout} "
+        f"--train.averaging-frequency {chosen.averaging_frequency}\n"
+        f"Train with it: python -m dtl.pipeline train --out {c.out} --config {results.tuned}\n\n"
+        f"Page: {results.tuning_page}"
+    )
 
 
 def _predict(run: _Run, model: Results) -> None:
@@ -478,9 +515,12 @@ def _summary(settings: Config) -> None:
         rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
     _say(_columns(rows, right={3}))
     height, width = description.input_size
+    trained = "a softmax layer, features x classes"
+    if n_units := settings.train.hidden_units:
+        trained = f"a hidden layer of {n_units:,} units, and a softmax layer, units x classes"
     _say(
         f"\n{f.network}, images of {height} x {width}; {description.weights_bytes / 2**20:.0f} MiB "
-        "of frozen weights in each worker. Trained: a softmax layer, features x classes."
+        f"of frozen weights in each worker. Trained: {trained}."
     )
 
 
@@ -529,6 +569,8 @@ _COMMANDS = {
     "report": _Command("evaluation.json to report.html", _report, {}, goes_on=True),
     "compare": _Command("averaging in several ways, against the exact optimum", _compare, {},
                         goes_on=True),
+    "tune": _Command("search for the options of training that validate best", _tune, {},
+                     goes_on=True),
     "predict": _Command("classify other images into a Parquet dataset", _predict, {},
                         needs_model=True),
     "derive": _Command("stored fc1 features to fc2 and predictions, without the images", _derive,
@@ -540,10 +582,10 @@ _COMMANDS = {
     "summary": _Command("the network, the cut, what is frozen", _summary, {}),
     "submit": _Command("`run` on YARN, the driver too; prints the application's id", _submit, {},
                        arguments=_submit_arguments),
-    "status": _Command("how a submitted application is", _status, {}, alone=True,
+    "status": _Command("how a submitted run is", _status, {}, alone=True,
                        arguments=_application),
-    "logs": _Command("what the containers of one said", _logs, {}, alone=True, arguments=_application),
-    "kill": _Command("end a submitted application", _kill, {}, alone=True, arguments=_application),
+    "logs": _Command("what a submitted run said", _logs, {}, alone=True, arguments=_application),
+    "kill": _Command("end a submitted run", _kill, {}, alone=True, arguments=_application),
     "pack-environment": _Command("the Python that runs as an archive for YARN", _pack_environment,
                                  {}, alone=True, arguments=_pack_environment_arguments),
 }  # fmt: skip
@@ -690,6 +732,23 @@ def _compared_table(compared: Comparison) -> str:
         for c in compared.contenders
     ]
     return _columns(rows, right=set(range(1, len(rows[0]))))
+
+
+def _trials_table(found: Tuning) -> str:
+    """Trials, the best first, and what they had when they ended."""
+    rows: list[tuple[str, ...]] = [
+        ("", "learning rate", "l2", "dropout", "frequency", "epochs", "val. loss", "validation",
+         "train")
+    ]  # fmt: skip
+    for number, trial in enumerate(found.trials, 1):
+        options = (trial.learning_rate, trial.l2, trial.dropout, trial.averaging_frequency)
+        scores: tuple[str, ...] = ("diverged", "", "", "")
+        if not trial.diverged:
+            last = trial.rungs[-1]
+            accuracies = (f"{a:.1%}" for a in (last.validation_accuracy, last.train_accuracy))
+            scores = (f"{last.epoch:.3g}", f"{last.validation_loss:.5g}", *accuracies)
+        rows.append((f"{number}", *(f"{value:g}" for value in options), *scores))
+    return _columns(rows, right=set(range(len(rows[0]))))
 
 
 def _columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -15,13 +15,13 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
-from dtl import averaging, buffers, optimizers, softmax
+from dtl import averaging, buffers, hidden, optimizers, softmax
 from dtl.averaging import Moments, WeightedSum
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.softmax import Params, Rows
 from dtl.streaming import StoredFeatures, standardise
-from dtl.types import TRAIN, VALIDATION, Head
+from dtl.types import TRAIN, VALIDATION, WEIGHTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,16 +186,18 @@ def local_batches(
 def local_steps(
     before: tuple[Params, RoundStats | None],
     shard: Shard,
+    class_weights: NDArray[np.float32] | None,
+    *,
     first_step: int,
-    rates: list[float],
+    rates: Sequence[Any],
     config: TrainConfig,
     seed: int,
-    class_weights: NDArray[np.float32] | None,
+    descend: Callable[..., float] = optimizers.descend,
 ) -> Partial:
     """One shard's part of a round, whose first step is number `first_step` of the training.
 
     It starts from what `average` returned: to wait for `first` to take the parameters out of that
-    would cost every round some milliseconds.
+    would cost every round some milliseconds. `descend` takes the steps, with `rates`.
     """
     if shard.n_train == 0:
         return Partial(WeightedSum(), {}, 0.0, 0.0, 0.0)
@@ -208,7 +210,7 @@ def local_steps(
     batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
     # A diverging learning rate ends in infinities, which the driver reports.
     with one_blas_thread(), np.errstate(all="ignore"):
-        loss = optimizers.descend(
+        loss = descend(
             local, shard.rows(batches), shard.labels, batches, rates, config,
             class_weights=class_weights,
             first_step=first_step,
@@ -216,7 +218,7 @@ def local_steps(
             seed=(seed, shard.index),
         )  # fmt: skip
     if not config.average_optimizer:
-        local = {name: local[name] for name in ("kernel", "bias")}
+        local = pick_weights(local)
     total = WeightedSum.of(local, shard.n_train)
     step_s = time.perf_counter() - started
     return Partial(total, {shard.index: loss}, loss * shard.n_train, step_s, 0.0)
@@ -250,7 +252,7 @@ def average(
                 params, start,
                 momentum=config.outer_momentum, learning_rate=config.outer_learning_rate,
             )  # fmt: skip
-        change, norm = averaging.distance_and_norm(params["kernel"], start["kernel"])
+        change, norm = averaging.distance_and_norm(params, start)
     n_samples = sum(part.total.n_samples for part in parts)
     part = _partial(parts, WeightedSum(), started)
     stats = RoundStats(
@@ -298,28 +300,9 @@ def second(both: tuple[Params, RoundStats]) -> RoundStats:
     return both[1]
 
 
-def same(value: Any) -> Any:
-    """What the driver sent."""
-    return value
-
-
-def pick(params: Params, names: tuple[str, ...]) -> Params:
-    """Some of the parameters."""
-    return {name: params[name] for name in names}
-
-
-def carry_over(start: Params, head: Head, moments: Moments) -> Params:
-    """The parameters `start` with the weights of a head that standardised otherwise.
-
-    With the new mean and scale the logits are the same function of the features as the head's.
-    """
-    scale = head.scale.astype(np.float64)
-    kernel = head.kernel.astype(np.float64)
-    shift = (moments.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
-    return start | {
-        "kernel": (kernel * (moments.scale() / scale)[:, None]).astype(np.float32),
-        "bias": (head.bias + shift @ kernel).astype(np.float32),
-    }
+def pick_weights(params: Params) -> Params:
+    """What a head has of the parameters; the rest is the optimizer's."""
+    return {name: params[name] for name in WEIGHTS if name in params}
 
 
 def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
@@ -329,7 +312,7 @@ def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
     features = shard.rows([rows for rows, _ in chunks])
     for rows, n_train in chunks:
         with one_blas_thread(), np.errstate(all="ignore"):
-            log_p = softmax.log_softmax(features[rows] @ params["kernel"] + params["bias"])
+            log_p = softmax.log_softmax(hidden.logits(params, features[rows]))
         labels = shard.labels[rows]
         true = log_p[np.arange(len(log_p)), labels].astype(np.float64)
         right = log_p.argmax(axis=1) == labels
@@ -361,7 +344,8 @@ def one_blas_thread() -> Iterator[None]:
 
     The tasks of a process already use its processors, and a product's last bits depend on the
     number of its threads. Limits are of the process, so the first task in sets it and the last one
-    out lifts it.
+    out lifts it; OpenBLAS takes twice as long for some products after each change, so whoever
+    starts many tasks in its own process does well to hold it.
     """
     global _blas_users, _blas_limit
     with _blas_lock:

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dtl.config import build
-from dtl.types import SPLITS, Comparison, Evaluation, Round, SplitScores
+from dtl.types import SPLITS, Comparison, Evaluation, Round, Rung, SplitScores, Trial, Tuning
 
 # Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
 models: Any = bokeh.models
@@ -45,6 +45,10 @@ _MOST_CELLS = 20_000
 _MOST_TICKS = 60
 """Classes that an axis names."""
 _MOST_CELL_TEXTS = 25
+_MOST_RATES = 8
+"""Learning rates that an axis names."""
+_PALEST = 8
+"""The first of a ramp's colours that is seen well as a dot."""
 _MOST_MARKERS = 50
 _MOST_BARS = 150
 _MOST_CONFUSIONS = 12
@@ -85,6 +89,8 @@ class ReportInput:
     timings : dict of stage to {"seconds": float, "n": int, "unit": str}
     warnings : sequence of str
         What a reader must know before any number.
+    tuning : Tuning, optional
+        The search for options on the same features.
     """
 
     title: str
@@ -101,6 +107,7 @@ class ReportInput:
     n_conflicting: int
     timings: Mapping[str, Mapping[str, Any]]
     warnings: Sequence[str] = ()
+    tuning: Tuning | None = None
 
 
 def render(report: ReportInput) -> str:
@@ -129,8 +136,12 @@ def render(report: ReportInput) -> str:
     exact = config.train.solver == "lbfgs"
     if exact:
         plots.pop("rate", None)
+    if report.tuning:
+        plots |= _tuning_plots(report.tuning)
     return _template("report.html").render(
         report=report,
+        tuning=report.tuning,
+        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
         config=config,
         exact=exact,
         toml=tomli_w.dumps(report.config),
@@ -179,6 +190,26 @@ def render_comparison(comparison: Comparison, title: str) -> str:
         settings=tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")}),
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         plots={"gaps": _plot_json(_gaps_plot(comparison, line_colors), "gaps")},
+    )
+
+
+def render_tuning(tuning: Tuning, title: str) -> str:
+    """Lay a search for options out as one HTML file, like a report.
+
+    Parameters
+    ----------
+    tuning : Tuning
+    title : str
+        What the photographs are called.
+    """
+    return _template("tune.html").render(
+        tuning=tuning,
+        title=title,
+        colors=COLORS,
+        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
+        settings=tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")}),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        plots={name: _plot_json(plot, name) for name, plot in _tuning_plots(tuning).items()},
     )
 
 
@@ -420,6 +451,52 @@ def _gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
         dots = plot.scatter("seconds", "above", source=source, size=size, color=color)
         _hover(plot, dots, "way", "seconds", "above", mode="mouse")
     return plot
+
+
+def _tuning_plots(tuning: Tuning) -> dict[str, Any]:
+    """Where in the options the good trials are, and what each had at each cut."""
+    plots = {"options": _options_plot(tuning)}
+    return {"rungs": _rungs_plot(tuning), **plots} if len(tuning.cuts) > 1 else plots
+
+
+def _rungs_plot(tuning: Tuning) -> Any:
+    plot = _figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
+    plot.xaxis.ticker = list(tuning.cuts)
+    plot.xaxis.major_label_overrides = {cut: f"{cut:.3g}" for cut in tuning.cuts}
+    for place, trial in reversed(list(enumerate(tuning.trials))):
+        source = _trials_source([trial] * len(trial.rungs), trial.rungs, tuning.metric)
+        color, width = (COLORS["grey"], 1.5) if place else (COLORS["test"], 3)
+        plot.line("epoch", tuning.metric, source=source, line_color=color, line_width=width)
+        dots = plot.scatter("epoch", tuning.metric, source=source, size=6, color=color)
+        _hover(plot, dots, *source.data, mode="mouse")
+    return plot
+
+
+def _options_plot(tuning: Tuning) -> Any:
+    label = tuning.metric.replace("_", " ")
+    plot = _figure(label, "learning rate", height=320, x_axis_type="log")
+    trials = [trial for trial in tuning.trials if trial.rungs]
+    source = _trials_source(trials, [trial.rungs[0] for trial in trials], tuning.metric)
+    rates = sorted({trial.learning_rate for trial in trials})
+    if len(rates) <= _MOST_RATES:
+        plot.xaxis.ticker = rates
+        plot.xaxis.major_label_overrides = {rate: f"{rate:g}" for rate in rates}
+    # Colours follow the order of the penalties, for that of 0 has no logarithm.
+    penalties = sorted({trial.l2 for trial in trials})
+    names = [*source.data]
+    source.data["order"] = np.array([penalties.index(trial.l2) for trial in trials])
+    color = linear_cmap("order", _RIGHT[_PALEST:], 0, max(len(penalties) - 1, 1))
+    dots = plot.scatter("learning_rate", tuning.metric, source=source, size=9, color=color)
+    _hover(plot, dots, *names, mode="mouse")
+    return plot
+
+
+def _trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) -> Any:
+    """The options of trials, and what each has at a rung of its own."""
+    names = ("learning_rate", "l2", "dropout", "averaging_frequency")
+    columns = {name: np.array([getattr(trial, name) for trial in trials]) for name in names}
+    columns |= {k: np.array([getattr(rung, k) for rung in rungs]) for k in ("epoch", metric)}
+    return models.ColumnDataSource(columns)
 
 
 def _stack(

@@ -9,11 +9,31 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from dtl import comparison, config, evaluation, features, images, split, storage, trainer
-from dtl.config import Config
+from dtl import (
+    comparison,
+    config,
+    evaluation,
+    features,
+    images,
+    split,
+    storage,
+    trainer,
+    tuning,
+)
+from dtl.config import Config, TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.report import ReportInput
-from dtl.types import DONE, SPLITS, Comparison, Evaluation, Extent, Head, Round
+from dtl.types import (
+    DONE,
+    SPLITS,
+    Comparison,
+    Evaluation,
+    Extent,
+    Head,
+    Round,
+    Tuning,
+    differences,
+)
 
 _PICTURE_SIDE = 256
 """Pixels of the longer side of a mistake's picture in the report."""
@@ -35,6 +55,9 @@ class Results:
     ``report.html``
     ``compare.json``      `Comparison`
     ``compare.html``      the page of it
+    ``tune.json``         `Tuning`
+    ``tune.html``         the page of it
+    ``tuned.toml``        the options of training that it found best
     ====================  ==============================================================
 
     Every file is written whole or not at all, and only where its content changes.
@@ -45,6 +68,8 @@ class Results:
         self.features = storage.join(self.url, "features.zarr")
         self.report = storage.join(self.url, "report.html")
         self.comparison_page = storage.join(self.url, "compare.html")
+        self.tuning_page = storage.join(self.url, "tune.html")
+        self.tuned = storage.join(self.url, "tuned.toml")
         self.head_file = storage.join(self.url, "head.npz")
         self.checkpoint = storage.join(self.url, "checkpoint.npz")
 
@@ -139,6 +164,21 @@ class Results:
         self._write("compare.html", html.encode())
         self._write("compare.json", comparison.to_json(value))
 
+    def tuning(self) -> Tuning | None:
+        """The search for options, if there was one."""
+        data = self._read("tune.json")
+        return None if data is None else tuning.from_json(data)
+
+    def write_tuning(self, value: Tuning, html: str) -> None:
+        """Keep a search, its page first; a report without it goes."""
+        storage.remove(self.report)
+        self._write("tune.html", html.encode())
+        self._write("tune.json", tuning.to_json(value))
+
+    def write_tuned(self, value: TrainConfig) -> None:
+        """Keep options of training as a file that ``train --config`` takes."""
+        self._write("tuned.toml", tomli_w.dumps({"train": config.to_dict(value)}).encode())
+
     def timings(self) -> dict[str, dict[str, Any]]:
         """Seconds, number and unit of what each stage did."""
         data = self._read("timings.json")
@@ -194,7 +234,19 @@ def report_input(
         n_conflicting=n_conflicting,
         timings=results.timings(),
         warnings=warnings(store),
+        tuning=tuning_of(results.tuning(), head.provenance),
     )
+
+
+def tuning_of(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
+    """A search on the features and the split that a head was made from; None for another."""
+    names = ("features", "weights_sha256", "split", "layer")
+    if found is None or differences(
+        {name: found.provenance[name] for name in names},
+        {name: made_from[name] for name in names},
+    ):
+        return None
+    return found
 
 
 _SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}

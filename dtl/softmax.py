@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Params = dict[str, NDArray[np.float32]]
-"""``kernel`` (n_features, n_classes), ``bias`` (n_classes,), and all else that passes from round to
-round, by names that start with theirs: the optimizer's state (`optimizers.STATE`), and the outer
-momentum (`averaging.outer_step`). What is missing is zeros."""
+"""``kernel`` (n_features, n_classes) and ``bias`` (n_classes,), or all of `types.WEIGHTS` for a
+head with a hidden layer; and all else that passes from round to round, by names that start with
+theirs: the optimizer's state (`optimizers.STATE`), and the outer momentum (`averaging.outer_step`).
+What is missing of that is zeros."""
 
 
 class Rows(Protocol):

@@ -1,4 +1,4 @@
-"""The third stage: a softmax head on the features, by local SGD on the workers and averaging.
+"""The third stage: a head on the features, by local SGD on the workers and averaging.
 
 A round is: every shard takes `averaging_frequency` steps from the current parameters, on its own
 rows, and a tree adds the results up to their average. Parameters stay on the workers; the driver
@@ -10,14 +10,16 @@ again what they held.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import io
 import itertools
 import logging
 import math
 import time
 import uuid
-import warnings
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,27 +30,47 @@ import pyarrow.parquet as pq
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dtl import averaging, lbfgs, replica, schedules, softmax, storage
+from dtl import averaging, lbfgs, optimizers, replica, schedules, starts, storage
 from dtl.averaging import Moments
 from dtl.checkpoint import Checkpoint, Keeper
 from dtl.config import TrainConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
-from dtl.types import TRAIN, VALIDATION, Head, Round, differences
-from dtl.workers import tree_reduce
+from dtl.types import TRAIN, VALIDATION, Head, Round
+from dtl.workers import Graph, hold, tree, tree_reduce
 
 log = logging.getLogger(__name__)
 
-_ROUNDS_AHEAD = 4
+ROUNDS_AHEAD = 4
+"""Submitted before the oldest round's numbers are waited for."""
+
 MOST_SHARDS = 8
 
 
 _NOT_IN_THE_HEAD = ("start_from", "checkpoint_every", "features_in")
 """Options that do not change a head; of the one that it starts from, the content does."""
 
-_WEIGHTS = ("kernel", "bias")
-"""What a head has of the parameters; the rest is the optimizer's."""
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What training starts with, on the workers.
+
+    Parameters
+    ----------
+    shards : list of futures of Shard
+    moments : future of Moments
+        Of the training rows.
+    start : future of Params
+        As `starts.submit` has it.
+    n_train : (n_shards,) int
+        Training rows of each shard.
+    """
+
+    shards: list[Future]
+    moments: Future
+    start: Future
+    n_train: NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +82,7 @@ class Fitted:
     last : Params
         After the last round.
     best : Params
-        Kernel and bias of the best validation; empty without validation.
+        The weights of the best validation; empty without validation.
     best_round : int
         Counted from 1; 0 without validation.
     history : list of Round
@@ -100,7 +122,7 @@ def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) 
         If the head to start from is gone.
     """
     options = {name: v for name, v in to_dict(config).items() if name not in _NOT_IN_THE_HEAD}
-    start = head_url(config.start_from) if config.start_from else ""
+    start = starts.head_url(config.start_from) if config.start_from else ""
     return {
         "features": store.settings,
         "weights_sha256": store.attrs["weights_sha256"],
@@ -112,11 +134,6 @@ def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) 
     }
 
 
-def head_url(url: str) -> str:
-    """Where the head is that `train.start_from` names: a file, or one in the folder of a run."""
-    return url if url.endswith(".npz") else storage.join(url, "head.npz")
-
-
 def train(
     store: FeatureStore,
     config: TrainConfig,
@@ -124,6 +141,7 @@ def train(
     seed: int,
     client: Client,
     *,
+    weights: str = "",
     checkpoint: str = "",
     overwrite: bool = False,
 ) -> tuple[Head, list[Round]]:
@@ -136,6 +154,9 @@ def train(
     layer : str
         Whose features.
     client : distributed.Client
+    weights : str
+        As ``features.weights``, where the network's own layer is what a hidden one starts from;
+        empty: as the features were made.
     checkpoint : str
         URL of the file to go on from, if it is there, and to keep until the head is safe, when
         whoever calls removes it. Empty: none.
@@ -153,10 +174,13 @@ def train(
     ValueError
         For settings that the store, the checkpoint or the head to start from does not fit, features
         that are not finite, or a learning rate that diverges.
+    OSError
+        If the head, or the network's weights, to start from cannot be had.
     """
     trained = train_both(
-        store, config, layer, seed, client, checkpoint=checkpoint, overwrite=overwrite
-    )
+        store, config, layer, seed, client,
+        weights=weights, checkpoint=checkpoint, overwrite=overwrite,
+    )  # fmt: skip
     return trained.head, trained.history
 
 
@@ -167,29 +191,17 @@ def train_both(
     seed: int,
     client: Client,
     *,
+    weights: str = "",
     checkpoint: str = "",
     overwrite: bool = False,
 ) -> Trained:
     """Train as `train` does, and return the last head and the best one."""
-    n_shards = count_shards(store, config)
-    split = store.read("split")
-    has_validation = bool((split == VALIDATION).any())
-    _check_classes(split, store)
+    has_validation = bool((store.read("split") == VALIDATION).any())
     _check_stopping(config, has_validation)
     made_from = provenance(store, config, layer, seed)
-    before = _head_to_start_from(config.start_from, store, layer) if config.start_from else None
     run = uuid.uuid4().hex[:8]
-    shards, moments = load_shards(
-        store, layer, n_shards, client, run, features_in=config.features_in
-    )
-    start = client.submit(
-        softmax.zeros, store.n_features(layer), len(store.class_names), key=f"start-{run}"
-    )
-    if before is not None:
-        held = _hold(client, before, f"head-{run}")
-        start = client.submit(replica.carry_over, start, held, moments, key=f"carry-over-{run}")
-    chunk = np.arange(store.n_images) // store.chunk_images
-    n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
+    ready = prepare(store, config, layer, seed, client, run, weights=weights)
+    shards, start, moments = ready.shards, ready.start, ready.moments
     if config.solver == "lbfgs":
         solved, history = lbfgs.solve(
             shards, start, config, client, run=run, has_validation=has_validation
@@ -199,7 +211,7 @@ def train_both(
         with ExitStack() as stack:
             keeper = stack.enter_context(Keeper(checkpoint, made_from)) if checkpoint else None
             fitted = fit_both(
-                shards, n_train, start, config, seed, client, run=run,
+                shards, ready.n_train, start, config, seed, client, run=run,
                 has_validation=has_validation, keeper=keeper,
                 resume=keeper.load(overwrite=overwrite) if keeper else None,
             )  # fmt: skip
@@ -207,8 +219,7 @@ def train_both(
 
     def head(params: Params) -> Head:
         return Head(
-            kernel=params["kernel"],
-            bias=params["bias"],
+            **replica.pick_weights(params),
             mean=final.mean.astype(np.float32),
             scale=final.scale(),
             class_names=store.class_names,
@@ -221,6 +232,41 @@ def train_both(
     if config.keep == "best":
         heads.reverse()
     return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
+
+
+def prepare(
+    store: FeatureStore,
+    config: TrainConfig,
+    layer: str,
+    seed: int,
+    client: Client,
+    run: str,
+    *,
+    weights: str = "",
+) -> Ready:
+    """Check what can be checked of a store, and bring its rows to the workers.
+
+    Parameters
+    ----------
+    weights : str
+        As `train` has it.
+
+    Raises
+    ------
+    ValueError
+        For more shards than chunks, no training rows, or a start that does not fit.
+    """
+    n_shards = count_shards(store, config)
+    split = store.read("split")
+    _check_classes(split, store)
+    found = starts.find(store, config, layer, weights, client, run)
+    shards, moments = load_shards(
+        store, layer, n_shards, client, run, features_in=config.features_in
+    )
+    start = starts.submit(found, store, config, layer, seed, moments, client, run)
+    chunk = np.arange(store.n_images) // store.chunk_images
+    n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
+    return Ready(shards, moments, start, n_train)
 
 
 def count_shards(store: FeatureStore, config: TrainConfig) -> int:
@@ -289,6 +335,7 @@ def fit(
     *,
     run: str,
     has_validation: bool,
+    show: bool = True,
 ) -> tuple[Params, list[Round]]:
     """Run all rounds.
 
@@ -302,11 +349,13 @@ def fit(
         Unique; in the names of the tasks.
     has_validation : bool
         Whether any shard has validation rows.
+    show : bool
+        How far it is, in the terminal.
 
     Returns
     -------
     params : Params
-        After the last round; with `config.keep` ``best``, kernel and bias of the best validation.
+        After the last round; with `config.keep` ``best``, the weights of the best validation.
     history : list of Round
 
     Raises
@@ -315,8 +364,9 @@ def fit(
         For features that are not finite, or a learning rate that diverges.
     """
     fitted = fit_both(
-        shards, n_train, start, config, seed, client, run=run, has_validation=has_validation
-    )
+        shards, n_train, start, config, seed, client, run=run, has_validation=has_validation,
+        show=show,
+    )  # fmt: skip
     return fitted.best if config.keep == "best" else fitted.last, fitted.history
 
 
@@ -332,6 +382,7 @@ def fit_both(
     has_validation: bool,
     keeper: Keeper | None = None,
     resume: Checkpoint | None = None,
+    show: bool = True,
 ) -> Fitted:
     """Run rounds as `fit` does, and return the last parameters and the best.
 
@@ -347,12 +398,13 @@ def fit_both(
     """
     _check_stopping(config, has_validation)
     n_shards, params = len(shards), start
-    plan = _Plan.make(n_train, config, seed)
-    log.info(
+    plan = Plan.make(n_train, config, seed)
+    log.log(
+        logging.INFO if show else logging.DEBUG,
         "training: %d rows in %d shards, %d rounds of %d batches of %d",
         plan.n_train, n_shards, plan.n_rounds, config.averaging_frequency, config.batch_size,
     )  # fmt: skip
-    class_weights = _submit_class_weights(client, shards, start, config, run)
+    class_weights = submit_class_weights(client, shards, start, config, run)
     history: list[Round] = []
     tally = _Tally(config)
     best: Future | Params = {}
@@ -362,7 +414,7 @@ def fit_both(
         history, best = list(resume.history), resume.best
         for done in history:
             tally.add(done)
-        params = _hold(client, resume.params, f"resumed-{run}")
+        params = hold(client, resume.params, f"resumed-{run}")
         began -= resume.seconds
     decided, averaged = params, client.submit(replica.begin, params, key=f"begin-{run}")
     pending: deque[tuple[int, Future, Future, Future | None]] = deque()
@@ -397,7 +449,10 @@ def fit_both(
         )
         return done, after
 
-    with track("training", plan.n_rounds, "rounds") as advance:
+    with (
+        track("training", plan.n_rounds, "rounds", show=show) as advance,
+        replica.one_blas_thread(),  # throughout, where the workers are threads of this process
+    ):
         advance(len(history))
 
         def decide() -> bool:
@@ -406,13 +461,11 @@ def fit_both(
             done, decided = read_oldest()
             too_long = 0 < config.max_seconds <= time.monotonic() - began
             if too_long and math.isnan(done.train_accuracy):
-                scores = _submit_scores(client, decided, shards, has_validation, f"{run}-last")
+                scores = submit_scores(client, decided, shards, has_validation, f"{run}-last")
                 done = replace(done, **scores.result())
             history.append(done)
             if tally.add(done):
-                best = client.submit(
-                    replica.pick, decided, _WEIGHTS, key=f"best-{run}-{done.round}"
-                )
+                best = client.submit(replica.pick_weights, decided, key=f"best-{run}-{done.round}")
             note = f"loss {done.loss:.4f}"
             if not math.isnan(tally.accuracy):
                 note += f", validation {tally.accuracy:.1%}"
@@ -433,17 +486,17 @@ def fit_both(
 
         stopped = False
         for index in range(len(history), plan.n_rounds):
-            averaged, params, stats = _submit_round(
+            averaged, params, stats = submit_round(
                 client, averaged, shards, index, plan, class_weights, f"{run}-{index}"
             )
             scored = (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds
             scores = (
-                _submit_scores(client, params, shards, has_validation, f"{run}-{index}")
+                submit_scores(client, params, shards, has_validation, f"{run}-{index}")
                 if scored
                 else None
             )
             pending.append((index, params, stats, scores))
-            stopped = len(pending) > _ROUNDS_AHEAD and decide()
+            stopped = len(pending) > ROUNDS_AHEAD and decide()
             if stopped:
                 break
         while pending and not stopped:
@@ -492,33 +545,6 @@ def _check_stopping(config: TrainConfig, has_validation: bool) -> None:
         )
 
 
-def _head_to_start_from(url: str, store: FeatureStore, layer: str) -> Head:
-    """The head that `train.start_from` names; ValueError where it is of other features."""
-    head = Head.from_bytes(storage.read_bytes(head_url(url)))
-    made = {name: head.provenance[name] for name in ("features", "layer")}
-    found = differences({"features": store.settings, "layer": layer}, made)
-    if head.class_names != store.class_names:
-        only = sorted({*head.class_names} ^ {*store.class_names})
-        found.append(
-            f"classes: {len(store.class_names)} here, {len(head.class_names)} there; not in both: "
-            + (", ".join(only[:10]) or "none, but their order differs")
-        )
-    if found:
-        raise ValueError(
-            f"The head at train.start_from = {url} cannot be trained further here:\n  "
-            + "\n  ".join(found)
-            + "\nStart from a head of the same classes, features and layer, or from none."
-        )
-    return head
-
-
-def _hold(client: Client, value: Any, key: str) -> Future:
-    """A value of the driver's as a task: unlike scattered data, it outlives a lost worker."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-        return client.submit(replica.same, value, key=key)
-
-
 def _value(params: Future | Params) -> Params:
     value: Params = params.result() if isinstance(params, Future) else params
     return value
@@ -539,7 +565,7 @@ def history_from_bytes(data: bytes) -> list[Round]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The arithmetic of rounds, steps and learning rates.
 
     Parameters
@@ -555,7 +581,8 @@ class _Plan:
     starts: tuple[int, ...]
 
     @classmethod
-    def make(cls, rows: NDArray[np.integer[Any]], config: TrainConfig, seed: int) -> _Plan:
+    def make(cls, rows: NDArray[np.integer[Any]], config: TrainConfig, seed: int) -> Plan:
+        """That of a training, from the training rows of each shard."""
         steps_per_epoch = math.ceil(rows.max() / config.batch_size)
         lengths = schedules.round_lengths(
             math.ceil(config.epochs * steps_per_epoch),
@@ -567,16 +594,25 @@ class _Plan:
 
     @property
     def n_rounds(self) -> int:
+        """All rounds, if nothing stops the training."""
         return len(self.starts) - 1
 
     @property
     def validate_every(self) -> int:
-        """Rounds between two validations."""
-        return self.config.validate_every or max(1, self.n_rounds // 30)
+        """Rounds between two validations.
+
+        A validation passes over all rows, which costs a third of an epoch's steps.
+        """
+        n_validations = min(30, math.ceil(self.config.epochs))
+        return self.config.validate_every or math.ceil(self.n_rounds / n_validations)
 
     def epoch(self, index: int) -> float:
         """Passes over the training rows at the end of a round."""
         return self.starts[index + 1] / self.steps_per_epoch
+
+    def rounds_until(self, epoch: float) -> int:
+        """The fewest rounds that make so many passes."""
+        return bisect.bisect_left(self.starts, math.ceil(epoch * self.steps_per_epoch))
 
     def learning_rates(self, index: int) -> list[float]:
         """Of the steps of a round."""
@@ -610,7 +646,7 @@ def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
         )  # fmt: skip
 
 
-def _submit_class_weights(
+def submit_class_weights(
     client: Client, shards: list[Future], params: Future, config: TrainConfig, run: str
 ) -> Future | None:
     """A future of (n_classes,) float32; None where all rows count the same."""
@@ -623,41 +659,57 @@ def _submit_class_weights(
     return client.submit(replica.balanced_weights, counts, params, key=f"class-weights-{run}")
 
 
-def _submit_round(
+def submit_round(
     client: Client,
     before: Future,
     shards: list[Future],
     index: int,
-    plan: _Plan,
+    plan: Plan,
     class_weights: Future | None,
     key: str,
+    *,
+    stack: Sequence[Plan] = (),
 ) -> tuple[Future, Future, Future]:
     """One round's tasks, from the first future that the round before returned, or `replica.begin`.
 
     Futures of what the next round starts from, of the parameters in it, and of the `RoundStats`.
+    Parameters that are a stack of heads take the steps of a `stack` of plans, which differ in
+    learning rate and penalty.
     """
-    config, rates = plan.config, plan.learning_rates(index)
-    parts = [
-        client.submit(
-            replica.local_steps,
-            before, shard, plan.starts[index], rates, config, plan.seed, class_weights,
-            key=f"local-steps-{key}-{s}",
-        )
-        for s, shard in enumerate(shards)
-    ]  # fmt: skip
-    both = tree_reduce(
-        client, parts, replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
-        last=replica.average, arguments=(before, config),
+    config = plan.config
+    settings: dict[str, Any] = {"rates": plan.learning_rates(index)}
+    if stack:
+        settings = {
+            "rates": list(zip(*(one.learning_rates(index) for one in stack), strict=True)),
+            "descend": functools.partial(
+                optimizers.descend_stack, l2s=tuple(one.config.l2 for one in stack)
+            ),
+        }
+    steps = functools.partial(
+        replica.local_steps,
+        first_step=plan.starts[index], config=config, seed=plan.seed, **settings,
     )  # fmt: skip
-    params = client.submit(replica.first, both, key=f"params-{key}")
-    return both, params, client.submit(replica.second, both, key=f"stats-{key}")
+    # All of a round at once: for every message, a scheduler has more to do than for its tasks.
+    graph: Graph = {
+        f"local-steps-{key}-{s}": (steps, before, shard, class_weights)
+        for s, shard in enumerate(shards)
+    }
+    sums, both = tree(
+        list(graph), replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
+        last=functools.partial(replica.average, config=config), arguments=(before,),
+    )  # fmt: skip
+    params, stats = f"params-{key}", f"stats-{key}"
+    graph |= sums | {params: (replica.first, both), stats: (replica.second, both)}
+    return tuple(client.get(graph, [both, params, stats], sync=False))
 
 
-def _submit_scores(
+def submit_scores(
     client: Client, params: Future, shards: list[Future], has_validation: bool, key: str
 ) -> Future:
-    parts = [
-        client.submit(replica.score_shard, params, shard, key=f"score-{key}-{s}")
-        for s, shard in enumerate(shards)
-    ]
-    return client.submit(replica.combine_scores, parts, has_validation, key=f"scores-{key}")
+    """A future of the scores, of training and validation rows, as fields of `Round`."""
+    graph: Graph = {
+        f"score-{key}-{s}": (replica.score_shard, params, shard) for s, shard in enumerate(shards)
+    }
+    scores = f"scores-{key}"
+    graph[scores] = (replica.combine_scores, list(graph), has_validation)
+    return client.get(graph, scores, sync=False)

@@ -22,6 +22,13 @@ PENDING, DONE, SKIPPED = range(3)
 """The `status` of a row of the feature store."""
 
 
+WEIGHTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
+"""What a head has learnt, from the features on; the first two where it has a hidden layer."""
+
+KERNELS = ("hidden_kernel", "kernel")
+"""Those of `WEIGHTS` that the penalty is on, and that changes and distances are told of."""
+
+
 class Extent(NamedTuple):
     """A part of a file: an image in a tar."""
 
@@ -151,19 +158,22 @@ class Description:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A softmax layer on standardised features.
+    """A softmax layer on standardised features, or on hidden units of them.
 
-    ``logits = (features - mean) / scale @ kernel + bias``
+    ``logits = (features - mean) / scale @ kernel + bias``, or ``units @ kernel + bias`` with
+    ``units = max(0, (features - mean) / scale @ hidden_kernel + hidden_bias)``.
 
     Parameters
     ----------
-    kernel : (n_features, n_classes) float32
+    kernel : (n_features or n_units, n_classes) float32
     bias : (n_classes,) float32
     mean, scale : (n_features,) float32
         Of the training rows; `scale` is 1 for a constant feature.
     class_names : tuple of str
     provenance : dict
         What it was trained on and how, as JSON's types.
+    hidden_kernel : (n_features, n_units) float32, optional
+    hidden_bias : (n_units,) float32, optional
     """
 
     kernel: NDArray[np.float32]
@@ -172,26 +182,49 @@ class Head:
     scale: NDArray[np.float32]
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    hidden_kernel: NDArray[np.float32] | None = None
+    hidden_bias: NDArray[np.float32] | None = None
+
+    @property
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Those of `WEIGHTS` that it has, by name."""
+        found = {name: getattr(self, name) for name in WEIGHTS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Kernel and bias of each layer, from the features on."""
+        weights = list(self.weights.values())
+        return list(zip(weights[::2], weights[1::2], strict=True))
+
+    @property
+    def n_units(self) -> int:
+        """Hidden units; 0 without a hidden layer."""
+        return 0 if self.hidden_bias is None else len(self.hidden_bias)
 
     def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Scores (n, n_classes) of features (n, n_features) as they are stored."""
-        standardised: NDArray[Any] = (features.astype(np.float32) - self.mean) / self.scale
-        logits: NDArray[np.float32] = standardised @ self.kernel + self.bias
+        outputs: NDArray[Any] = (features.astype(np.float32) - self.mean) / self.scale
+        *hidden, (kernel, bias) = self.layers
+        for hidden_kernel, hidden_bias in hidden:
+            outputs = np.maximum(outputs @ hidden_kernel + hidden_bias, 0)
+        logits: NDArray[np.float32] = outputs @ kernel + bias
         return logits
 
-    def folded(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The kernel and bias that take features as they are, not standardised.
+    def folded(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Kernel and bias of each layer, of which the first takes features as they are.
 
         Examples
         --------
         >>> one = np.ones(1, "f4")
         >>> Head(kernel=np.full((1, 1), 6, "f4"), bias=one, mean=3 * one, scale=2 * one,
         ...      class_names=("a",)).folded()
-        (array([[3.]], dtype=float32), array([-8.], dtype=float32))
+        [(array([[3.]], dtype=float32), array([-8.], dtype=float32))]
         """
-        kernel: NDArray[np.float64] = self.kernel.astype(np.float64) / self.scale[:, None]
-        bias = self.bias - self.mean.astype(np.float64) @ kernel
-        return kernel.astype(np.float32), bias.astype(np.float32)
+        (kernel, bias), *others = self.layers
+        wide: NDArray[np.float64] = kernel.astype(np.float64) / self.scale[:, None]
+        shifted = bias - self.mean.astype(np.float64) @ wide
+        return [(wide.astype(np.float32), shifted.astype(np.float32)), *others]
 
     def to_bytes(self) -> bytes:
         """The bytes of an .npz file, without pickles; the same head gives the same bytes."""
@@ -201,8 +234,7 @@ class Head:
         )
         np.savez(
             buffer,
-            kernel=self.kernel,
-            bias=self.bias,
+            **self.weights,  # type: ignore[arg-type]
             mean=self.mean,
             scale=self.scale,
             meta=np.frombuffer(meta.encode(), np.uint8),
@@ -222,8 +254,7 @@ class Head:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 meta = json.loads(arrays["meta"].tobytes())
                 return cls(
-                    kernel=arrays["kernel"],
-                    bias=arrays["bias"],
+                    **{name: arrays[name] for name in WEIGHTS if name in arrays},
                     mean=arrays["mean"],
                     scale=arrays["scale"],
                     class_names=tuple(meta["class_names"]),
@@ -300,7 +331,8 @@ class Round:
     learning_rate : float
         At the round's first step.
     update_ratio : float
-        Norm of the round's change of the kernel over the norm of the kernel.
+        Norm of the round's change of the kernel over the norm of the kernel; here and below, with
+        a hidden layer, of both kernels together.
     spread : float
         Root mean square distance of the replicas from their average, over the average's norm.
     step_s, average_s, wait_s : float
@@ -370,6 +402,64 @@ class Comparison:
     """Ways of training on the same features, the exact optimum first."""
 
     contenders: tuple[Contender, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How good a trial was after so many passes over the training rows."""
+
+    epoch: float
+    train_accuracy: float
+    train_loss: float
+    validation_accuracy: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of training's options, and how it did.
+
+    Parameters
+    ----------
+    learning_rate, l2, dropout, averaging_frequency
+        As `TrainConfig` has them.
+    rungs : tuple of Rung
+        At each cut that it came to, with finite scores.
+    diverged : bool
+        Before the next cut.
+    """
+
+    learning_rate: float
+    l2: float
+    dropout: float
+    averaging_frequency: int
+    rungs: tuple[Rung, ...] = ()
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Trials of training's options, the best first.
+
+    Parameters
+    ----------
+    trials : tuple of Trial
+        Those that were dropped at the same cut, by what they had there; diverged ones last.
+    cuts : tuple of float
+        Epochs after which trials were compared; the last is the whole training.
+    metric : {"validation_loss", "validation_accuracy"}
+        By which.
+    hints : tuple of str
+        What whoever takes the best trial should know.
+    provenance : dict
+        All that it follows from.
+    """
+
+    trials: tuple[Trial, ...]
+    cuts: tuple[float, ...]
+    metric: str
+    hints: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 

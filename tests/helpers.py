@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dtl import storage
+from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
-from dtl.types import ImageList
+from dtl.softmax import Params
+from dtl.types import WEIGHTS, ImageList
 
 ROOT = Path(__file__).parents[1]
 MakeStore = Callable[..., FeatureStore]
@@ -94,6 +97,44 @@ def contents(folder: Path) -> dict[str, bytes]:
 def all_files(url: str) -> dict[str, bytes]:
     """All files below a URL."""
     return {path: storage.read_bytes(storage.join(url, path)) for path, _ in storage.walk(url)}
+
+
+def descend_keras_model(
+    optimizer: Any,
+    config: TrainConfig,
+    params: Params,
+    features: np.ndarray,
+    labels: np.ndarray,
+    batches: Sequence[np.ndarray],
+    rates: Sequence[float],
+    class_weights: np.ndarray | float = 1.0,
+) -> list[np.ndarray]:
+    """The weights of a head with a hidden layer after steps that Keras and TensorFlow took.
+
+    Its Dense layers, cross-entropy, label smoothing, clipping and optimizer.
+    """
+    import keras
+    import tensorflow as tf
+
+    n_units, n_classes = params["kernel"].shape
+    layers = [keras.layers.Dense(n_units, activation="relu"), keras.layers.Dense(n_classes)]
+    model = keras.Sequential([keras.Input(features.shape[1:]), *layers])
+    model.set_weights([params[name] for name in WEIGHTS])
+    weights = model.trainable_weights
+    row_weights = np.broadcast_to(np.asarray(class_weights, np.float32), n_classes)
+    optimizer.global_clipnorm = config.clip_norm or None
+    for rows, rate in zip(batches, rates, strict=True):
+        targets = keras.utils.to_categorical(labels[rows], n_classes)
+        with tf.GradientTape() as tape:
+            losses = keras.losses.categorical_crossentropy(
+                targets, model(features[rows]), from_logits=True,
+                label_smoothing=config.label_smoothing,
+            )  # fmt: skip
+            loss = tf.reduce_mean(losses * row_weights[labels[rows]])
+            loss += config.l2 / 2 * sum(tf.reduce_sum(layer.kernel**2) for layer in layers)
+        optimizer.learning_rate = rate
+        optimizer.apply(tape.gradient(loss, weights), weights)
+    return [np.asarray(value) for value in model.get_weights()]
 
 
 def synthetic_store(

@@ -12,6 +12,7 @@ from dtl.averaging import (
     average,
     combine,
     combine_moments,
+    distance_and_norm,
     outer_step,
 )
 
@@ -69,6 +70,24 @@ def test_average_is_weighted_by_samples(weights, seed):
     assert spread == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("width", [2, 9])
+def test_spread_and_distance_are_of_both_kernels(width):
+    rng, weights = np.random.default_rng(0), [3, 1, 0, 5]
+    top = replicas(0, 4)
+    below = [{"hidden_kernel": rng.normal(size=(200, 100)).astype(np.float32)} for _ in weights]
+    all_params = [a | b for a, b in zip(below, top, strict=True)]
+    parts = [WeightedSum.of(p, n) for p, n in zip(all_params, weights, strict=True)]
+    params, spread = average([tree(parts, width)])
+    as_one = [np.concatenate([p["kernel"].ravel(), p["hidden_kernel"].ravel()]) for p in all_params]
+    mean = np.average(as_one, axis=0, weights=weights)
+    distances = ((np.array(as_one) - mean) ** 2).sum(axis=1)
+    expected = np.sqrt(np.average(distances, weights=weights) / (mean**2).sum())
+    assert spread == pytest.approx(expected, rel=1e-6)
+    change, norm = distance_and_norm(params, all_params[0])
+    assert norm == pytest.approx(np.linalg.norm(mean), rel=1e-5)
+    assert change == pytest.approx(np.linalg.norm(mean - as_one[0]), rel=1e-5)
+
+
 def test_empty_shards_are_harmless():
     (one,) = replicas(0, 1)
     broken = {name: np.full_like(value, np.nan) for name, value in one.items()}
@@ -119,8 +138,8 @@ def test_one_replica_comes_back_bit_for_bit():
 def test_outer_step_is_kerass_nesterov_on_the_negative_change(momentum, learning_rate):
     import keras
 
-    rounds = replicas(5, 6)
-    state = replicas(9, 1)[0]
+    rounds = [r | {"hidden_bias": r["bias"] + 1} for r in replicas(5, 6)]
+    state = replicas(9, 1)[0] | {"hidden_bias": np.ones(3, np.float32)}
     weights = {name: keras.Variable(value) for name, value in state.items()}
     keras_sgd = keras.optimizers.SGD(learning_rate, momentum, nesterov=True)
     for averaged in rounds:

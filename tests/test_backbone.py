@@ -413,16 +413,18 @@ def test_unknown_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "layer", "preprocess"),
+    ("layers", "layer", "preprocess", "n_units"),
     [
-        (("block1_pool",), "block1_pool", "network"),
-        (("block1_pool",), "block1_pool", "dl4j"),
-        (("block1_pool", "block2_pool"), "block2_pool", "network"),
+        (("block1_pool",), "block1_pool", "network", 0),
+        (("block1_pool",), "block1_pool", "dl4j", 0),
+        (("block1_pool", "block2_pool"), "block2_pool", "network", 0),
+        (("block1_pool",), "block1_pool", "network", 200),
     ],
 )
 def test_the_exported_classifier_predicts_what_the_head_does(
-    images: np.ndarray, tmp_path: Path, layers: tuple[str, ...], layer: str, preprocess: str
-) -> None:
+    images: np.ndarray, tmp_path: Path, layers: tuple[str, ...], layer: str, preprocess: str,
+    n_units: int,
+) -> None:  # fmt: skip
     spec = replace(FIRST, layers=layers, preprocess=preprocess)
     network = Backbone(spec)
     rng = np.random.default_rng(1)
@@ -438,6 +440,13 @@ def test_the_exported_classifier_predicts_what_the_head_does(
         class_names=("a", "b", "c"),
         provenance={"layer": layer},
     )
+    if n_units:
+        head = replace(
+            head,
+            hidden_kernel=rng.normal(size=(n_features, n_units)).astype(np.float32) / 8,
+            hidden_bias=np.full(n_units, 0.1, np.float32),
+            kernel=rng.normal(size=(n_units, 3)).astype(np.float32) / 10,
+        )
     logits = head.logits(features).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.ptp(expected, axis=0).min() > 0.05

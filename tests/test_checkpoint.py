@@ -23,6 +23,7 @@ from dtl.results import Results
 from dtl.types import TRAIN, VALIDATION, Head, Round
 
 CONFIG = TrainConfig(n_shards=4, epochs=6.0, batch_size=16, averaging_frequency=2, validate_every=2)
+HIDDEN = replace(CONFIG, hidden_units=12)
 
 
 def made(n_rounds: int = 3) -> Checkpoint:
@@ -86,11 +87,15 @@ def test_damaged_bytes_are_told() -> None:
         assert (found.params["kernel"] == expected).all()
 
 
+@pytest.mark.parametrize("n_units", [0, 8])
 def test_resumed_from_any_checkpoint_ends_with_the_same_bits(
-    make_store: MakeStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make_store: MakeStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    n_units: int,
+) -> None:  # fmt: skip
     store, url = make_store(), str(tmp_path / "checkpoint.npz")
-    config = replace(CONFIG, keep="best", stop_on="validation_accuracy", patience=100)
+    config = replace(
+        CONFIG, keep="best", stop_on="validation_accuracy", patience=100, hidden_units=n_units,
+    )  # fmt: skip
     plain = trainer.train_both(store, config, "fc2", 3, threads)
     n_rounds = len(plain.history)
     kept = keep_all(url, monkeypatch)
@@ -207,7 +212,7 @@ def test_stops_after_validations_without_a_better_one(
     )
     # However many rounds were on their way when it was known.
     for ahead in (0, 9):
-        monkeypatch.setattr(trainer, "_ROUNDS_AHEAD", ahead)
+        monkeypatch.setattr(trainer, "ROUNDS_AHEAD", ahead)
         again = trainer.train_both(store, stopping, "fc2", 0, threads)
         assert again.head.to_bytes() == last.head.to_bytes()
         assert again.other is not None
@@ -261,17 +266,18 @@ def test_results_keep_both_heads(make_store: MakeStore, threads: Client, tmp_pat
 # --- on from a saved head ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])
 def test_starts_from_a_head_as_the_same_function(
-    make_store: MakeStore, threads: Client, tmp_path: Path
+    make_store: MakeStore, threads: Client, tmp_path: Path, way: TrainConfig
 ) -> None:
     store = make_store()
-    first, _ = trainer.train(store, CONFIG, "fc2", 0, threads)
+    first, _ = trainer.train(store, way, "fc2", 0, threads)
     storage.write_bytes(str(tmp_path / "out" / "head.npz"), first.to_bytes())
     # Other training rows, so another mean and scale; and steps too small to see.
     split = store.read("split")
     split[np.flatnonzero(split == TRAIN)[::3]] = 2
     store.write_split(split, {"made": "again"})
-    config = replace(CONFIG, learning_rate=1e-9, start_from=str(tmp_path / "out"))
+    config = replace(way, learning_rate=1e-9, start_from=str(tmp_path / "out"))
     second, _ = trainer.train(store, config, "fc2", 0, threads)
     assert not np.allclose(second.mean, first.mean, rtol=1e-4)
     x = store.read("fc2")
@@ -280,9 +286,9 @@ def test_starts_from_a_head_as_the_same_function(
     # From the file itself it is the same head.
     file = replace(config, start_from=str(tmp_path / "out" / "head.npz"))
     assert trainer.train(store, file, "fc2", 0, threads)[0].to_bytes() == second.to_bytes()
-    further = replace(CONFIG, start_from=str(tmp_path / "out"))
+    further = replace(way, start_from=str(tmp_path / "out"))
     _, history = trainer.train(store, further, "fc2", 0, threads)
-    _, fresh = trainer.train(store, CONFIG, "fc2", 0, threads)
+    _, fresh = trainer.train(store, way, "fc2", 0, threads)
     assert history[0].loss < fresh[0].loss
 
 
@@ -302,6 +308,13 @@ def test_heads_of_something_else_are_no_start(
     for other, message in (
         (replace(head, class_names=(*head.class_names[:-1], "cat")), "not in both: cat, class 4"),
         (replace(head, class_names=head.class_names[::-1]), "their order differs"),
+        (
+            replace(
+                head, hidden_kernel=np.zeros((20, 7), "f4"), hidden_bias=np.zeros(7, "f4"),
+                kernel=np.zeros((7, 5), "f4"),
+            ),
+            "hidden units: asked for 0, stored 7",
+        ),
         (made_with(head, layer="fc1"), "asked for 'fc2', stored 'fc1'"),
         (made_with(head, features={"made": "elsewhere"}), "stored 'elsewhere'"),
     ):  # fmt: skip

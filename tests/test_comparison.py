@@ -121,6 +121,15 @@ def test_scikit_learn_is_refused_above_its_limit(make_store: MakeStore, threads:
         comparison.compare(store, CONFIG, replace(COMPARED, sklearn_mib=1), "fc2", 0, threads)
 
 
+def test_hidden_units_have_no_optimum_to_compare_with(
+    make_store: MakeStore, threads: Client
+) -> None:
+    with pytest.raises(ValueError, match=r"train.hidden_units = 9 has no such. Give --train.hid"):
+        comparison.compare(
+            make_store(100), replace(CONFIG, hidden_units=9), COMPARED, "fc2", 0, threads
+        )
+
+
 def test_scikit_learn_can_be_left_out(make_store: MakeStore, threads: Client) -> None:
     few = replace(COMPARED, shards=(2,), frequencies=(5,), sklearn_mib=0)
     found = comparison.compare(make_store(), CONFIG, few, "fc2", 0, threads)

@@ -72,6 +72,7 @@ def test_parameters_are_the_options_of_training() -> None:
     parameters = SoftmaxRegression().get_params()
     assert parameters.pop("random_state") == 0
     assert parameters.pop("client") is None
+    assert parameters.pop("verbose") is False
     assert parameters == {k: v for k, v in defaults.items() if k not in _NOT_OF_ARRAYS}
     with pytest.raises(TypeError, match="learning_rat"):
         SoftmaxRegression(learning_rat=0.1)
@@ -397,6 +398,18 @@ def test_frames_are_refused() -> None:
 def test_a_diverging_learning_rate_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Lower train\.learning_rate"):
         SoftmaxRegression(learning_rate=1e30, epochs=5.0, l2=0.1).fit(X, Y)
+
+
+@pytest.mark.parametrize("solver", ["averaging", "lbfgs"])
+def test_says_how_far_it_is_only_if_asked(
+    solver: str, threads: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = SoftmaxRegression(solver=solver, epochs=2, lbfgs_max_iterations=500, l2=0.1)
+    with caplog.at_level("INFO", "dtl"):
+        model.fit(*blobs())
+        assert not caplog.messages
+        model.set_params(verbose=True).fit(*blobs())
+    assert any(line.startswith(("training: ", "L-BFGS: ")) for line in caplog.messages)
 
 
 def test_prediction_refuses_what_was_not_trained_on() -> None:

@@ -1,12 +1,17 @@
 """Every optimizer against Keras' own of the same name, and what is done to its gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from helpers import descend_keras_model
 from sklearn.linear_model import LogisticRegression
 
+from dtl import hidden
 from dtl.config import TrainConfig
-from dtl.optimizers import STATE, descend, gradient_norm
+from dtl.optimizers import STATE, descend, descend_stack, gradient_norm, stack, unstack
 from dtl.softmax import balanced_weights, loss_and_gradient, zeros
+from dtl.types import WEIGHTS
 
 RATES = {"adam": 1e-2, "rmsprop": 1e-2, "adadelta": 1.0}
 
@@ -19,8 +24,10 @@ def problem(n=60, n_features=5, n_classes=4, seed=0):
     return features, labels
 
 
-def start(n_features=5, n_classes=4, seed=1):
+def start(n_features=5, n_classes=4, seed=1, n_units=0):
     params = zeros(n_features, n_classes)
+    if n_units:
+        params = hidden.start(n_features, n_units, n_classes, seed)
     params["kernel"] += np.random.default_rng(seed).normal(size=params["kernel"].shape)
     return params
 
@@ -99,12 +106,52 @@ def test_blocks_change_nothing(optimizer):
         np.testing.assert_allclose(params["kernel"], expected[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"l2": 0.0, "label_smoothing": 0.2}, {"clip_norm": 0.1}, {"clip_norm": 0.1, "l2": 0.0}],
+    ids=str,
+)
 @pytest.mark.parametrize("optimizer", STATE)
-def test_goes_on_where_it_stopped_to_the_same_bits(optimizer):
+def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
+    config = TrainConfig(optimizer=optimizer, hidden_units=300, **options)
+    # More than one block of the hidden kernel, the last one short.
+    features, labels = problem(60, 500)
+    batches = some_batches(10)
+    rates = (RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 10)).tolist()
+    weights = np.array([0.5, 1, 2, 0.7], np.float32)
+    params = start(500, n_units=300)
+    before = {name: value.copy() for name, value in params.items()}
+    optimizer = keras_optimizer(optimizer, config.momentum)
+    rows = features, labels, batches, rates
+    expected = descend_keras_model(optimizer, config, params, *rows, class_weights=weights)
+    descend(params, features, labels, batches, rates, config, class_weights=weights)
+    for name, value in zip(WEIGHTS, expected, strict=True):
+        assert params[name].dtype == np.float32
+        moved = np.linalg.norm(value - before[name])
+        assert np.linalg.norm(params[name] - value) < 1e-3 * moved
+
+
+def test_dropout_leaves_out_that_share_of_the_hidden_units():
+    """A unit that is left out of the only row learns nothing, above it or below."""
+    features, labels = np.ones((1, 3), np.float32), np.zeros(1, np.int32)
+    config = TrainConfig(optimizer="sgd", dropout=0.25, l2=0.0)
+    params = start(3, n_units=20_000)
+    params["hidden_kernel"] = np.abs(params["hidden_kernel"])  # so that all units are above 0
+    before = {name: value.copy() for name, value in params.items()}
+    descend(params, features, labels, [np.arange(1)], [1e-3], config)
+    above, below = (params[n] != before[n] for n in ("kernel", "hidden_kernel"))
+    assert (above.any(axis=1) == below.any(axis=0)).all()
+    assert above.any(axis=1).mean() == pytest.approx(0.75, abs=0.01)
+    assert (features == 1).all()
+
+
+@pytest.mark.parametrize("n_units", [0, 6])
+@pytest.mark.parametrize("optimizer", STATE)
+def test_goes_on_where_it_stopped_to_the_same_bits(optimizer, n_units):
     config = TrainConfig(optimizer=optimizer, dropout=0.3)
     features, labels = problem()
     batches, rates = some_batches(7), [0.01] * 7
-    whole, parts = start(), start()
+    whole, parts = start(n_units=n_units), start(n_units=n_units)
     descend(whole, features, labels, batches, rates, config)
     arrays = None
     for part in (slice(0, 3), slice(3, 7)):
@@ -114,7 +161,7 @@ def test_goes_on_where_it_stopped_to_the_same_bits(optimizer):
         )  # fmt: skip
         arrays = arrays or dict(parts)
     assert parts.keys() == whole.keys()
-    assert len(whole) == 2 + 2 * len(STATE[optimizer])
+    assert len(whole) == (4 if n_units else 2) * (1 + len(STATE[optimizer]))
     for name in whole:
         assert parts[name] is arrays[name]  # in place
         np.testing.assert_array_equal(parts[name], whole[name])
@@ -198,3 +245,51 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean():
                   {"first_step": 3, "seed": (1, 1)}):  # fmt: skip
         assert (first != kernel(**other)).any()
     assert (features == 1).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dropout": 0.3}, {"label_smoothing": 0.2}, {"clip_norm": 0.3}],
+    ids=str,
+)
+@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("shape", [(5, 4), (300, 130)])
+def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, options):
+    config = TrainConfig(optimizer=optimizer, **options)
+    features, labels = problem(60, *shape)
+    batches = some_batches(12)
+    alone, rates, l2s, losses = [], [], (0.0, 0.01, 0.5), []
+    for k in range(3):
+        rates.append((RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 12) / (k + 1)).tolist())
+        alone.append(start(*shape, seed=k))
+    params = stack(alone)
+    more = {"class_weights": np.linspace(0.5, 2, shape[1]).astype(np.float32), "first_step": 7}
+    for head, l2, some in zip(alone, l2s, rates, strict=True):
+        settings = replace(config, l2=l2)
+        losses.append(descend(head, features, labels, batches, some, settings, **more))
+    steps = list(zip(*rates, strict=True))
+    loss = descend_stack(params, features, labels, batches, steps, config, l2s=l2s, **more)
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+    for k, head in enumerate(alone):
+        one = unstack(params, k, n_heads=3)
+        assert one.keys() == head.keys()
+        for name in head:
+            np.testing.assert_allclose(one[name], head[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_stacked_head_that_diverges_spoils_no_other():
+    config = TrainConfig()
+    features, labels = problem()
+    batches, rates = some_batches(60), (0.1, 1e9, 0.1)
+    params = stack([start() for _ in rates])
+    alone = start()
+    with np.errstate(all="ignore"):
+        descend_stack(
+            params, features, labels, batches, [rates] * 60, config, l2s=(0.01, 0.01, 0.01)
+        )
+    descend(alone, features, labels, batches, [0.1] * 60, config)
+    assert not np.isfinite(unstack(params, 1, 3)["kernel"]).all()
+    for k in (0, 2):
+        np.testing.assert_allclose(
+            unstack(params, k, 3)["kernel"], alone["kernel"], rtol=1e-3, atol=1e-5
+        )

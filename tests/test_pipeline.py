@@ -102,6 +102,41 @@ def test_other_training_settings_train_again_and_name_them(
     assert "Run the evaluate stage first" in stale.stderr
 
 
+def test_a_hidden_layer_goes_through_every_stage(
+    run: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run
+    copy, first, local = tmp_path / "out", tmp_path / "first", ("--cluster.processes", "false")
+    subprocess.run(["cp", "-r", out, copy], check=True)
+    units = ("--train.hidden-units", "8", "--train.epochs", "30")
+    assert pipeline.main(["run", "--config", str(copy / "config.toml"), *units, "--out", str(copy),
+                          *local]) == 0  # fmt: skip
+    printed = capsys.readouterr()
+    assert "features: done before" in printed.err
+    head = Results(str(copy)).head()
+    assert head is not None
+    assert head.weights["hidden_kernel"].shape == (64, 8)
+    scores = json.loads((copy / "evaluation.json").read_text())["scores"]
+    assert scores["test"]["accuracy"] > 0.9
+    report = (copy / "report.html").read_text()
+    assert "head of 8 hidden units and softmax trained with" in report
+    assert "replicas of the hidden layer (8 units) and the softmax layer learn" in report
+
+    # On from it, and into one file.
+    subprocess.run(["cp", "-r", copy, first], check=True)
+    further = ["--train.start-from", str(first), "--train.epochs", "1"]
+    assert pipeline.main(["train", "--out", str(copy), *further, *local]) == 0
+    plain = ["--train.hidden-units", "0"]
+    capsys.readouterr()
+    assert pipeline.main(["train", "--out", str(copy), *further, *plain, *local]) == 1
+    assert "hidden units: asked for 0, stored 8" in capsys.readouterr().err
+    assert pipeline.main(["train", "--out", str(first), "--train.hidden-start", "network",
+                          *local]) == 1  # fmt: skip
+    assert "After block1_pool VGG16 has: block2_conv1 (Conv2D)" in capsys.readouterr().err
+    assert pipeline.main(["summary", "--train.hidden-units", "4096"]) == 0
+    assert "Trained: a hidden layer of 4,096 units, and a softmax" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("after_s", [0.5, 4, 9, 14])
 def test_killed_at_any_moment_goes_on_to_the_same_bits(
     run: tuple[Path, Path, str], tmp_path: Path, after_s: float
@@ -157,6 +192,7 @@ def test_summary_shows_the_cut() -> None:
     assert "102,764,544" in lines["fc1"]
     assert "frozen" in lines["fc1"]
     assert "not used" in lines["predictions"]
+    assert "Trained: a softmax layer, features x classes." in done.stdout
 
 
 def test_everything_in_memory_of_one_process(

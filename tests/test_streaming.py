@@ -4,6 +4,7 @@ import gc
 import pickle
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,13 +30,15 @@ def both(store: FeatureStore, chunks: range) -> tuple[Shard, Shard]:
 
 
 @pytest.mark.parametrize("workers", ["threads", "processes"])
-@pytest.mark.parametrize("optimum", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "lbfgs", "l2": 0.1}, {"hidden_units": 12, "dropout": 0.3}], ids=str
+)
 def test_same_bits_as_from_memory(
-    make_store: MakeStore, request: pytest.FixtureRequest, workers: str, optimum: bool
+    make_store: MakeStore, request: pytest.FixtureRequest, workers: str, options: dict[str, Any]
 ) -> None:
     client = request.getfixturevalue(workers)
     store = make_store()
-    config = replace(CONFIG, solver="lbfgs", l2=0.1) if optimum else CONFIG
+    config = replace(CONFIG, **options)
     heads = [
         trainer.train(store, replace(config, features_in=where), "fc2", 1, client)
         for where in ("memory", "store")

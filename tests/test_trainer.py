@@ -5,23 +5,25 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from helpers import MakeStore
+from helpers import MakeStore, descend_keras_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dtl import replica, softmax, trainer
+from dtl import hidden, replica, softmax, trainer
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.replica import Shard
-from dtl.types import TRAIN, VALIDATION, Head
+from dtl.types import TRAIN, VALIDATION, WEIGHTS, Head
 
 CONFIG = TrainConfig(n_shards=4, epochs=6.0, batch_size=16, averaging_frequency=5)
+HIDDEN = replace(CONFIG, hidden_units=12, dropout=0.3)
 
 
 def rows(store: FeatureStore, split: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +69,54 @@ def test_one_replica_that_averages_every_batch_is_plain_sgd(
     assert np.allclose(head.bias, bias, atol=1e-5)
 
 
+def test_one_replica_of_a_hidden_layer_is_keras_model(
+    make_store: MakeStore, threads: Client
+) -> None:
+    import keras
+
+    store = make_store(n_images=200)
+    config = replace(
+        CONFIG, n_shards=1, averaging_frequency=1, schedule="constant", hidden_units=30
+    )
+    head, history = trainer.train(store, config, "fc2", 7, threads)
+    x, y = rows(store, TRAIN)
+    x = (x - head.mean) / head.scale
+    split = store.read("split")
+    shard = Shard(0, x, y, tuple(int((split[store.rows(c)] == TRAIN).sum()) for c in range(4)))
+    batches = list(replica.local_batches(shard, 0, len(history), 16, 7))
+    start, sgd = hidden.start(20, 30, 5, seed=7), keras.optimizers.SGD(momentum=0.9, nesterov=True)
+    expected = descend_keras_model(sgd, config, start, x, y, batches, [0.02] * len(batches))
+    for name, value in zip(WEIGHTS, expected, strict=True):
+        np.testing.assert_allclose(getattr(head, name), value, atol=1e-4)
+        assert np.abs(value - start[name]).max() > 0.01
+
+
+def xor(make_store: MakeStore) -> FeatureStore:
+    """Two classes that no plane parts: whether two features have the same sign."""
+    store = make_store(n_images=1200, n_features=6, n_classes=2, chunk_images=150)
+    rng = np.random.default_rng(0)
+    for chunk in range(store.n_chunks):
+        label = store.read("label", chunk)
+        features = rng.normal(size=(len(label), 6)).astype(np.float32)
+        features[:, 0] = rng.choice([-2, 2], len(label)) + 0.5 * features[:, 0]
+        features[:, 1] = np.sign(features[:, 0]) * (4 * label - 2) + 0.5 * features[:, 1]
+        hashes = np.arange(len(label), dtype=np.uint64)
+        store.write_chunk(chunk, {"fc2": features}, hashes, [""] * len(label))
+    return store
+
+
+def test_a_hidden_layer_finds_what_softmax_cannot(make_store: MakeStore, threads: Client) -> None:
+    store = xor(make_store)
+    config = replace(CONFIG, epochs=20.0, learning_rate=0.05, l2=1e-3)
+    plain, _ = trainer.train(store, config, "fc2", 0, threads)
+    assert accuracy(plain, store, VALIDATION) < 0.65
+    head, history = trainer.train(store, replace(config, hidden_units=16), "fc2", 0, threads)
+    assert accuracy(head, store, VALIDATION) > 0.97
+    assert history[-1].validation_accuracy == pytest.approx(accuracy(head, store, VALIDATION))
+    kernels = np.concatenate([head.hidden_kernel.ravel(), head.kernel.ravel()])
+    assert history[-1].kernel_norm == pytest.approx(np.linalg.norm(kernels), rel=1e-5)
+
+
 def test_comes_within_half_a_point_of_the_exact_solver(
     make_store: MakeStore, threads: Client
 ) -> None:
@@ -98,8 +148,8 @@ def test_features_are_standardised_by_the_training_rows(
 def test_same_bits_on_any_workers(
     make_store: MakeStore, threads: Client, n_workers: int, processes: bool
 ) -> None:
-    store = make_store()
-    expected, _ = trainer.train(store, CONFIG, "fc2", 1, threads)
+    store, ways = make_store(), (CONFIG, HIDDEN)
+    expected = [trainer.train(store, config, "fc2", 1, threads)[0] for config in ways]
     with (
         LocalCluster(
             n_workers=n_workers,
@@ -109,15 +159,21 @@ def test_same_bits_on_any_workers(
         ) as local,
         Client(local) as client,
     ):
-        head, _ = trainer.train(store, CONFIG, "fc2", 1, client)
-    assert head.to_bytes() == expected.to_bytes()
+        heads = [trainer.train(store, config, "fc2", 1, client)[0] for config in ways]
+    for head, other in zip(heads, expected, strict=True):
+        assert head.to_bytes() == other.to_bytes()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"features_in": "memory"}, {"features_in": "store"}, {"hidden_units": 12, "dropout": 0.3}],
+    ids=str,
+)
 def test_same_bits_when_a_worker_is_killed_on_the_way(
-    make_store: MakeStore, threads: Client
+    make_store: MakeStore, threads: Client, options: dict[str, Any]
 ) -> None:
     store = make_store(n_images=2000, n_features=200)
-    config = replace(CONFIG, epochs=30.0)
+    config = replace(CONFIG, epochs=30.0, **options)
     expected, _ = trainer.train(store, config, "fc2", 1, threads)
     killed: list[int] = []
     with (
@@ -154,7 +210,8 @@ def test_the_seed_and_every_setting_change_the_head(make_store: MakeStore, threa
         {"schedule": "steps", "learning_rate_steps": "2:0.01"}, {"warmup_epochs": 1.0},
         {"dropout": 0.1}, {"label_smoothing": 0.1}, {"class_weights": "balanced"},
         {"clip_norm": 0.1}, {"averaging_frequency_end": 1}, {"outer_momentum": 0.5},
-        {"outer_learning_rate": 0.5},
+        {"outer_learning_rate": 0.5}, {"hidden_units": 8}, {"hidden_units": 9},
+        {"hidden_units": 9, "dropout": 0.1},
     )  # fmt: skip
     heads = [trainer.train(store, CONFIG, "fc2", 1, threads)[0]] + [
         trainer.train(store, replace(CONFIG, **change), "fc2", 0, threads)[0] for change in changes
@@ -169,11 +226,12 @@ EVERYTHING = replace(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("n_units", [0, 12])
 def test_same_bits_on_other_workers_with_every_option(
-    make_store: MakeStore, threads: Client
+    make_store: MakeStore, threads: Client, n_units: int
 ) -> None:
-    store = make_store()
-    expected, history = trainer.train(store, EVERYTHING, "fc2", 1, threads)
+    store, config = make_store(), replace(EVERYTHING, hidden_units=n_units)
+    expected, history = trainer.train(store, config, "fc2", 1, threads)
     assert history[0].loss > history[-1].loss
     with (
         LocalCluster(
@@ -181,7 +239,7 @@ def test_same_bits_on_other_workers_with_every_option(
         ) as local,
         Client(local) as client,
     ):
-        head, _ = trainer.train(store, EVERYTHING, "fc2", 1, client)
+        head, _ = trainer.train(store, config, "fc2", 1, client)
     assert head.to_bytes() == expected.to_bytes()
 
 
@@ -327,6 +385,17 @@ def test_history_says_what_happened(make_store: MakeStore, threads: Client) -> N
     assert repr(again) == repr(history)  # NaN is not equal to itself
 
 
+@pytest.mark.parametrize(("epochs", "n"), [(1.0, 1), (6.0, 6), (40.0, 27)])
+def test_one_validation_an_epoch_unless_told_otherwise(
+    make_store: MakeStore, threads: Client, epochs: float, n: int
+) -> None:
+    config = replace(CONFIG, n_shards=1, epochs=epochs, averaging_frequency=3)
+    _, history = trainer.train(make_store(200), config, "fc2", 0, threads)
+    scored = [r.round for r in history if not np.isnan(r.validation_accuracy)]
+    assert len(scored) == n
+    assert scored[-1] == len(history)
+
+
 def test_shards_without_training_rows_are_harmless(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_images=200, chunk_images=50)
     split = store.read("split")
@@ -360,8 +429,11 @@ def test_features_that_are_not_finite_name_the_image(
         trainer.train(store, CONFIG, "fc2", 0, threads)
 
 
-def test_a_diverging_learning_rate_is_told(make_store: MakeStore, threads: Client) -> None:
-    config = replace(CONFIG, learning_rate=1e30)
+@pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])
+def test_a_diverging_learning_rate_is_told(
+    make_store: MakeStore, threads: Client, way: TrainConfig
+) -> None:
+    config = replace(way, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"diverged in round 1.*Lower train.learning_rate"):
         trainer.train(make_store(), config, "fc2", 0, threads)
 

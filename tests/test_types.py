@@ -25,12 +25,26 @@ def make_head(seed=0, n_features=7, n_classes=3, **changes):
     return dataclasses.replace(head, **changes)
 
 
+def make_hidden_head(seed=0, n_features=7, n_units=4, n_classes=3):
+    rng = np.random.default_rng(seed)
+    return make_head(
+        seed, n_features, n_classes,
+        hidden_kernel=rng.normal(size=(n_features, n_units)).astype(np.float32),
+        hidden_bias=rng.normal(size=n_units).astype(np.float32),
+        kernel=rng.normal(size=(n_units, n_classes)).astype(np.float32),
+    )  # fmt: skip
+
+
 @settings(deadline=None)
-@given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 5))
-def test_head_round_trip(seed, n_features, n_classes):
+@given(st.integers(0, 99), st.integers(1, 9), st.integers(0, 4), st.integers(1, 5))
+def test_head_round_trip(seed, n_features, n_units, n_classes):
     head = make_head(seed, n_features, n_classes)
+    if n_units:
+        head = make_hidden_head(seed, n_features, n_units, n_classes)
+    assert head.n_units == n_units
     again = Head.from_bytes(head.to_bytes())
-    for name in ("kernel", "bias", "mean", "scale"):
+    assert again.weights.keys() == head.weights.keys()
+    for name in (*head.weights, "mean", "scale"):
         np.testing.assert_array_equal(getattr(again, name), getattr(head, name), strict=True)
     assert again.class_names == head.class_names
     assert again.provenance == head.provenance
@@ -47,6 +61,10 @@ def test_the_same_head_gives_the_same_bytes():
 
 
 def test_anyone_can_read_a_head():
+    with np.load(io.BytesIO(make_hidden_head().to_bytes()), allow_pickle=False) as arrays:
+        assert {"hidden_bias", "hidden_kernel"} == {*arrays} - {
+            "bias", "kernel", "mean", "meta", "scale",
+        }  # fmt: skip
     with np.load(io.BytesIO(make_head().to_bytes()), allow_pickle=False) as arrays:
         assert sorted(arrays) == ["bias", "kernel", "mean", "meta", "scale"]
 
@@ -123,11 +141,26 @@ def test_pickles_are_not_loaded():
 @settings(deadline=None)
 @given(st.integers(0, 99))
 def test_folded_equals_logits(seed):
-    head = make_head(seed)
     features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
-    kernel, bias = head.folded()
+    head = make_head(seed)
+    ((kernel, bias),) = head.folded()
     assert kernel.dtype == bias.dtype == np.float32
     np.testing.assert_allclose(features @ kernel + bias, head.logits(features), atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99))
+def test_folded_equals_logits_of_hidden_units(seed):
+    features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
+    head = make_hidden_head(seed)
+    standardised = (features - head.mean) / head.scale
+    units = np.maximum(standardised @ head.hidden_kernel + head.hidden_bias, 0)
+    expected = units @ head.kernel + head.bias
+    np.testing.assert_allclose(head.logits(features), expected, rtol=1e-6)
+    (hidden_kernel, hidden_bias), (kernel, bias) = head.folded()
+    assert hidden_kernel.dtype == hidden_bias.dtype == np.float32
+    folded = np.maximum(features @ hidden_kernel + hidden_bias, 0) @ kernel + bias
+    np.testing.assert_allclose(folded, expected, atol=2e-5)
 
 
 def test_logits_by_hand_and_of_float16():

@@ -1,0 +1,129 @@
+"""What a local step and a round of averaging cost beside what must be paid: `make bench`.
+
+4096 features, 257 classes, batches of 32.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import synthetic_store
+
+from dtl import cluster, config, softmax, trainer
+from dtl.config import TrainConfig
+
+N_TURNS = 5
+
+STEPS = """
+import statistics, sys, time
+import numpy as np
+import tensorflow as tf
+from dtl import optimizers
+from dtl.config import TrainConfig
+from dtl.replica import one_blas_thread
+
+N_FEATURES, N_CLASSES, BATCH, N_STEPS, N_TURNS = 4096, 257, 32, 50, 9
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+rng = np.random.default_rng(0)
+x = np.maximum(rng.normal(size=(2048, N_FEATURES)), 0).astype("f4")
+y = rng.integers(0, N_CLASSES, len(x)).astype("i4")
+settings = TrainConfig(learning_rate=0.01, l2=float(sys.argv[1]))
+order = np.random.default_rng(1).permutation(len(x))
+batches = [order[i * BATCH % 2016 :][:BATCH] for i in range(N_STEPS)]
+
+kernel, bias = (tf.Variable(tf.zeros(s)) for s in ((N_FEATURES, N_CLASSES), (N_CLASSES,)))
+velocities = [tf.Variable(tf.zeros_like(v)) for v in (kernel, bias)]
+
+@tf.function
+def step(features, labels):
+    logits = features @ kernel + bias
+    residual = (tf.nn.softmax(logits) - tf.one_hot(labels, N_CLASSES)) / BATCH
+    gradient = tf.matmul(features, residual, transpose_a=True)
+    if settings.l2:
+        gradient += settings.l2 * kernel
+    gradients = gradient, tf.reduce_sum(residual, 0)
+    # TensorFlow's own kernel: momentum and Nesterov's step in one pass.
+    for variable, velocity, gradient in zip((kernel, bias), velocities, gradients):
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle, accum=velocity.handle, lr=settings.learning_rate,
+            grad=gradient, momentum=settings.momentum, use_nesterov=True,
+        )
+
+def theirs():
+    for rows in batches:
+        step(x[rows], y[rows])
+    return kernel.numpy()
+
+params = {"kernel": np.zeros((N_FEATURES, N_CLASSES), "f4"), "bias": np.zeros(N_CLASSES, "f4")}
+
+def ours():
+    optimizers.descend(params, x, y, batches, [settings.learning_rate] * N_STEPS, settings)
+    return params["kernel"]
+
+with one_blas_thread():
+    assert np.allclose(ours(), theirs(), atol=1e-4)  # the same steps
+    times = {ours: [], theirs: []}
+    for _ in range(N_TURNS):
+        for turn in times:
+            started = time.perf_counter()
+            turn()
+            times[turn].append((time.perf_counter() - started) / N_STEPS)
+a, b = (statistics.median(times[turn]) for turn in (ours, theirs))
+print(f"l2 {settings.l2:g}: a step {1e3 * a:.2f} ms, tf.function {1e3 * b:.2f} ms")
+print(a / b)
+"""
+
+
+@pytest.mark.parametrize("l2", [0.01, 0.0])
+def test_a_step_is_near_the_fastest_known(l2: float) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, str(l2)], stdout=subprocess.PIPE, text=True, check=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    *said, ratio = done.stdout.splitlines()
+    print(*said, sep="\n")
+    print(f"step / tf.function = {float(ratio):.2f}")
+    assert float(ratio) <= 1.3
+
+
+def test_a_round_costs_little_beside_its_steps(tmp_path: Path) -> None:
+    """Rounds of few and of many steps take turns: what is left at no steps is the overhead."""
+    store = synthetic_store(str(tmp_path / "features.zarr"), 4096)
+    few, many, n_rounds = 2, 12, 30
+    settings = TrainConfig(n_shards=8, validate_every=1_000_000, checkpoint_every=0)
+    c = config.build({"cluster": {"n_workers": 1, "threads_per_worker": 2}})
+    with cluster.connect(c.cluster) as client:
+        shards, moments = trainer.load_shards(store, "fc2", 8, client, "bench")
+        start = client.submit(softmax.zeros, store.n_features("fc2"), len(store.class_names))
+        n_train = np.array(client.gather([client.submit(getattr, s, "n_train") for s in shards]))
+        per_epoch = -(-int(n_train.max()) // settings.batch_size)
+
+        def seconds_a_round(n_steps: int, turn: int) -> float:
+            asked = replace(
+                settings, averaging_frequency=n_steps, epochs=n_rounds * n_steps / per_epoch
+            )
+            _, history = trainer.fit(
+                shards, n_train, start, asked, 0, client, run=f"{n_steps}-{turn}",
+                has_validation=False, show=False,
+            )  # fmt: skip
+            waits = [r.step_s + r.average_s + r.wait_s for r in history[5:]]
+            return statistics.mean(waits)
+
+        seconds_a_round(few, -1)
+        overheads = []
+        for turn in range(N_TURNS):
+            short, long = (seconds_a_round(n, turn) for n in (few, many))
+            overheads.append(short - few * (long - short) / (many - few))
+            print(f"turn {turn}: rounds of {few} and {many} steps {short:.4f}, {long:.4f} s")
+        read = moments.result().n
+    overhead = statistics.median(overheads)
+    print(f"{read} rows, 8 shards on 2 threads: overhead of a round {1e3 * overhead:.1f} ms")
+    assert overhead < 0.025
