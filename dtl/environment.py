@@ -71,11 +71,16 @@ def pack(url: str) -> bool:
     Raises
     ------
     ValueError
-        For another ending, or packages besides dtl that are installed in editable mode, for they
-        are not in the environment.
+        For another ending; packages besides dtl that are installed in editable mode, for they are
+        not in the environment; or a Python of conda, which has libraries of its own.
     """
     if not url.endswith(".tar"):
         raise ValueError(f"The environment's archive must end in .tar. Received: {url!r}.")
+    if Path(sys.base_prefix, "conda-meta").is_dir():
+        raise ValueError(
+            f"{sys.base_prefix} is conda's. Pack it with `conda pack` (conda-pack), with dtl "
+            "installed without -e, and give that archive to --yarn.environment."
+        )
     if editable := [name for name in _editable() if name != "dtl"]:
         raise ValueError(
             f"Installed in editable mode, so not in the environment: {', '.join(editable)}. "

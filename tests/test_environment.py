@@ -95,3 +95,10 @@ def test_archives_that_others_made_will_do(tmp_path: Path) -> None:
 def test_another_ending(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.tar\. Received: '.*env\.zip'"):
         environment.pack(str(tmp_path / "env.zip"))
+
+
+def test_an_environment_of_conda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conda-meta").mkdir()
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"{tmp_path} is conda's\. Pack it with `conda pack`"):
+        environment.pack(str(tmp_path / "env.tar"))
