@@ -36,6 +36,9 @@ ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 _LEFT_OUT = {"test", "ensurepip", "idlelib", "turtledemo"}
 """Of the standard library; tests are a third of it."""
 
+_FOR_COMPILERS = (".h", ".hpp", ".inc", ".inl", ".cuh")
+"""A quarter of the files of an environment with TensorFlow; nodes would unpack them for nothing."""
+
 _INNER = "environment.tar.gz"
 _LAUNCHER = f"""\
 #!/bin/sh
@@ -187,7 +190,7 @@ def _below(folder: Path, name: str, left_out: set[str]) -> Iterator[tuple[str, P
             folders[:] = [f for f in folders if f not in left_out and not f.startswith("config-")]
         folders.sort()
         for file in sorted(files):
-            if not file.startswith("__editable__"):
+            if not file.startswith("__editable__") and not file.endswith(_FOR_COMPILERS):
                 yield Path(name, place, file).as_posix(), Path(above, file)
 
 

@@ -53,11 +53,14 @@ def test_an_unchanged_environment_is_not_packed_again(packed: tuple[Path, Path])
     assert url.stat() == before
     (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
     (site / "new.py").write_text("")
+    (site / "new.h").write_text("for compilers only")
     assert pack(python, url).stdout == f"Environment: {url}\n"
     with tarfile.open(url) as tar:
         assert tar.getnames() == ["bin/python", "environment.tar.gz"]
         with tarfile.open(fileobj=tar.extractfile("environment.tar.gz")) as inner:
-            assert any(name.endswith("site-packages/new.py") for name in inner.getnames())
+            names = inner.getnames()
+    assert any(name.endswith("site-packages/new.py") for name in names)
+    assert not any(name.endswith(".h") for name in names)
 
 
 def test_what_is_broken_is_named(packed: tuple[Path, Path], tmp_path: Path) -> None:

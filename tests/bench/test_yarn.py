@@ -50,4 +50,4 @@ def test_first_task_within_a_minute(yarn: MiniCluster, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         seconds[state] = float(first.read_text()) - started
         print(f"environment {state}: first task after {seconds[state]:.1f} s")
-    assert seconds["on the node"] < 60
+    assert max(seconds.values()) < 60
