@@ -116,7 +116,7 @@ def tune(
     heads = dict.fromkeys(range(len(ways)), ready.start)
     for level, (start, end) in enumerate(itertools.pairwise((0.0, *ends))):
         stacks = _stacks({k: ways[k] for k in heads}, most)
-        log.info("tuning: %d trials to epoch %.3g, in %d stacks", len(heads), end, len(stacks))
+        log.info("tuning: %d trials to epoch %.3g, trained as %d", len(heads), end, len(stacks))
         heads = _train(
             heads, stacks, plans, start, end, ready, class_weights, client, f"{run}-{level}"
         )
