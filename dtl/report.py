@@ -437,6 +437,8 @@ def _history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[s
 def _gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
     logarithmic = {"x_axis_type": "log", "y_axis_type": "log"}
     plot = _figure("above the optimum", "seconds", height=420, **logarithmic)
+    # Over less than two decades Bokeh would set even distances, nearly all at the right end.
+    plot.xaxis.ticker = [m * 10.0**exponent for exponent in range(-3, 6) for m in (1, 2, 5)]
     optimum = comparison.contenders[0].objective
     for contender in comparison.contenders:
         curve = contender.curve or ((contender.seconds, contender.objective),)

@@ -103,14 +103,14 @@ def photographs(
     data: Path, hadoop: MiniCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """Forty-eight real photographs of four classes, on a disk and on HDFS."""
-    folder = tmp_path_factory.mktemp("photographs")
+    folder, url = tmp_path_factory.mktemp("photographs"), f"{hadoop.url}/on_yarn/photographs"
     for name in ("001.ak47", "011.billiards", "061.dumb-bell", "178.school-bus"):
         (folder / name).mkdir()
         for photograph in sorted((data / "caltech256" / name).iterdir())[:12]:
             content = photograph.read_bytes()
             (folder / name / photograph.name).write_bytes(content)
-            storage.write_bytes(f"{hadoop.url}/photographs/{name}/{photograph.name}", content)
-    return folder, f"{hadoop.url}/photographs"
+            storage.write_bytes(f"{url}/{name}/{photograph.name}", content)
+    return folder, url
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def pictures(hadoop: MiniCluster, tmp_path_factory: pytest.TempPathFactory) -> s
     folder = tmp_path_factory.mktemp("pictures")
     draw(folder / "drawn", COLOURS, 8)
     for path, content in contents(folder).items():
-        storage.write_bytes(f"{hadoop.url}/{path}", content)
-    return f"{hadoop.url}/drawn"
+        storage.write_bytes(f"{hadoop.url}/on_yarn/{path}", content)
+    return f"{hadoop.url}/on_yarn/drawn"
 
 
 def same_results(local: Path, out: str, layer: str) -> None:
@@ -145,7 +145,7 @@ def test_real_photographs_and_a_worker_container_killed(
         data / "vgg16_imagenet_conv.npz", "--features.chunk-images", "8",
         "--split.train", "0.6", "--split.validation", "0.15", "--split.test", "0.25",
     ]  # fmt: skip
-    out = f"{yarn.url}/results"
+    out = f"{yarn.url}/on_yarn/results"
     status = f"{out}/features.zarr/status/c"
     killed: list[int] = []
     before: dict[str, Any] = {}
