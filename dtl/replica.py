@@ -186,12 +186,11 @@ def local_batches(
 def local_steps(
     before: tuple[Params, RoundStats | None],
     shard: Shard,
-    class_weights: NDArray[np.float32] | None,
-    *,
     first_step: int,
     rates: Sequence[Any],
     config: TrainConfig,
     seed: int,
+    class_weights: NDArray[np.float32] | None,
     descend: Callable[..., float] = optimizers.descend,
 ) -> Partial:
     """One shard's part of a round, whose first step is number `first_step` of the training.

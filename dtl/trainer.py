@@ -38,7 +38,7 @@ from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
 from dtl.types import TRAIN, VALIDATION, Head, Round
-from dtl.workers import Graph, hold, tree, tree_reduce
+from dtl.workers import hold, tree_reduce
 
 log = logging.getLogger(__name__)
 
@@ -677,39 +677,35 @@ def submit_round(
     learning rate and penalty.
     """
     config = plan.config
-    settings: dict[str, Any] = {"rates": plan.learning_rates(index)}
+    rates: Sequence[Any] = plan.learning_rates(index)
+    more: dict[str, Any] = {}
     if stack:
-        settings = {
-            "rates": list(zip(*(one.learning_rates(index) for one in stack), strict=True)),
-            "descend": functools.partial(
-                optimizers.descend_stack, l2s=tuple(one.config.l2 for one in stack)
-            ),
-        }
-    steps = functools.partial(
-        replica.local_steps,
-        first_step=plan.starts[index], config=config, seed=plan.seed, **settings,
-    )  # fmt: skip
-    # All of a round at once: for every message, a scheduler has more to do than for its tasks.
-    graph: Graph = {
-        f"local-steps-{key}-{s}": (steps, before, shard, class_weights)
+        rates = list(zip(*(one.learning_rates(index) for one in stack), strict=True))
+        more["descend"] = functools.partial(
+            optimizers.descend_stack, l2s=tuple(one.config.l2 for one in stack)
+        )
+    parts = [
+        client.submit(
+            replica.local_steps,
+            before, shard, plan.starts[index], rates, config, plan.seed, class_weights,
+            key=f"local-steps-{key}-{s}", **more,
+        )
         for s, shard in enumerate(shards)
-    }
-    sums, both = tree(
-        list(graph), replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
-        last=functools.partial(replica.average, config=config), arguments=(before,),
+    ]  # fmt: skip
+    both = tree_reduce(
+        client, parts, replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
+        last=replica.average, arguments=(before, config),
     )  # fmt: skip
-    params, stats = f"params-{key}", f"stats-{key}"
-    graph |= sums | {params: (replica.first, both), stats: (replica.second, both)}
-    return tuple(client.get(graph, [both, params, stats], sync=False))
+    params = client.submit(replica.first, both, key=f"params-{key}")
+    return both, params, client.submit(replica.second, both, key=f"stats-{key}")
 
 
 def submit_scores(
     client: Client, params: Future, shards: list[Future], has_validation: bool, key: str
 ) -> Future:
     """A future of the scores, of training and validation rows, as fields of `Round`."""
-    graph: Graph = {
-        f"score-{key}-{s}": (replica.score_shard, params, shard) for s, shard in enumerate(shards)
-    }
-    scores = f"scores-{key}"
-    graph[scores] = (replica.combine_scores, list(graph), has_validation)
-    return client.get(graph, scores, sync=False)
+    parts = [
+        client.submit(replica.score_shard, params, shard, key=f"score-{key}-{s}")
+        for s, shard in enumerate(shards)
+    ]
+    return client.submit(replica.combine_scores, parts, has_validation, key=f"scores-{key}")

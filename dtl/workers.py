@@ -139,58 +139,6 @@ def map_chunks(
             running.add(submit(more))
 
 
-Graph = dict[str, tuple[Any, ...]]
-"""Tasks as Dask has them: by key, a function and its arguments, keys and futures among them."""
-
-
-def tree(
-    parts: Sequence[str | Future],
-    combine: Callable[..., Any],
-    *,
-    name: str,
-    depth: int = 2,
-    last: Callable[..., Any] | None = None,
-    arguments: Sequence[Any] = (),
-) -> tuple[Graph, str]:
-    """Tasks that combine values in `depth` levels, neighbours first, and the key of the last.
-
-    The shape depends on the number of parts alone, so floating-point sums have the same bits
-    wherever the tasks run.
-
-    Parameters
-    ----------
-    parts : sequence of str or Future
-        Keys of other tasks, or futures.
-    combine : callable
-        Takes a list of values, returns a value of the same kind.
-    name : str
-        Of the tasks, in the dashboard; must be unique to this reduction.
-    last : callable, optional
-        Takes the place of `combine` at the root, with these `arguments` after the list.
-
-    Examples
-    --------
-    >>> graph, root = tree(["a", "b", "c"], sum, name="total")
-    >>> for key, task in graph.items():
-    ...     print(key, task[1:])
-    total-0-0 (['a', 'b'],)
-    total-0-1 (['c'],)
-    total-1-0 (['total-0-0', 'total-0-1'],)
-    """
-    fan_in = max(2, _root(len(parts), depth))
-    graph: Graph = {}
-    for level in itertools.count():
-        groups = [list(parts[i : i + fan_in]) for i in range(0, len(parts), fan_in)]
-        keys = [f"{name}-{level}-{i}" for i in range(len(groups))]
-        graph |= {key: (combine, group) for key, group in zip(keys, groups, strict=True)}
-        if len(keys) == 1:
-            break
-        parts = keys
-    if last is not None:
-        graph[keys[0]] = (last, *groups, *arguments)
-    return graph, keys[0]
-
-
 def tree_reduce(
     client: Client,
     parts: Sequence[Future],
@@ -198,13 +146,39 @@ def tree_reduce(
     *,
     name: str,
     depth: int = 2,
+    last: Callable[..., Any] | None = None,
+    arguments: Sequence[Any] = (),
 ) -> Future:
-    """Combine futures by a `tree`; nothing passes through the driver."""
-    return client.get(*tree(parts, combine, name=name, depth=depth), sync=False)
+    """Combine futures in `depth` levels, neighbours first; nothing passes through the driver.
+
+    The shape depends on the number of parts alone, so floating-point sums have the same bits
+    wherever the tasks run.
+
+    Parameters
+    ----------
+    combine : callable
+        Takes a list of values, returns a value of the same kind.
+    name : str
+        Of the tasks, in the dashboard; must be unique to this reduction.
+    last : callable, optional
+        Takes the place of `combine` at the root, with these `arguments` after the list.
+    """
+    fan_in = max(2, _root(len(parts), depth))
+    level, parts = 0, list(parts)
+    while len(parts) > 1 or level == 0:
+        groups = [parts[i : i + fan_in] for i in range(0, len(parts), fan_in)]
+        if last is not None and len(groups) == 1:
+            return client.submit(last, *groups, *arguments, key=f"{name}-{level}-0")
+        parts = [
+            client.submit(combine, group, key=f"{name}-{level}-{i}")
+            for i, group in enumerate(groups)
+        ]
+        level += 1
+    return parts[0]
 
 
 def tree_inputs(n_parts: int, depth: int = 2) -> int:
-    """How many values the tasks of a `tree` take in all.
+    """How many values the tasks of a `tree_reduce` take in all.
 
     Examples
     --------
