@@ -16,7 +16,7 @@ from dtl import evaluation, optimizers, trainer
 from dtl.config import CompareConfig, TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.types import SPLITS, TRAIN, Comparison, Contender, Head, Round
-from dtl.workers import tree_inputs
+from dtl.workers import in_groups, tree_inputs
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def compare(
     if compared.sklearn_mib:
         _check_sklearn(store, layer, compared.sklearn_mib)
     n_shards = trainer.count_shards(store, config)
+    n_tasks = len(in_groups(client, n_shards, config.shards_per_task))
     way = replace(config, solver="lbfgs")
     optimum, seconds, history = _train(store, way, layer, seed, client, _EXACT)
     n_passes = round(history[-1].epoch)
@@ -89,7 +90,7 @@ def compare(
         objective_gap=0.0,
         kernel_distance=0.0,
         seconds=seconds,
-        bytes_moved=n_passes * _pass_bytes(optimum, n_shards),
+        bytes_moved=n_passes * _pass_bytes(optimum, n_tasks),
         curve=_curve(history, seconds, config.l2),
         **_scores(store, optimum, config.l2, client),
     )
@@ -110,6 +111,7 @@ def compare(
     for n_shards, frequency in ways(compared, store.n_chunks):
         name = _name(n_shards, frequency)
         way = replace(config, solver="averaging", n_shards=n_shards, averaging_frequency=frequency)
+        n_tasks = len(in_groups(client, n_shards, config.shards_per_task))
         head, seconds, history = _train(store, way, layer, seed, client, name)
         keep(
             name,
@@ -117,7 +119,7 @@ def compare(
             n_shards=n_shards,
             averaging_frequency=frequency,
             seconds=seconds,
-            bytes_moved=len(history) * _round_bytes(optimum, n_shards, config),
+            bytes_moved=len(history) * _round_bytes(optimum, n_tasks, config),
             curve=_curve(history, seconds, config.l2),
         )
     if compared.sklearn_mib:
@@ -216,19 +218,18 @@ def _curve(history: list[Round], seconds: float, l2: float) -> tuple[tuple[float
 # --- bytes ---------------------------------------------------------------------------------------
 
 
-def _pass_bytes(head: Head, n_shards: int) -> int:
-    """Of a step of L-BFGS: float32 parameters to all shards, float64 gradients back."""
+def _pass_bytes(head: Head, n_tasks: int) -> int:
+    """Of a step of L-BFGS: float32 parameters to all tasks, float64 gradients back."""
     n = head.kernel.size + head.bias.size
-    return n * (4 * (1 + n_shards) + 8 * (tree_inputs(n_shards) + 1))
+    return n * (4 * (1 + n_tasks) + 8 * (tree_inputs(n_tasks) + 1))
 
 
-def _round_bytes(head: Head, n_shards: int, config: TrainConfig) -> int:
-    """Of a round: parameters and state, float32, to all shards and to the average and from all
-    shards; what the tree adds up on the way is float64.
+def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:
+    """Of a round: parameters and state, float32, to all tasks and to the last average, and from
+    all that are averaged.
     """
     n = (head.kernel.size + head.bias.size) * (1 + len(optimizers.STATE[config.optimizer]))
-    n_sums = tree_inputs(n_shards, config.aggregation_depth) - n_shards
-    return n * (4 * (2 * n_shards + 1) + 8 * n_sums)
+    return 4 * n * (n_tasks + 1 + tree_inputs(n_tasks, config.aggregation_depth))
 
 
 # --- scikit-learn --------------------------------------------------------------------------------

@@ -309,9 +309,17 @@ class TrainConfig(_Section):
         check=_not_negative,
         allowed="0 or more",
     )
-    aggregation_depth: int = option(
-        2, "levels of the tree that adds the replicas up", check=_positive, allowed="1 or more"
+    shards_per_task: int = option(
+        0,
+        "neighbouring shards that a task trains in turn; 0: as many, up to 4, as keep all threads "
+        "busy",
+        check=lambda v: v >= 0 and v & (v - 1) == 0,
+        allowed="0, 1, 2, 4 or another power of two",
     )
+    aggregation_depth: int = option(
+        2, "levels of the tree that averages what tasks trained", check=_positive,
+        allowed="1 or more",
+    )  # fmt: skip
     optimizer: Literal["nesterov", "sgd", "momentum", "adam", "rmsprop", "adadelta"] = option(
         "nesterov", "of the local steps, as Keras has it; each wants its own learning rate"
     )

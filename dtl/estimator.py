@@ -27,7 +27,7 @@ from dtl.averaging import Moments
 from dtl.config import FeaturesConfig, TrainConfig
 from dtl.replica import Shard
 from dtl.types import Round
-from dtl.workers import tree_reduce
+from dtl.workers import in_groups, tree_reduce
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -189,13 +189,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 averaging.combine_moments,
                 name=f"combine-moments-{run}",
             )
-            shards = [
+            groups = [
                 client.submit(
-                    _make_shard,
-                    s, rows[s::n_shards], labels[s::n_shards], moments, self.classes_,
-                    key=f"load-shard-{run}-{s}",
+                    _make_shards,
+                    indices,
+                    [rows[s::n_shards] for s in indices], [labels[s::n_shards] for s in indices],
+                    moments, self.classes_,
+                    key=f"load-shards-{run}-{g}",
                 )
-                for s in range(n_shards)
+                for g, indices in enumerate(in_groups(client, n_shards, config.shards_per_task))
             ]  # fmt: skip
             del rows, labels  # the workers let go of a block when its shard has been made
             start = client.submit(
@@ -204,12 +206,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             n_train = np.array([n_rows[s::n_shards].sum() for s in range(n_shards)])
             if config.solver == "lbfgs":
                 params, self.history_ = lbfgs.solve(
-                    shards, start, config, client, run=run, has_validation=False,
+                    groups, n_shards, start, config, client, run=run, has_validation=False,
                     show=self.verbose,
                 )  # fmt: skip
             else:
                 params, self.history_ = trainer.fit(
-                    shards, n_train, start, config, seed, client, run=run, has_validation=False,
+                    groups, n_train, start, config, seed, client, run=run, has_validation=False,
                     show=self.verbose,
                 )  # fmt: skip
             final: Moments = moments.result()
@@ -464,6 +466,19 @@ def _block_moments(rows: NDArray[Any], index: int) -> Moments:
 def _check_finite(rows: NDArray[Any], where: str = "") -> None:
     if not np.isfinite(rows).all():
         raise ValueError(f"Features must be finite. Received: NaN or infinity{where}.")
+
+
+def _make_shards(
+    indices: range,
+    rows: list[list[NDArray[Any]]],
+    labels: list[list[NDArray[Any]]],
+    moments: Moments,
+    classes: NDArray[Any],
+) -> list[Shard]:
+    return [
+        _make_shard(index, of_rows, of_labels, moments, classes)
+        for index, of_rows, of_labels in zip(indices, rows, labels, strict=True)
+    ]
 
 
 def _make_shard(

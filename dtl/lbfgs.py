@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import scipy.optimize
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dtl import replica
+from dtl import averaging, buffers, replica
 from dtl.config import TrainConfig
 from dtl.progress import track
 from dtl.replica import Shard
@@ -43,15 +43,22 @@ class Part:
     losses : dict of shard to float
         Mean cross-entropy of each shard's training rows.
     step_s, sum_s : float
-        Seconds of the slowest shard, and of adding up.
+        Seconds of the slowest task, and of adding up, from level to level.
     """
 
     kernel: NDArray[np.float64]
     bias: NDArray[np.float64]
     scores: NDArray[np.float64]
     losses: Mapping[int, float]
-    step_s: float
+    step_s: float = 0.0
     sum_s: float = 0.0
+
+
+def group_gradient(params: Params, group: Sequence[Shard]) -> Part:
+    """What `shard_gradient` says of neighbouring shards, added up."""
+    started = time.perf_counter()
+    total = averaging.pairwise((shard_gradient(params, shard) for shard in group), add)
+    return replace(total, step_s=time.perf_counter() - started)
 
 
 def shard_gradient(params: Params, shard: Shard) -> Part:
@@ -60,7 +67,6 @@ def shard_gradient(params: Params, shard: Shard) -> Part:
     A chunk's products are float32's, all else is float64's: the optimum's objective then agrees
     with scikit-learn's in float64 to 1e-8, in half the time.
     """
-    started = time.perf_counter()
     kernel, bias = params["kernel"], params["bias"]
     kernel_gradient, bias_gradient = np.zeros(kernel.shape), np.zeros(bias.shape)
     scores = np.zeros((2, 3))
@@ -81,31 +87,31 @@ def shard_gradient(params: Params, shard: Shard) -> Part:
             kernel_gradient += x[:n_train].T @ residual.astype(np.float32)
         bias_gradient += residual.sum(axis=0)
     losses = {shard.index: float(scores[0, 2] / shard.n_train)} if shard.n_train else {}
+    return Part(kernel_gradient, bias_gradient, scores, losses)
+
+
+def add(a: Part, b: Part) -> Part:
+    """Two parts of a step as one."""
     return Part(
-        kernel_gradient, bias_gradient, scores, losses, step_s=time.perf_counter() - started
+        np.add(a.kernel, b.kernel, out=buffers.empty(a.kernel.shape, np.float64)),
+        a.bias + b.bias,
+        a.scores + b.scores,
+        {**a.losses, **b.losses},
+        max(a.step_s, b.step_s),
+        max(a.sum_s, b.sum_s),
     )
 
 
 def combine(parts: list[Part]) -> Part:
-    """Add parts of a step up, from the first to the last."""
+    """Neighbouring parts of a step as one."""
     started = time.perf_counter()
-    kernel, bias, scores = parts[0].kernel.copy(), parts[0].bias.copy(), parts[0].scores.copy()
-    for part in parts[1:]:
-        kernel += part.kernel
-        bias += part.bias
-        scores += part.scores
-    return Part(
-        kernel,
-        bias,
-        scores,
-        {shard: loss for part in parts for shard, loss in part.losses.items()},
-        step_s=max(part.step_s for part in parts),
-        sum_s=max(part.sum_s for part in parts) + time.perf_counter() - started,
-    )
+    total = averaging.pairwise(parts, add)
+    return replace(total, sum_s=total.sum_s + time.perf_counter() - started)
 
 
 def solve(
-    shards: list[Future],
+    groups: list[Future],
+    n_shards: int,
     start: Future,
     config: TrainConfig,
     client: Client,
@@ -118,7 +124,9 @@ def solve(
 
     Parameters
     ----------
-    shards : list of futures of Shard
+    groups : list of futures of lists of Shard
+    n_shards : int
+        In all of them.
     start : future of Params
         Where to start from; the optimum is the same.
     config : TrainConfig
@@ -148,7 +156,7 @@ def solve(
     Byrd, Lu, Nocedal, Zhu (1995), "A limited memory algorithm for bound constrained optimization".
     """
     first: Params = start.result()
-    objective = _Objective(shards, first["kernel"].shape, config.l2, client, run)
+    objective = _Objective(groups, first["kernel"].shape, config.l2, client, run)
     history: list[Round] = []
     x0 = np.concatenate([first["kernel"].ravel(), first["bias"]]).astype(np.float64)
     before, last = x0, time.monotonic()
@@ -173,7 +181,7 @@ def solve(
                     round=len(history) + 1,
                     epoch=float(objective.n_evaluations),
                     loss=float(step.scores[0, 2] / step.scores[0, 0]),
-                    shard_loss=tuple(step.losses.get(s, np.nan) for s in range(len(shards))),
+                    shard_loss=tuple(step.losses.get(s, np.nan) for s in range(n_shards)),
                     learning_rate=np.nan,
                     update_ratio=change / norm if norm else 0.0,
                     spread=0.0,
@@ -181,7 +189,7 @@ def solve(
                     average_s=sum_s,
                     wait_s=max(elapsed - step_s - sum_s, 0.0),
                     kernel_norm=norm,
-                    **replica.combine_scores([step.scores], has_validation),
+                    **replica.combine_scores([[step.scores]], has_validation),
                 )
             )
             advance(1, f"objective {value:.6f}, gradient {step.gradient:.1e}")
@@ -229,9 +237,9 @@ class _Objective:
     """
 
     def __init__(
-        self, shards: list[Future], shape: tuple[int, ...], l2: float, client: Client, run: str
+        self, groups: list[Future], shape: tuple[int, ...], l2: float, client: Client, run: str
     ) -> None:
-        self._shards, self._shape, self._l2 = shards, shape, l2
+        self._groups, self._shape, self._l2 = groups, shape, l2
         self._client, self._run = client, run
         self.n_evaluations = 0
         self.steps: list[_Step] = []
@@ -243,8 +251,8 @@ class _Objective:
             warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
             params = client.submit(_same, _params(x, self._shape), key=f"lbfgs-params-{key}")
         parts = [
-            client.submit(shard_gradient, params, shard, key=f"gradient-{key}-{s}")
-            for s, shard in enumerate(self._shards)
+            client.submit(group_gradient, params, group, key=f"gradient-{key}-{g}")
+            for g, group in enumerate(self._groups)
         ]
         total: Part = tree_reduce(client, parts, combine, name=f"add-gradients-{key}").result()
         n = total.scores[0, 0]

@@ -146,7 +146,8 @@ def _add_state(params: Params, optimizer: str) -> None:
     """Zeros for the state that is missing."""
     for name in [name for name in WEIGHTS if name in params]:
         for slot in STATE[optimizer]:
-            params.setdefault(f"{name}_{slot}", np.zeros_like(params[name]))
+            if f"{name}_{slot}" not in params:
+                params[f"{name}_{slot}"] = np.zeros_like(params[name])
 
 
 class _Layer:

@@ -1,4 +1,8 @@
-"""One replica of local SGD, on a worker: its rows, its steps, its part of the average."""
+"""Replicas of local SGD, on a worker: their rows, their steps, their part of the average.
+
+A task takes a group of neighbouring shards, one after another: where there are more shards than
+threads, a task for each would cost a round more than its steps.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -16,7 +20,7 @@ import threadpoolctl
 from numpy.typing import NDArray
 
 from dtl import averaging, buffers, hidden, optimizers, softmax
-from dtl.averaging import Moments, WeightedSum
+from dtl.averaging import Mean, Moments
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.softmax import Params, Rows
@@ -93,13 +97,21 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """What one or more shards bring to a round's average."""
+    """What one or more shards bring to a round's average.
 
-    total: WeightedSum
-    losses: Mapping[int, float]
-    loss_sum: float
-    step_s: float
-    average_s: float
+    Parameters
+    ----------
+    mean : Mean
+    losses : dict of shard to float
+        Of those that have training rows.
+    step_s, average_s : float
+        Seconds of the steps of the slowest task, and of copying and merging, from level to level.
+    """
+
+    mean: Mean = field(default_factory=Mean)
+    losses: Mapping[int, float] = field(default_factory=dict)
+    step_s: float = 0.0
+    average_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,6 @@ class RoundStats:
     """What the driver learns of a round; see `Round`."""
 
     losses: Mapping[int, float]
-    loss: float
     update_ratio: float
     kernel_norm: float
     spread: float
@@ -132,6 +143,21 @@ def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
             + (" and --features.dtype float32." if store.dtype(layer) == np.float16 else ".")
         )
     return Moments.of(features[store.read("split", chunk) == TRAIN])
+
+
+def load_group(
+    store: FeatureStore,
+    layer: str,
+    indices: range,
+    n_shards: int,
+    moments: Moments,
+    features_in: str = "memory",
+) -> list[Shard]:
+    """Some of a store's shards; each has every `n_shards`-th chunk, from its index on."""
+    return [
+        load_shard(store, layer, i, range(i, store.n_chunks, n_shards), moments, features_in)
+        for i in indices
+    ]
 
 
 def load_shard(
@@ -185,7 +211,7 @@ def local_batches(
 
 def local_steps(
     before: tuple[Params, RoundStats | None],
-    shard: Shard,
+    group: Sequence[Shard],
     first_step: int,
     rates: Sequence[Any],
     config: TrainConfig,
@@ -193,22 +219,24 @@ def local_steps(
     class_weights: NDArray[np.float32] | None,
     descend: Callable[..., float] = optimizers.descend,
 ) -> Partial:
-    """One shard's part of a round, whose first step is number `first_step` of the training.
+    """A group's part of a round, whose first step is number `first_step` of the training.
 
-    It starts from what `average` returned: to wait for `first` to take the parameters out of that
-    would cost every round some milliseconds. `descend` takes the steps, with `rates`.
+    Every shard starts from what `average` returned: to wait for `first` to take the parameters out
+    of that would cost every round some milliseconds. `descend` takes the steps, with `rates`.
     """
-    if shard.n_train == 0:
-        return Partial(WeightedSum(), {}, 0.0, 0.0, 0.0)
-    started = time.perf_counter()
-    local = {
-        name: buffers.copy(value)
-        for name, value in first(before).items()
-        if not name.endswith(averaging.OUTER)
-    }
-    batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
-    # A diverging learning rate ends in infinities, which the driver reports.
-    with one_blas_thread(), np.errstate(all="ignore"):
+    started, start, took = time.perf_counter(), first(before), 0.0
+
+    def train(shard: Shard) -> Partial:
+        nonlocal took
+        if shard.n_train == 0:
+            return Partial()
+        local = {
+            name: buffers.copy(value)
+            for name, value in start.items()
+            if not name.endswith(averaging.OUTER)
+        }
+        batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
+        began = time.perf_counter()
         loss = descend(
             local, shard.rows(batches), shard.labels, batches, rates, config,
             class_weights=class_weights,
@@ -216,19 +244,33 @@ def local_steps(
             n_before=first_step if config.average_optimizer else 0,
             seed=(seed, shard.index),
         )  # fmt: skip
-    if not config.average_optimizer:
-        local = pick_weights(local)
-    total = WeightedSum.of(local, shard.n_train)
-    step_s = time.perf_counter() - started
-    return Partial(total, {shard.index: loss}, loss * shard.n_train, step_s, 0.0)
+        took += time.perf_counter() - began
+        if not config.average_optimizer:
+            local = pick_weights(local)
+        return Partial(Mean.of(local, shard.n_train), {shard.index: loss})
+
+    # A diverging learning rate ends in infinities, which the driver reports.
+    with one_blas_thread(), np.errstate(all="ignore"):
+        total = averaging.pairwise(map(train, group), merge)
+    return replace(total, step_s=took, average_s=time.perf_counter() - started - took)
+
+
+def merge(a: Partial, b: Partial) -> Partial:
+    """Two parts of a round as one."""
+    return Partial(
+        averaging.merge(a.mean, b.mean),
+        {**a.losses, **b.losses},
+        max(a.step_s, b.step_s),
+        max(a.average_s, b.average_s),
+    )
 
 
 def combine(parts: list[Partial]) -> Partial:
-    """Add parts of a round up, from the first to the last."""
+    """Neighbouring parts of a round as one."""
     started = time.perf_counter()
     with one_blas_thread(), np.errstate(all="ignore"):
-        total = averaging.combine([part.total for part in parts])
-    return _partial(parts, total, started)
+        total = averaging.pairwise(parts, merge)
+    return replace(total, average_s=total.average_s + time.perf_counter() - started)
 
 
 def begin(params: Params) -> tuple[Params, None]:
@@ -241,44 +283,37 @@ def average(
 ) -> tuple[Params, RoundStats]:
     """The parameters that the next round starts from, and what there is to tell of this one.
 
-    It adds the last parts up, too.
+    Raises
+    ------
+    ValueError
+        If no shard has training rows.
     """
-    started, start = time.perf_counter(), first(before)
+    total, started, start = combine(parts), time.perf_counter(), first(before)
+    if not total.mean.n_samples:
+        raise ValueError("No replica had training rows to learn from. Check the split.")
+    params = dict(total.mean.params)
     with one_blas_thread(), np.errstate(all="ignore"):
-        params, spread = averaging.average([part.total for part in parts])
         if config.outer_momentum or config.outer_learning_rate != 1:
             params = averaging.outer_step(
                 params, start,
                 momentum=config.outer_momentum, learning_rate=config.outer_learning_rate,
             )  # fmt: skip
         change, norm = averaging.distance_and_norm(params, start)
-    n_samples = sum(part.total.n_samples for part in parts)
-    part = _partial(parts, WeightedSum(), started)
-    stats = RoundStats(
-        losses=part.losses,
-        loss=part.loss_sum / n_samples,
+    apart = math.sqrt(total.mean.scatter / total.mean.n_samples)
+    return params, RoundStats(
+        losses=total.losses,
         update_ratio=change / norm if norm else 0.0,
         kernel_norm=norm,
-        spread=spread,
-        step_s=part.step_s,
-        average_s=part.average_s,
-    )
-    return params, stats
-
-
-def _partial(parts: list[Partial], total: WeightedSum, started: float) -> Partial:
-    return Partial(
-        total,
-        {shard: loss for part in parts for shard, loss in part.losses.items()},
-        sum(part.loss_sum for part in parts),
-        max(part.step_s for part in parts),
-        max(part.average_s for part in parts) + time.perf_counter() - started,
+        spread=apart / norm if norm else 0.0,
+        step_s=total.step_s,
+        average_s=total.average_s + time.perf_counter() - started,
     )
 
 
-def count_classes(shard: Shard) -> NDArray[np.int64]:
-    """Training rows of each class, up to the last that the shard has."""
-    return np.bincount(shard.labels[: shard.n_train]).astype(np.int64)
+def count_classes(group: Sequence[Shard]) -> NDArray[np.int64]:
+    """Training rows of each class, up to the last that the shards have."""
+    labels = np.concatenate([shard.labels[: shard.n_train] for shard in group])
+    return np.bincount(labels).astype(np.int64)
 
 
 def balanced_weights(counts: list[NDArray[np.int64]], params: Params) -> NDArray[np.float32]:
@@ -304,6 +339,11 @@ def pick_weights(params: Params) -> Params:
     return {name: params[name] for name in WEIGHTS if name in params}
 
 
+def score_group(params: Params, group: Sequence[Shard]) -> list[NDArray[np.float64]]:
+    """What `score_shard` says of each shard."""
+    return [score_shard(params, shard) for shard in group]
+
+
 def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
     """Rows, right ones and summed loss of the training and of the validation rows, (2, 3)."""
     sums = np.zeros((2, 3))
@@ -320,9 +360,12 @@ def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
     return sums
 
 
-def combine_scores(parts: list[NDArray[np.float64]], has_validation: bool) -> dict[str, float]:
-    """Fields of `Round` from the sums of all shards."""
-    (n_train, train_right, train_loss), (n, right, loss) = sum(parts[1:], start=parts[0])
+def combine_scores(
+    groups: list[list[NDArray[np.float64]]], has_validation: bool
+) -> dict[str, float]:
+    """Fields of `Round` from the sums of all shards, added up from the first to the last."""
+    parts = itertools.chain.from_iterable(groups)
+    (n_train, train_right, train_loss), (n, right, loss) = sum(parts, start=np.zeros((2, 3)))
     scores = {
         "train_accuracy": float(train_right / n_train),
         "train_loss": float(train_loss / n_train),
@@ -343,21 +386,24 @@ def one_blas_thread() -> Iterator[None]:
 
     The tasks of a process already use its processors, and a product's last bits depend on the
     number of its threads. Limits are of the process, so the first task in sets it and the last one
-    out lifts it; OpenBLAS takes twice as long for some products after each change, so whoever
-    starts many tasks in its own process does well to hold it.
+    out lifts it. After that OpenBLAS takes three times as long for the next product of a thread,
+    even where nothing has changed: so nothing is set where it is so already, as in Dask's worker
+    processes, and whoever starts many tasks in its own process does well to hold it.
     """
     global _blas_users, _blas_limit
     with _blas_lock:
         _blas_users += 1
-        if _blas_users == 1:
-            _blas_limit = _controller().limit(limits=1, user_api="blas")
+        blas = _controller().select(user_api="blas")
+        if _blas_users == 1 and any(lib.num_threads != 1 for lib in blas.lib_controllers):
+            _blas_limit = blas.limit(limits=1)
     try:
         yield
     finally:
         with _blas_lock:
             _blas_users -= 1
-            if _blas_users == 0:
+            if _blas_users == 0 and _blas_limit is not None:
                 _blas_limit.restore_original_limits()
+                _blas_limit = None
 
 
 _found: list[threadpoolctl.ThreadpoolController] = []

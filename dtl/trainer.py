@@ -1,9 +1,10 @@
 """The third stage: a head on the features, by local SGD on the workers and averaging.
 
 A round is: every shard takes `averaging_frequency` steps from the current parameters, on its own
-rows, and a tree adds the results up to their average. Parameters stay on the workers; the driver
-submits rounds ahead and reads only losses, and parameters for a checkpoint now and then. Random
-numbers come from (seed, shard, epoch), and the tree's shape from the number of shards, so the head
+rows, and a tree merges the results to their average. Parameters stay on the workers; the driver
+submits rounds ahead and reads only losses, and parameters for a checkpoint now and then. A task
+takes a group of shards, one after another, where there are more of them than threads. Random
+numbers come from (seed, shard, epoch), and the order of sums from the number of shards, so the head
 has the same bits on any number of workers, and when some are lost on the way: Dask then computes
 again what they held.
 """
@@ -38,7 +39,7 @@ from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
 from dtl.types import TRAIN, VALIDATION, Head, Round
-from dtl.workers import hold, tree_reduce
+from dtl.workers import hold, in_groups, tree_reduce
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ ROUNDS_AHEAD = 4
 MOST_SHARDS = 8
 
 
-_NOT_IN_THE_HEAD = ("start_from", "checkpoint_every", "features_in")
+_NOT_IN_THE_HEAD = (
+    "start_from", "checkpoint_every", "features_in", "shards_per_task", "aggregation_depth",
+)  # fmt: skip
 """Options that do not change a head; of the one that it starts from, the content does."""
 
 
@@ -58,7 +61,8 @@ class Ready:
 
     Parameters
     ----------
-    shards : list of futures of Shard
+    groups : list of futures of lists of Shard
+        Of neighbouring shards, each group for one task.
     moments : future of Moments
         Of the training rows.
     start : future of Params
@@ -67,7 +71,7 @@ class Ready:
         Training rows of each shard.
     """
 
-    shards: list[Future]
+    groups: list[Future]
     moments: Future
     start: Future
     n_train: NDArray[np.integer[Any]]
@@ -201,21 +205,21 @@ def train_both(
     made_from = provenance(store, config, layer, seed)
     run = uuid.uuid4().hex[:8]
     ready = prepare(store, config, layer, seed, client, run, weights=weights)
-    shards, start, moments = ready.shards, ready.start, ready.moments
     if config.solver == "lbfgs":
         solved, history = lbfgs.solve(
-            shards, start, config, client, run=run, has_validation=has_validation
-        )
+            ready.groups, len(ready.n_train), ready.start, config, client, run=run,
+            has_validation=has_validation,
+        )  # fmt: skip
         fitted = Fitted(solved, {}, 0, history)
     else:
         with ExitStack() as stack:
             keeper = stack.enter_context(Keeper(checkpoint, made_from)) if checkpoint else None
             fitted = fit_both(
-                shards, ready.n_train, start, config, seed, client, run=run,
+                ready.groups, ready.n_train, ready.start, config, seed, client, run=run,
                 has_validation=has_validation, keeper=keeper,
                 resume=keeper.load(overwrite=overwrite) if keeper else None,
             )  # fmt: skip
-    final: Moments = moments.result()
+    final: Moments = ready.moments.result()
 
     def head(params: Params) -> Head:
         return Head(
@@ -260,13 +264,14 @@ def prepare(
     split = store.read("split")
     _check_classes(split, store)
     found = starts.find(store, config, layer, weights, client, run)
-    shards, moments = load_shards(
-        store, layer, n_shards, client, run, features_in=config.features_in
-    )
+    groups, moments = load_groups(
+        store, layer, n_shards, client, run,
+        features_in=config.features_in, shards_per_task=config.shards_per_task,
+    )  # fmt: skip
     start = starts.submit(found, store, config, layer, seed, moments, client, run)
     chunk = np.arange(store.n_images) // store.chunk_images
     n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
-    return Ready(shards, moments, start, n_train)
+    return Ready(groups, moments, start, n_train)
 
 
 def count_shards(store: FeatureStore, config: TrainConfig) -> int:
@@ -286,7 +291,7 @@ def count_shards(store: FeatureStore, config: TrainConfig) -> int:
     return n_shards
 
 
-def load_shards(
+def load_groups(
     store: FeatureStore,
     layer: str,
     n_shards: int,
@@ -294,6 +299,7 @@ def load_shards(
     run: str,
     *,
     features_in: str = "memory",
+    shards_per_task: int = 0,
 ) -> tuple[list[Future], Future]:
     """Bring a store's rows to the workers, standardised by the training rows.
 
@@ -301,7 +307,7 @@ def load_shards(
 
     Returns
     -------
-    shards : list of futures of Shard
+    groups : list of futures of lists of Shard
     moments : future of Moments
         Of the training rows.
     """
@@ -314,19 +320,18 @@ def load_shards(
         averaging.combine_moments,
         name=f"combine-moments-{run}",
     )
-    shards = [
+    groups = [
         client.submit(
-            replica.load_shard,
-            store, layer, index, range(index, store.n_chunks, n_shards), moments, features_in,
-            key=f"load-shard-{run}-{index}",
+            replica.load_group, store, layer, indices, n_shards, moments, features_in,
+            key=f"load-shards-{run}-{g}",
         )
-        for index in range(n_shards)
+        for g, indices in enumerate(in_groups(client, n_shards, shards_per_task))
     ]  # fmt: skip
-    return shards, moments
+    return groups, moments
 
 
 def fit(
-    shards: list[Future],
+    groups: list[Future],
     n_train: NDArray[np.integer[Any]],
     start: Future,
     config: TrainConfig,
@@ -341,9 +346,10 @@ def fit(
 
     Parameters
     ----------
-    shards : list of futures of Shard
+    groups : list of futures of lists of Shard
+        Of neighbouring shards, the first group the first ones.
     n_train : (n_shards,) int
-        Training rows of each.
+        Training rows of each shard.
     start : future of Params
     run : str
         Unique; in the names of the tasks.
@@ -364,14 +370,14 @@ def fit(
         For features that are not finite, or a learning rate that diverges.
     """
     fitted = fit_both(
-        shards, n_train, start, config, seed, client, run=run, has_validation=has_validation,
+        groups, n_train, start, config, seed, client, run=run, has_validation=has_validation,
         show=show,
     )  # fmt: skip
     return fitted.best if config.keep == "best" else fitted.last, fitted.history
 
 
 def fit_both(
-    shards: list[Future],
+    groups: list[Future],
     n_train: NDArray[np.integer[Any]],
     start: Future,
     config: TrainConfig,
@@ -397,14 +403,14 @@ def fit_both(
         What to go on from.
     """
     _check_stopping(config, has_validation)
-    n_shards, params = len(shards), start
+    params, n_shards = start, len(n_train)
     plan = Plan.make(n_train, config, seed)
     log.log(
         logging.INFO if show else logging.DEBUG,
         "training: %d rows in %d shards, %d rounds of %d batches of %d",
         plan.n_train, n_shards, plan.n_rounds, config.averaging_frequency, config.batch_size,
     )  # fmt: skip
-    class_weights = submit_class_weights(client, shards, start, config, run)
+    class_weights = submit_class_weights(client, groups, start, config, run)
     history: list[Round] = []
     tally = _Tally(config)
     best: Future | Params = {}
@@ -416,8 +422,11 @@ def fit_both(
             tally.add(done)
         params = hold(client, resume.params, f"resumed-{run}")
         began -= resume.seconds
-    decided, averaged = params, client.submit(replica.begin, params, key=f"begin-{run}")
+    decided = averaged = client.submit(replica.begin, params, key=f"begin-{run}")
     pending: deque[tuple[int, Future, Future, Future | None]] = deque()
+
+    def params_after(averaged: Future, n_rounds: int) -> Future:
+        return client.submit(replica.first, averaged, key=f"params-{run}-{n_rounds}")
 
     def read_oldest() -> tuple[Round, Future]:
         nonlocal last
@@ -426,18 +435,20 @@ def fit_both(
         scores = scores_future.result() if scores_future else None
         now = time.monotonic()
         elapsed, last = now - last, now
-        if not (math.isfinite(stats.loss) and math.isfinite(stats.update_ratio)):
+        losses = np.array([stats.losses.get(s, math.nan) for s in range(n_shards)])
+        loss = float(np.average(losses[n_train > 0], weights=n_train[n_train > 0]))
+        if not (math.isfinite(loss) and math.isfinite(stats.update_ratio)):
             if keeper is not None:
                 keeper.remove()  # it leads to the same
             raise ValueError(
-                f"Training diverged in round {index + 1}: the loss is {stats.loss}. Lower "
+                f"Training diverged in round {index + 1}: the loss is {loss}. Lower "
                 f"train.learning_rate (now {config.learning_rate})."
             )
         done = Round(
             round=index + 1,
             epoch=plan.epoch(index),
-            loss=stats.loss,
-            shard_loss=tuple(stats.losses.get(s, math.nan) for s in range(n_shards)),
+            loss=loss,
+            shard_loss=tuple(losses.tolist()),
             learning_rate=plan.learning_rates(index)[0],
             update_ratio=stats.update_ratio,
             spread=stats.spread,
@@ -461,11 +472,13 @@ def fit_both(
             done, decided = read_oldest()
             too_long = 0 < config.max_seconds <= time.monotonic() - began
             if too_long and math.isnan(done.train_accuracy):
-                scores = submit_scores(client, decided, shards, has_validation, f"{run}-last")
+                params = params_after(decided, done.round)
+                scores = submit_scores(client, params, groups, has_validation, f"{run}-last")
                 done = replace(done, **scores.result())
             history.append(done)
             if tally.add(done):
-                best = client.submit(replica.pick_weights, decided, key=f"best-{run}-{done.round}")
+                params = params_after(decided, done.round)
+                best = client.submit(replica.pick_weights, params, key=f"best-{run}-{done.round}")
             note = f"loss {done.loss:.4f}"
             if not math.isnan(tally.accuracy):
                 note += f", validation {tally.accuracy:.1%}"
@@ -481,28 +494,27 @@ def fit_both(
                 )
                 return True
             if keeper and config.checkpoint_every and done.round % config.checkpoint_every == 0:
-                keeper.save(decided.result(), _value(best), history, time.monotonic() - began)
+                params = replica.first(decided.result())
+                keeper.save(params, _value(best), history, time.monotonic() - began)
             return False
 
         stopped = False
         for index in range(len(history), plan.n_rounds):
-            averaged, params, stats = submit_round(
-                client, averaged, shards, index, plan, class_weights, f"{run}-{index}"
+            averaged, stats = submit_round(
+                client, averaged, groups, index, plan, class_weights, f"{run}-{index}"
             )
-            scored = (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds
-            scores = (
-                submit_scores(client, params, shards, has_validation, f"{run}-{index}")
-                if scored
-                else None
-            )
-            pending.append((index, params, stats, scores))
+            scores = None
+            if (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds:
+                params = params_after(averaged, index + 1)
+                scores = submit_scores(client, params, groups, has_validation, f"{run}-{index}")
+            pending.append((index, averaged, stats, scores))
             stopped = len(pending) > ROUNDS_AHEAD and decide()
             if stopped:
                 break
         while pending and not stopped:
             stopped = decide()
         pending.clear()
-    return Fitted(decided.result(), _value(best), tally.best_round, history)
+    return Fitted(replica.first(decided.result()), _value(best), tally.best_round, history)
 
 
 class _Tally:
@@ -647,14 +659,14 @@ def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
 
 
 def submit_class_weights(
-    client: Client, shards: list[Future], params: Future, config: TrainConfig, run: str
+    client: Client, groups: list[Future], params: Future, config: TrainConfig, run: str
 ) -> Future | None:
     """A future of (n_classes,) float32; None where all rows count the same."""
     if config.class_weights == "none":
         return None
     counts = [
-        client.submit(replica.count_classes, shard, key=f"count-classes-{run}-{s}")
-        for s, shard in enumerate(shards)
+        client.submit(replica.count_classes, group, key=f"count-classes-{run}-{g}")
+        for g, group in enumerate(groups)
     ]
     return client.submit(replica.balanced_weights, counts, params, key=f"class-weights-{run}")
 
@@ -662,17 +674,17 @@ def submit_class_weights(
 def submit_round(
     client: Client,
     before: Future,
-    shards: list[Future],
+    groups: list[Future],
     index: int,
     plan: Plan,
     class_weights: Future | None,
     key: str,
     *,
     stack: Sequence[Plan] = (),
-) -> tuple[Future, Future, Future]:
+) -> tuple[Future, Future]:
     """One round's tasks, from the first future that the round before returned, or `replica.begin`.
 
-    Futures of what the next round starts from, of the parameters in it, and of the `RoundStats`.
+    Futures of what the next round starts from, parameters and numbers, and of the `RoundStats`.
     Parameters that are a stack of heads take the steps of a `stack` of plans, which differ in
     learning rate and penalty.
     """
@@ -687,25 +699,24 @@ def submit_round(
     parts = [
         client.submit(
             replica.local_steps,
-            before, shard, plan.starts[index], rates, config, plan.seed, class_weights,
-            key=f"local-steps-{key}-{s}", **more,
+            before, group, plan.starts[index], rates, config, plan.seed, class_weights,
+            key=f"local-steps-{key}-{g}", **more,
         )
-        for s, shard in enumerate(shards)
+        for g, group in enumerate(groups)
     ]  # fmt: skip
     both = tree_reduce(
-        client, parts, replica.combine, name=f"add-up-{key}", depth=config.aggregation_depth,
+        client, parts, replica.combine, name=f"average-{key}", depth=config.aggregation_depth,
         last=replica.average, arguments=(before, config),
     )  # fmt: skip
-    params = client.submit(replica.first, both, key=f"params-{key}")
-    return both, params, client.submit(replica.second, both, key=f"stats-{key}")
+    return both, client.submit(replica.second, both, key=f"stats-{key}")
 
 
 def submit_scores(
-    client: Client, params: Future, shards: list[Future], has_validation: bool, key: str
+    client: Client, params: Future, groups: list[Future], has_validation: bool, key: str
 ) -> Future:
     """A future of the scores, of training and validation rows, as fields of `Round`."""
     parts = [
-        client.submit(replica.score_shard, params, shard, key=f"score-{key}-{s}")
-        for s, shard in enumerate(shards)
+        client.submit(replica.score_group, params, group, key=f"score-{key}-{g}")
+        for g, group in enumerate(groups)
     ]
     return client.submit(replica.combine_scores, parts, has_validation, key=f"scores-{key}")

@@ -108,7 +108,7 @@ def tune(
     ends = cuts(config.epochs, tuned, len(ways))
     run = uuid.uuid4().hex[:8]
     ready = trainer.prepare(store, config, layer, seed, client, run, weights=weights)
-    class_weights = trainer.submit_class_weights(client, ready.shards, ready.start, config, run)
+    class_weights = trainer.submit_class_weights(client, ready.groups, ready.start, config, run)
     plans = [Plan.make(ready.n_train, way, seed) for way in ways]
     found = [Trial(w.learning_rate, w.l2, w.dropout, w.averaging_frequency) for w in ways]
     most = _STACKED // (store.n_features(layer) * len(store.class_names))
@@ -121,7 +121,7 @@ def tune(
             heads, stacks, plans, start, end, ready, class_weights, client, f"{run}-{level}"
         )
         scores = {
-            k: trainer.submit_scores(client, head, ready.shards, True, f"{run}-{level}-{k}")
+            k: trainer.submit_scores(client, head, ready.groups, True, f"{run}-{level}-{k}")
             for k, head in heads.items()
         }
         for k, future in scores.items():
@@ -315,12 +315,13 @@ def _train(
                 params = client.submit(optimizers.stack, [heads[k] for k in s], key=f"stack-{key}")
             both = client.submit(replica.begin, params, key=f"begin-{key}")
             for index in rounds[s]:
-                both, params, stats = trainer.submit_round(
-                    client, both, ready.shards, index, plans[s[0]], class_weights,
+                both, stats = trainer.submit_round(
+                    client, both, ready.groups, index, plans[s[0]], class_weights,
                     f"{key}-{index}", stack=[plans[k] for k in s] if n > 1 else (),
                 )  # fmt: skip
                 pending.append(stats)
                 wait(trainer.ROUNDS_AHEAD)
+            params = client.submit(replica.first, both, key=f"params-{key}")
             for i, k in enumerate(s):
                 after[k] = params
                 if n > 1:

@@ -151,8 +151,8 @@ def tree_reduce(
 ) -> Future:
     """Combine futures in `depth` levels, neighbours first; nothing passes through the driver.
 
-    The shape depends on the number of parts alone, so floating-point sums have the same bits
-    wherever the tasks run.
+    The shape depends on the number of parts alone, and each task but the last of a level combines
+    a power of two of them: what `averaging.pairwise` combines has the same bits in any such tree.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def tree_reduce(
     last : callable, optional
         Takes the place of `combine` at the root, with these `arguments` after the list.
     """
-    fan_in = max(2, _root(len(parts), depth))
+    fan_in = _fan_in(len(parts), depth)
     level, parts = 0, list(parts)
     while len(parts) > 1 or level == 0:
         groups = [parts[i : i + fan_in] for i in range(0, len(parts), fan_in)]
@@ -182,19 +182,57 @@ def tree_inputs(n_parts: int, depth: int = 2) -> int:
 
     Examples
     --------
-    >>> tree_inputs(8, depth=2)  # three sums of three, three and two; then one of these three
-    11
+    >>> tree_inputs(8, depth=2)  # two sums of four; then one of these two
+    10
     """
-    fan_in, total = max(2, _root(n_parts, depth)), n_parts
+    fan_in, total = _fan_in(n_parts, depth), n_parts
     while n_parts > 1:
         n_parts = -(-n_parts // fan_in)
         total += n_parts if n_parts > 1 else 0
     return total
 
 
-def _root(n: int, depth: int) -> int:
-    """The smallest whole fan-in whose tree of `depth` levels holds n leaves."""
-    fan_in = 1
+def _fan_in(n: int, depth: int) -> int:
+    """The smallest power of two whose tree of `depth` levels holds n leaves."""
+    fan_in = 2
     while fan_in**depth < n:
-        fan_in += 1
+        fan_in *= 2
     return fan_in
+
+
+_MOST_IN_A_GROUP = 4
+
+
+def in_groups(client: Client, n_parts: int, size: int = 0) -> list[range]:
+    """Runs of neighbouring parts, for a task each.
+
+    What is computed does not depend on it, only how much the tasks cost beside it.
+
+    Parameters
+    ----------
+    size : int
+        A power of two, as `tree_reduce` wants it; 0: the largest, up to 4, that leaves no thread
+        idle which would otherwise work. Workers that join later may find nothing to do.
+    """
+    size = size or group_size(n_parts, sum(w["nthreads"] for w in known_workers(client).values()))
+    return [range(i, min(i + size, n_parts)) for i in range(0, n_parts, size)]
+
+
+def group_size(n_parts: int, n_threads: int) -> int:
+    """The largest size of groups with which threads are done as early as with groups of one.
+
+    Examples
+    --------
+    >>> [group_size(8, n_threads) for n_threads in (1, 2, 3, 4, 8)]
+    [4, 4, 1, 2, 1]
+    """
+
+    def in_turn(size: int) -> int:
+        """Parts that the busiest thread takes."""
+        n_groups = -(-n_parts // size)
+        return -(-n_groups // max(n_threads, 1)) * min(size, n_parts)
+
+    size = _MOST_IN_A_GROUP
+    while in_turn(size) > in_turn(1):
+        size //= 2
+    return size

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
 from dtl.averaging import (
+    Mean,
     Moments,
-    WeightedSum,
-    average,
-    combine,
     combine_moments,
     distance_and_norm,
+    merge,
     outer_step,
+    pairwise,
 )
 
 
@@ -28,110 +28,140 @@ def replicas(seed, n, shape=(4, 3)):
     ]
 
 
-def tree(parts, width):
-    while len(parts) > 1:
-        parts = [combine(parts[k : k + width]) for k in range(0, len(parts), width)]
-    return parts[0]
+def means(all_params, weights):
+    return [Mean.of(p, n) for p, n in zip(all_params, weights, strict=True)]
 
 
-WEIGHTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=9).filter(any)
+def expected_scatter(all_params, weights):
+    """By the definition, in float64; of all kernels as one."""
+    kernels = [name for name in all_params[0] if name.endswith("kernel")]
+    as_one = np.array([np.concatenate([p[k].ravel() for k in kernels]) for p in all_params], "f8")
+    mean = np.average(as_one, axis=0, weights=weights)
+    return (((as_one - mean) ** 2).sum(axis=1) * weights).sum()
 
 
-@settings(deadline=None)
-@given(WEIGHTS, st.integers(0, 99), st.randoms(use_true_random=False), st.integers(2, 9))
-def test_the_order_of_combination_does_not_matter(weights, seed, random, width):
-    parts = [
-        WeightedSum.of(params, n)
-        for params, n in zip(replicas(seed, len(weights)), weights, strict=True)
-    ]
-    params, spread = average(parts)
-    random.shuffle(parts)
-    other_params, other_spread = average([tree(parts, width)])
-    for name in params:
-        np.testing.assert_allclose(other_params[name], params[name], rtol=0, atol=1e-6)
-    assert other_spread == pytest.approx(spread, abs=1e-6)
+WEIGHTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=17).filter(any)
+
+
+@given(st.integers(1, 40), st.integers(0, 4))
+def test_the_tree_is_the_same_however_runs_were_merged(n, level):
+    def join(a, b):
+        return f"({a} {b})"
+
+    leaves, width = [str(i) for i in range(n)], 2**level
+    runs = [pairwise(leaves[k : k + width], join) for k in range(0, n, width)]
+    assert pairwise(runs, join) == pairwise(leaves, join)
+
+
+def test_pairs_are_merged_as_soon_as_they_are_there():
+    held, most = 0, 0
+
+    def leaves():
+        nonlocal held, most
+        for _ in range(64):
+            held += 1
+            most = max(most, held)
+            yield 1
+
+    def add(a, b):
+        nonlocal held
+        held -= 1
+        return a + b
+
+    assert pairwise(leaves(), add) == 64
+    assert most == 7
+
+
+def test_nothing_to_merge():
+    with pytest.raises(ValueError, match="nothing to merge"):
+        pairwise([], merge)
 
 
 @settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 99))
-def test_average_is_weighted_by_samples(weights, seed):
+def test_a_mean_is_weighted_by_samples(weights, seed):
     all_params = replicas(seed, len(weights))
-    total = combine([WeightedSum.of(p, n) for p, n in zip(all_params, weights, strict=True)])
+    total = pairwise(means(all_params, weights), merge)
     assert total.n_samples == sum(weights)
-    params, spread = average([total])
-    for name, value in params.items():
+    for name, value in total.params.items():
         assert value.dtype == np.float32
         stacked = np.stack([p[name] for p in all_params]).astype(np.float64)
         np.testing.assert_allclose(value, np.average(stacked, axis=0, weights=weights), atol=1e-6)
-    kernels = np.stack([p["kernel"] for p in all_params]).astype(np.float64)
-    mean = np.average(kernels, axis=0, weights=weights)
-    distances = ((kernels - mean) ** 2).sum(axis=(1, 2))
-    expected = np.sqrt(np.average(distances, weights=weights) / (mean**2).sum())
-    assert spread == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    scatter = expected_scatter(all_params, weights)
+    assert total.scatter == pytest.approx(scatter, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("width", [2, 9])
-def test_spread_and_distance_are_of_both_kernels(width):
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 99), st.integers(0, 4))
+def test_a_mean_has_the_same_bits_whatever_a_task_takes(weights, seed, level):
+    parts, width = means(replicas(seed, len(weights)), weights), 2**level
+    runs = [pairwise(parts[k : k + width], merge) for k in range(0, len(parts), width)]
+    once, twice = pairwise(parts, merge), pairwise(runs, merge)
+    assert (twice.n_samples, twice.scatter) == (once.n_samples, once.scatter)
+    for name in once.params:
+        np.testing.assert_array_equal(twice.params[name], once.params[name], strict=True)
+
+
+def test_scatter_and_distance_are_of_both_kernels():
     rng, weights = np.random.default_rng(0), [3, 1, 0, 5]
     top = replicas(0, 4)
     below = [{"hidden_kernel": rng.normal(size=(200, 100)).astype(np.float32)} for _ in weights]
     all_params = [a | b for a, b in zip(below, top, strict=True)]
-    parts = [WeightedSum.of(p, n) for p, n in zip(all_params, weights, strict=True)]
-    params, spread = average([tree(parts, width)])
-    as_one = [np.concatenate([p["kernel"].ravel(), p["hidden_kernel"].ravel()]) for p in all_params]
-    mean = np.average(as_one, axis=0, weights=weights)
-    distances = ((np.array(as_one) - mean) ** 2).sum(axis=1)
-    expected = np.sqrt(np.average(distances, weights=weights) / (mean**2).sum())
-    assert spread == pytest.approx(expected, rel=1e-6)
-    change, norm = distance_and_norm(params, all_params[0])
-    assert norm == pytest.approx(np.linalg.norm(mean), rel=1e-5)
-    assert change == pytest.approx(np.linalg.norm(mean - as_one[0]), rel=1e-5)
+    total = pairwise(means(all_params, weights), merge)
+    assert total.scatter == pytest.approx(expected_scatter(all_params, weights), rel=1e-5)
+    flat, first = (
+        np.concatenate([p["kernel"].ravel(), p["hidden_kernel"].ravel()]).astype(np.float64)
+        for p in (total.params, all_params[0])
+    )
+    change, norm = distance_and_norm(total.params, all_params[0])
+    assert norm == pytest.approx(np.linalg.norm(flat), rel=1e-5)
+    assert change == pytest.approx(np.linalg.norm(flat - first), rel=1e-5)
+
+
+def test_replicas_close_together_have_an_exact_scatter():
+    (one,), far = replicas(0, 1, (300, 257)), np.float32(1e-4)
+    all_params = [{name: v + far * k for name, v in one.items()} for k in range(4)]
+    total = pairwise(means(all_params, [5, 5, 5, 5]), merge)
+    assert total.scatter == pytest.approx(expected_scatter(all_params, [5] * 4), rel=1e-4)
 
 
 def test_empty_shards_are_harmless():
     (one,) = replicas(0, 1)
     broken = {name: np.full_like(value, np.nan) for name, value in one.items()}
-    empty = WeightedSum.of(broken, 0)
-    full = WeightedSum.of(one, 7)
-    for parts in ([empty, full], [full, empty, empty], [combine([empty]), full], [combine([])]):
-        params, spread = average([*parts, full])
-        np.testing.assert_array_equal(params["kernel"], one["kernel"])
-        np.testing.assert_array_equal(params["bias"], one["bias"])
-        assert spread == pytest.approx(0, abs=1e-7)
+    empty, full = Mean.of(broken, 0), Mean.of(one, 7)
+    for parts in ([empty, full], [full, empty, empty], [empty, empty, full, full]):
+        total = pairwise(parts, merge)
+        np.testing.assert_array_equal(total.params["kernel"], one["kernel"])
+        np.testing.assert_array_equal(total.params["bias"], one["bias"])
+        assert total.scatter == 0
+    assert pairwise([empty, empty], merge).n_samples == 0
 
 
-def test_adding_up_changes_no_part():
-    parts = [WeightedSum.of(params, 3) for params in replicas(0, 3)]
-    parts.append(combine(parts[:2]))
-    before = [part.values["kernel"].copy() for part in parts]
-    combine(parts)
-    average(parts)
+def test_merging_changes_no_part():
+    parts = means(replicas(0, 3), [3, 3, 3])
+    before = [part.params["kernel"].copy() for part in parts]
+    pairwise(parts, merge)
     for part, kernel in zip(parts, before, strict=True):
-        np.testing.assert_array_equal(part.values["kernel"], kernel, strict=True)
+        np.testing.assert_array_equal(part.params["kernel"], kernel, strict=True)
 
 
 def test_more_numbers_than_a_block_against_numpy():
-    shape = (300, 257)  # several blocks, the last of them short
-    all_params, weights = replicas(1, 8, shape), np.array([5, 0, 7, 1, 1, 30_607, 3, 2])
-    leaves = [WeightedSum.of(p, n) for p, n in zip(all_params, weights.tolist(), strict=True)]
-    for parts in (leaves, [combine(leaves[k : k + 3]) for k in (0, 3, 6)]):
-        params, spread = average(parts)
-        for name in params:
-            exact = np.stack([p[name] for p in all_params]).astype(np.float64)
-            mean = np.average(exact, axis=0, weights=weights)
-            np.testing.assert_array_equal(params[name], mean.astype(np.float32))
-        kernels = np.stack([p["kernel"] for p in all_params]).astype(np.float64)
-        mean = np.average(kernels, axis=0, weights=weights)
-        distances = ((kernels - mean) ** 2).sum(axis=(1, 2))
-        expected = np.sqrt(np.average(distances, weights=weights) / (mean**2).sum())
-        assert spread == pytest.approx(expected, rel=1e-9)
+    all_params, weights = replicas(1, 8, (1000, 257)), [5, 0, 7, 1, 1, 30_607, 3, 2]
+    total = pairwise(means(all_params, weights), merge)
+    for name, value in total.params.items():
+        exact = np.stack([p[name] for p in all_params]).astype(np.float64)
+        mean = np.average(exact, axis=0, weights=weights)
+        np.testing.assert_allclose(value, mean, rtol=0, atol=1.5e-6)  # of numbers up to 5
+    assert total.scatter == pytest.approx(expected_scatter(all_params, weights), rel=1e-5)
 
 
-def test_one_replica_comes_back_bit_for_bit():
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_equal_replicas_come_back_bit_for_bit(n):
     (params,) = replicas(3, 1)
-    averaged, _ = average([WeightedSum.of(params, 19_607)])
+    total = pairwise([Mean.of(params, 19_607 + k) for k in range(n)], merge)
+    assert total.scatter == 0
     for name in params:
-        np.testing.assert_array_equal(averaged[name], params[name], strict=True)
+        np.testing.assert_array_equal(total.params[name], params[name], strict=True)
 
 
 @pytest.mark.parametrize(("momentum", "learning_rate"), [(0.0, 1.0), (0.9, 0.7), (0.5, 1.0)])
@@ -161,19 +191,6 @@ def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone():
     for params, copy in zip((before, after), copies, strict=True):
         for name in copy:
             np.testing.assert_array_equal(params[name], copy[name])
-
-
-def test_zero_kernels_have_no_spread():
-    params = {"kernel": np.zeros((2, 2)), "bias": np.ones(2)}
-    averaged, spread = average([WeightedSum.of(params, 1)] * 2)
-    assert spread == 0
-    assert averaged["bias"].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("parts", [[], [WeightedSum()] * 3])
-def test_no_rows_at_all(parts):
-    with pytest.raises(ValueError, match=r"No replica had training rows to learn from\. Check"):
-        average(parts)
 
 
 def rows_of(seed, n, offset=0.0):

@@ -69,7 +69,7 @@ def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
     expected = keras.Model(fc1, vgg16.get_layer("fc2")(fc1)).predict_on_batch(x)
     assert 0.2 < (expected > 0).mean() < 0.8
     found = starts.find(store, CONFIG, "fc1", "", threads, "test")
-    _, moments = trainer.load_shards(store, "fc1", 2, threads, "test")
+    _, moments = trainer.load_groups(store, "fc1", 2, threads, "test")
     params = starts.submit(found, store, CONFIG, "fc1", 0, moments, threads, "test").result()
     mean, scale = moments.result().mean, moments.result().scale()
     assert np.abs(mean).min() > 0.1  # the features were standardised, and yet:
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_before_features_are_read(
     store: FeatureStore, threads: Client, options: dict[str, object], changes: dict[str, object],
     message: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(trainer, "load_shards", None)
+    monkeypatch.setattr(trainer, "load_groups", None)
     settings = store.settings | {"layers": ["fc1", "fc2"]}  # as it may be: fc2 is stored, too
     monkeypatch.setattr(store, "attrs", store.attrs | {"settings": settings} | changes)
     with pytest.raises(ValueError, match=message):

@@ -353,17 +353,19 @@ def test_balanced_classes_against_scikit_learn(make_store: MakeStore, threads: C
     assert history[-1].loss == pytest.approx(-np.log(p).mean(), rel=0.15)
 
 
-def test_the_depth_of_the_tree_changes_rounding_only(
-    make_store: MakeStore, threads: Client
+@pytest.mark.parametrize("solver", ["averaging", "lbfgs"])
+def test_what_a_task_takes_changes_no_bit(
+    make_store: MakeStore, threads: Client, solver: str
 ) -> None:
-    store = make_store()
-    config = replace(CONFIG, n_shards=8)
-    kernels = [
-        trainer.train(store, replace(config, aggregation_depth=d), "fc2", 0, threads)[0].kernel
-        for d in (1, 2, 3)
-    ]
-    assert np.allclose(kernels[0], kernels[1], atol=1e-6)
-    assert np.allclose(kernels[0], kernels[2], atol=1e-6)
+    store = make_store(n_images=700)
+    config = replace(CONFIG, solver=solver, n_shards=7, epochs=3.0)
+    head, history = trainer.train(store, config, "fc2", 0, threads)
+    for n_shards, depth in ((1, 1), (1, 2), (1, 3), (2, 2), (4, 1), (8, 2)):
+        other = replace(config, shards_per_task=n_shards, aggregation_depth=depth)
+        found, rounds = trainer.train(store, other, "fc2", 0, threads)
+        assert found.to_bytes() == head.to_bytes()
+        times = {"step_s": 0, "average_s": 0, "wait_s": 0}
+        assert [replace(r, **times) for r in rounds] == [replace(r, **times) for r in history]
 
 
 def test_history_says_what_happened(make_store: MakeStore, threads: Client) -> None:

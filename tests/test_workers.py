@@ -58,7 +58,7 @@ def test_a_tree_holds_every_part_once_in_order(threads: Client, n: int, depth: i
     assert 1 <= height(found) <= depth
 
 
-@pytest.mark.parametrize(("n", "depth", "widest"), [(9, 2, 3), (10, 2, 4), (64, 3, 4), (7, 1, 7)])
+@pytest.mark.parametrize(("n", "depth", "widest"), [(9, 2, 4), (4, 2, 2), (64, 3, 4), (7, 1, 7)])
 def test_no_task_combines_more_than_the_depth_asks(
     threads: Client, n: int, depth: int, widest: int
 ) -> None:
