@@ -292,6 +292,7 @@ def _report(run: _Run) -> None:
 
 def _compare(run: _Run) -> None:
     c, results = run.settings, run.results
+    comparison.check(c.train, c.compare)
     store = results.store()
     run.hold()
     listing.split_images(store, c.split, c.seed)
@@ -300,6 +301,7 @@ def _compare(run: _Run) -> None:
     if compared is not None and not differences(asked, compared.provenance):
         log.info("comparison: done before")
     else:
+        comparison.check_store(store, c.train, c.compare, c.layer)
         compared = comparison.compare(store, c.train, c.compare, c.layer, c.seed, run.client)
         results.write_comparison(compared, report.render_comparison(compared, _title(store)))
     _say(f"{_compared_table(compared)}\n\nPage: {results.comparison_page}")
@@ -312,6 +314,7 @@ def _title(store: FeatureStore) -> str:
 
 def _tune(run: _Run) -> None:
     c, results = run.settings, run.results
+    tuning.check(c.train, c.tune, c.seed)
     store = results.store()
     run.hold()
     listing.split_images(store, c.split, c.seed)
@@ -320,7 +323,7 @@ def _tune(run: _Run) -> None:
     if found is not None and not differences(asked, found.provenance):
         log.info("tuning: done before")
     else:
-        tuning.check(store, c.train, c.tune, c.seed)
+        tuning.check_store(store, c.train)
         started = time.monotonic()
         found = tuning.tune(
             store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights

@@ -95,14 +95,15 @@ def tune(
     Raises
     ------
     ValueError
-        Without validation rows, for a single trial, or if all trials diverge; or as `train`.
+        As `check` and `check_store`; if all trials diverge; or as `train`.
 
     References
     ----------
     Jamieson, Talwalkar (2016), "Non-stochastic best arm identification and hyperparameter
     optimization"; Li et al. (2018), "Hyperband", algorithm 1 with one bracket.
     """
-    check(store, config, tuned, seed)
+    check(config, tuned, seed)
+    check_store(store, config)
     made_from = provenance(store, config, tuned, layer, seed)
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
@@ -152,28 +153,39 @@ def tune(
     )
 
 
-def check(store: FeatureStore, config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
-    """Refuse what `tune` cannot do, before any work.
+def check(config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
+    """Refuse what `tune` cannot do on any store.
 
     Raises
     ------
     ValueError
-        Without validation rows, for a single trial, or for L-BFGS.
+        For L-BFGS, a single trial, or one whose options do not go together.
     """
     if config.solver == "lbfgs":
         raise ValueError(
             "tune searches for options of train.solver = averaging. Received: lbfgs, which has no "
             "learning rate. Set --train.solver averaging, or try several --train.l2 by hand."
         )
-    if not (store.read("split") == VALIDATION).any():
-        raise ValueError(
-            "tune compares trials on the validation images, and the split has none. Give some to "
-            "split.validation."
-        )
     if len(trials(config, tuned, seed)) == 1:
         raise ValueError(
             "There is nothing to choose from: tune has one trial. Give several values to "
             "tune.learning_rates, tune.l2s, tune.dropouts or tune.frequencies."
+        )
+
+
+def check_store(store: FeatureStore, config: TrainConfig) -> None:
+    """Refuse a store on which trials cannot be compared, before any work.
+
+    Raises
+    ------
+    ValueError
+        Without validation rows, or for more shards than chunks.
+    """
+    trainer.count_shards(store, config)
+    if not (store.read("split") == VALIDATION).any():
+        raise ValueError(
+            "tune compares trials on the validation images, and the split has none. Give some to "
+            "split.validation."
         )
 
 

@@ -274,7 +274,7 @@ def test_all_diverge(store: FeatureStore, threads: Client) -> None:
 def test_what_cannot_be_tuned_is_told_before_the_work(store: FeatureStore) -> None:
     def refused(said: str, settings: TrainConfig = CONFIG, tuned: TuneConfig = TUNED) -> None:
         with pytest.raises(ValueError, match=said):
-            tuning.check(store, settings, tuned, 0)
+            tuning.tune(store, settings, tuned, "fc2", 0, client=None)  # asks nothing of it
 
     refused("nothing to choose from", tuned=replace(TUNED, learning_rates=(0.1,), l2s=(0.1,)))
     refused("options of train.solver = averaging", replace(CONFIG, solver="lbfgs"))
@@ -283,6 +283,7 @@ def test_what_cannot_be_tuned_is_told_before_the_work(store: FeatureStore) -> No
         replace(CONFIG, averaging_frequency_end=2),
         replace(TUNED, frequencies=(1, 10)),
     )
+    refused("n_shards = 99, but the store has 12 chunks", replace(CONFIG, n_shards=99))
     split = store.read("split")
     store.write_split(np.where(split == VALIDATION, TEST, split), {"made": "by a test"})
     refused("the validation images, and the split has none")
