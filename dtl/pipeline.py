@@ -159,7 +159,7 @@ class _Run:
                 f"train.start_from = {c.train.start_from} is the head that the training replaces. "
                 "Copy its head.npz to another name, and start from that."
             )
-        asked = trainer.provenance(store, c.train, c.layer, c.seed)
+        asked = trainer.provenance(store, c.train, c.layer, c.seed, c.features.weights)
         head = results.head()
         if head is not None:
             found = differences(asked, head.provenance)
@@ -318,7 +318,7 @@ def _tune(run: _Run) -> None:
     store = results.store()
     run.hold()
     listing.split_images(store, c.split, c.seed)
-    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed)
+    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed, c.features.weights)
     found = results.tuning()
     if found is not None and not differences(asked, found.provenance):
         log.info("tuning: done before")

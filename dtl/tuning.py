@@ -51,10 +51,15 @@ _NOT_IN_A_TRIAL = (
 
 
 def provenance(
-    store: FeatureStore, config: TrainConfig, tuned: TuneConfig, layer: str, seed: int
+    store: FeatureStore,
+    config: TrainConfig,
+    tuned: TuneConfig,
+    layer: str,
+    seed: int,
+    weights: str = "",
 ) -> dict[str, Any]:
     """All that a search follows from but the machines, as JSON has it."""
-    settings = trainer.provenance(store, config, layer, seed)
+    settings = trainer.provenance(store, config, layer, seed, weights)
     settings["train"] = {k: v for k, v in settings["train"].items() if k not in _NOT_IN_A_TRIAL}
     settings["tune"] = to_dict(_resolved(tuned, config))
     plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -104,7 +109,7 @@ def tune(
     """
     check(config, tuned, seed)
     check_store(store, config)
-    made_from = provenance(store, config, tuned, layer, seed)
+    made_from = provenance(store, config, tuned, layer, seed, weights)
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
     run = uuid.uuid4().hex[:8]
