@@ -45,7 +45,7 @@ from dtl import (
     trainer,
     tuning,
 )
-from dtl.checkpoint import Keeper
+from dtl.checkpoint import Keeper, resume
 from dtl.config import Config
 from dtl.extraction import memory_needed
 from dtl.feature_store import FeatureStore
@@ -324,10 +324,13 @@ def _tune(run: _Run) -> None:
         log.info("tuning: done before")
     else:
         tuning.check_store(store, c.train)
+        # What is wrong with the checkpoint is told before a cluster is started.
+        resume(results.tuning_checkpoint, asked, tuning.Search.from_bytes, overwrite=c.overwrite)
         started = time.monotonic()
         found = tuning.tune(
-            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights
-        )
+            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights,
+            checkpoint=results.tuning_checkpoint, overwrite=c.overwrite,
+        )  # fmt: skip
         seconds = time.monotonic() - started
         results.write_tuning(found, report.render_tuning(found, _title(store)))
         results.add_timing("tune", seconds, len(found.trials), "trials")

@@ -20,18 +20,21 @@ import math
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from distributed import Client, Future
 
-from dtl import optimizers, replica, trainer
+from dtl import optimizers, replica, storage, trainer
+from dtl.checkpoint import from_npz, resume, to_npz, whole
 from dtl.config import TrainConfig, TuneConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
+from dtl.softmax import Params
 from dtl.trainer import Plan, Ready
 from dtl.types import VALIDATION, Rung, Trial, Tuning
+from dtl.workers import hold
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,46 @@ _NOT_IN_A_TRIAL = (
     "keep", "patience", "max_seconds", "validate_every",
 )  # fmt: skip
 """Options of training that no trial follows from: it has its own, or is compared at cuts only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A search after a cut that was not the last.
+
+    Parameters
+    ----------
+    trials : tuple of Trial
+        All of them, in the order of `trials`.
+    heads : dict of int to Params
+        All that the next round starts from, of the trials that go on, by their place in that order.
+    provenance : dict
+    """
+
+    trials: tuple[Trial, ...]
+    heads: Mapping[int, Params]
+    provenance: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The bytes of an .npz file, without pickles."""
+        meta = {"trials": [asdict(t) for t in self.trials], "provenance": self.provenance}
+        return to_npz(meta, {str(k): params for k, params in self.heads.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Search:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            For other or damaged bytes.
+        """
+        with whole():
+            meta, groups = from_npz(data)
+            return cls(
+                tuple(map(_trial, meta["trials"])),
+                {int(k): params for k, params in groups.items()},
+                meta["provenance"],
+            )
 
 
 def provenance(
@@ -75,6 +118,8 @@ def tune(
     client: Client,
     *,
     weights: str = "",
+    checkpoint: str = "",
+    overwrite: bool = False,
 ) -> Tuning:
     """Search for the options with which training validates best.
 
@@ -91,6 +136,11 @@ def tune(
     client : distributed.Client
     weights : str
         As `trainer.train` has it.
+    checkpoint : str
+        URL of the file to go on from, if it is there, and to keep from the first cut on until the
+        result is safe, when whoever calls removes it. Empty: none.
+    overwrite : bool
+        Start again if the checkpoint is of other settings, or damaged.
 
     Returns
     -------
@@ -100,7 +150,8 @@ def tune(
     Raises
     ------
     ValueError
-        As `check` and `check_store`; if all trials diverge; or as `train`.
+        As `check` and `check_store`; for a checkpoint of other settings, or damaged; if all trials
+        diverge; or as `train`.
 
     References
     ----------
@@ -112,6 +163,9 @@ def tune(
     made_from = provenance(store, config, tuned, layer, seed, weights)
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
+    last = None
+    if checkpoint:
+        last = resume(checkpoint, made_from, Search.from_bytes, overwrite=overwrite)
     run = uuid.uuid4().hex[:8]
     ready = trainer.prepare(store, config, layer, seed, client, run, weights=weights)
     class_weights = trainer.submit_class_weights(client, ready.shards, ready.start, config, run)
@@ -120,7 +174,12 @@ def tune(
     most = _STACKED // (store.n_features(layer) * len(store.class_names))
     most = 1 if config.hidden_units else max(1, most)
     heads = dict.fromkeys(range(len(ways)), ready.start)
-    for level, (start, end) in enumerate(itertools.pairwise((0.0, *ends))):
+    if last is not None:
+        found = list(last.trials)
+        heads = {k: hold(client, last.heads[k], f"resumed-{run}-{k}") for k in last.heads}
+        log.info("tuning: goes on with %d of %d trials", len(heads), len(found))
+    n_done = max(len(trial.rungs) for trial in found)
+    for level, (start, end) in list(enumerate(itertools.pairwise((0.0, *ends))))[n_done:]:
         stacks = _stacks({k: ways[k] for k in heads}, most)
         log.info("tuning: %d trials to epoch %.3g, trained as %d", len(heads), end, len(stacks))
         heads = _train(
@@ -135,6 +194,8 @@ def tune(
             found[k] = _judge(found[k], Rung(epoch=epoch, **future.result()))
         alive = [k for k in heads if not found[k].diverged]
         if not alive:
+            if checkpoint:
+                storage.remove(checkpoint)  # it leads to the same
             raise ValueError(
                 f"All trials have diverged, the last before epoch {end:.3g}. Lower "
                 f"tune.learning_rates (now {', '.join(f'{v:g}' for v in tuned.learning_rates)})."
@@ -148,6 +209,9 @@ def tune(
         )  # fmt: skip
         # In the order of the trials, so that a stack does not depend on a tie.
         heads = {k: heads[k] for k in sorted(alive[: math.ceil(len(heads) / tuned.eta)])}
+        if checkpoint and end != ends[-1]:
+            kept = {k: future.result() for k, future in heads.items()}
+            storage.write_bytes(checkpoint, Search(tuple(found), kept, made_from).to_bytes())
     found.sort(key=lambda trial: _rank(trial, config.stop_on))
     return Tuning(
         trials=tuple(found),
@@ -265,14 +329,16 @@ def from_json(data: bytes) -> Tuning:
     """Read what `to_json` wrote."""
     values = json.loads(data)
     return Tuning(
-        trials=tuple(
-            Trial(**(t | {"rungs": tuple(Rung(**r) for r in t["rungs"])})) for t in values["trials"]
-        ),
+        trials=tuple(map(_trial, values["trials"])),
         cuts=tuple(values["cuts"]),
         metric=values["metric"],
         hints=tuple(values["hints"]),
         provenance=values["provenance"],
     )
+
+
+def _trial(values: Mapping[str, Any]) -> Trial:
+    return Trial(**{**values, "rungs": tuple(Rung(**rung) for rung in values["rungs"])})
 
 
 def _resolved(tuned: TuneConfig, config: TrainConfig) -> TuneConfig:
