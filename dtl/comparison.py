@@ -14,7 +14,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dtl import evaluation, optimizers, trainer
-from dtl.config import CompareConfig, TrainConfig
+from dtl.config import CompareConfig, TrainConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.types import SPLITS, TRAIN, Comparison, Contender, Head, Round
 from dtl.workers import tree_inputs
@@ -30,9 +30,7 @@ def provenance(
     store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str, seed: int
 ) -> dict[str, Any]:
     """All that a comparison follows from but the machines, as JSON has it."""
-    settings = trainer.provenance(store, config, layer, seed) | {"compare": asdict(compared)}
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
+    return trainer.provenance(store, config, layer, seed) | {"compare": to_dict(compared)}
 
 
 def compare(

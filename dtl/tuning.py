@@ -102,11 +102,9 @@ def provenance(
     weights: str = "",
 ) -> dict[str, Any]:
     """All that a search follows from but the machines, as JSON has it."""
-    settings = trainer.provenance(store, config, layer, seed, weights)
-    settings["train"] = {k: v for k, v in settings["train"].items() if k not in _NOT_IN_A_TRIAL}
-    settings["tune"] = to_dict(_resolved(tuned, config))
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
+    made_from = trainer.provenance(store, config, layer, seed, weights)
+    train = {k: v for k, v in made_from["train"].items() if k not in _NOT_IN_A_TRIAL}
+    return made_from | {"train": train, "tune": to_dict(_resolved(tuned, config))}
 
 
 def tune(
