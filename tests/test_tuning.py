@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import threading
-import time
 import tomllib
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from helpers import MakeStore
+from helpers import MakeStore, a_worker_is_killed
 
 from dtl import config, pipeline, report, storage, trainer, tuning
 from dtl.config import TrainConfig, TuneConfig
@@ -175,24 +171,8 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
     settings = replace(CONFIG, epochs=12.0)
     tuned = TuneConfig(learning_rates=(0.001, 0.01), l2s=(0.001, 0.01), eta=2, first_epochs=3.0)
     expected = tuning.tune(store, settings, tuned, "fc2", 1, threads)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-            silence_logs=50,
-        ) as local,
-        Client(local) as client,
-    ):  # fmt: skip
-
-        def kill() -> None:
-            time.sleep(1)
-            os.kill(local.workers[0].pid, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+    with a_worker_is_killed(once="stats") as client:
         found = tuning.tune(store, settings, tuned, "fc2", 1, client)
-        still_tuning = not killer.is_alive()
-        killer.join()
-    assert still_tuning
     assert found == expected
 
 
