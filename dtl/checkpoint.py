@@ -1,17 +1,19 @@
-"""What a training that is killed goes on from: its parameters and history after some round."""
+"""What work that is killed goes on from: for a training, parameters and history after a round."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.softmax import Params
@@ -44,18 +46,9 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """The bytes of an .npz file, without pickles."""
-        meta = json.dumps({"seconds": self.seconds, "provenance": self.provenance})
-        arrays = {
-            "meta": np.frombuffer(meta.encode(), np.uint8),
-            **{f"params.{name}": value for name, value in self.params.items()},
-            **{f"best.{name}": value for name, value in self.best.items()},
-        }
-        for field in fields(Round):
-            column = [getattr(row, field.name) for row in self.history]
-            arrays[f"history.{field.name}"] = np.array(column)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        meta = {"seconds": self.seconds, "provenance": self.provenance}
+        history = {f.name: [getattr(row, f.name) for row in self.history] for f in fields(Round)}
+        return to_npz(meta, {"params": self.params, "best": self.best, "history": history})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -66,19 +59,13 @@ class Checkpoint:
         ValueError
             For other or damaged bytes.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = dict(file)
-            meta = json.loads(arrays.pop("meta").tobytes())
-            groups: dict[str, dict[str, Any]] = {"params": {}, "best": {}, "history": {}}
-            for name, value in arrays.items():
-                group, _, key = name.partition(".")
-                groups[group][key] = value
+        with whole():
+            meta, groups = from_npz(data)
             columns = {key: value.tolist() for key, value in groups["history"].items()}
             columns["shard_loss"] = [tuple(losses) for losses in columns["shard_loss"]]
             return cls(
                 params=groups["params"],
-                best=groups["best"],
+                best=groups.get("best", {}),
                 history=tuple(
                     Round(**dict(zip(columns, row, strict=True)))
                     for row in zip(*columns.values(), strict=True)
@@ -86,14 +73,86 @@ class Checkpoint:
                 seconds=float(meta["seconds"]),
                 provenance=meta["provenance"],
             )
-        except (*_DAMAGES, zipfile.BadZipFile) as error:
-            raise ValueError(f"Not a whole checkpoint that dtl wrote: {error}.") from error
 
 
-_DAMAGES = (
-    ValueError, KeyError, IndexError, TypeError, OSError, EOFError, RuntimeError, struct.error
-)  # fmt: skip
-"""What NumPy, JSON and zipfile raise for bytes that are not what they were."""
+def to_npz(meta: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Groups of named arrays, and what is told of them as JSON, as the bytes of an .npz file."""
+    arrays = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    for group, members in groups.items():
+        arrays |= {f"{group}.{name}": np.asarray(value) for name, value in members.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def from_npz(data: bytes) -> tuple[dict[str, Any], dict[str, dict[str, NDArray[Any]]]]:
+    """Read what `to_npz` wrote; a group that was empty is not there."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = dict(file)
+    meta = json.loads(arrays.pop("meta").tobytes())
+    groups: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, value in arrays.items():
+        group, _, key = name.partition(".")
+        groups.setdefault(group, {})[key] = value
+    return meta, groups
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Where bytes are read: what NumPy, JSON and zipfile raise for others becomes a ValueError."""
+    try:
+        yield
+    except (
+        ValueError, KeyError, IndexError, TypeError, OSError, EOFError, RuntimeError, struct.error,
+        zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise ValueError(f"Not a whole checkpoint that dtl wrote: {error}.") from error
+
+
+class Kept(Protocol):
+    """What was done so far, and all that it follows from."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """As JSON's types."""
+
+
+Some = TypeVar("Some", bound=Kept)
+
+
+def resume(
+    url: str, asked: Mapping[str, Any], read: Callable[[bytes], Some], *, overwrite: bool = False
+) -> Some | None:
+    """What there is to go on from at a URL.
+
+    Parameters
+    ----------
+    asked : dict
+        The provenance of what is to go on.
+    read : callable
+        Reads the file's bytes; ValueError for those that it did not write.
+    overwrite : bool
+        Leave one alone that cannot be used.
+
+    Raises
+    ------
+    ValueError
+        If it is of other settings, naming each difference, or damaged.
+    """
+    if not storage.exists(url):
+        return None
+    try:
+        found = read(storage.read_bytes(url))
+        if other := differences(asked, found.provenance):
+            raise ValueError("It was made with other settings:\n  " + "\n  ".join(other))
+    except ValueError as error:
+        if overwrite:
+            return None
+        raise ValueError(
+            f"Cannot go on from {url}. {error}\nGive the settings that it was made with, or "
+            "--overwrite to start again."
+        ) from error
+    return found
 
 
 class Keeper:
@@ -123,34 +182,8 @@ class Keeper:
         self._finish()
 
     def load(self, *, overwrite: bool = False) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one.
-
-        Parameters
-        ----------
-        overwrite : bool
-            Leave one alone that cannot be used.
-
-        Raises
-        ------
-        ValueError
-            If it is of other settings, naming each difference, or damaged.
-        """
-        if not storage.exists(self.url):
-            return None
-        try:
-            found = Checkpoint.from_bytes(storage.read_bytes(self.url))
-            if other := differences(self.provenance, found.provenance):
-                raise ValueError(
-                    "It is of a training with other settings:\n  " + "\n  ".join(other)
-                )
-        except ValueError as error:
-            if overwrite:
-                return None
-            raise ValueError(
-                f"Cannot go on from {self.url}. {error}\nGive the settings that it was made with, "
-                "or --overwrite to start the training again."
-            ) from error
-        return found
+        """The checkpoint to go on from, if there is one; as `resume`."""
+        return resume(self.url, self.provenance, Checkpoint.from_bytes, overwrite=overwrite)
 
     def save(self, params: Params, best: Params, history: list[Round], seconds: float) -> None:
         """Start to write a checkpoint, once the one before it is written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import time
@@ -13,7 +14,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dtl import evaluation, optimizers, trainer
-from dtl.config import CompareConfig, TrainConfig
+from dtl.config import CompareConfig, TrainConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.types import SPLITS, TRAIN, Comparison, Contender, Head, Round
 from dtl.workers import in_groups, tree_inputs
@@ -29,9 +30,7 @@ def provenance(
     store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str, seed: int
 ) -> dict[str, Any]:
     """All that a comparison follows from but the machines, as JSON has it."""
-    settings = trainer.provenance(store, config, layer, seed) | {"compare": asdict(compared)}
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
+    return trainer.provenance(store, config, layer, seed) | {"compare": to_dict(compared)}
 
 
 def compare(
@@ -61,23 +60,16 @@ def compare(
 
     Raises
     ------
-    ValueError
-        If scikit-learn would need more memory on the driver than it may have; or as `train`.
-    ImportError
-        If scikit-learn is asked for and not installed.
+    ValueError, ImportError
+        As `check` and `check_store`; or as `train`.
 
     Notes
     -----
     scikit-learn computes on the driver, which holds the training rows for it. Nothing else in this
     package brings features there.
     """
-    if config.hidden_units:
-        raise ValueError(
-            "compare measures distances from the one optimum of a softmax layer; a head with "
-            f"train.hidden_units = {config.hidden_units} has no such. Give --train.hidden-units 0."
-        )
-    if compared.sklearn_mib:
-        _check_sklearn(store, layer, compared.sklearn_mib)
+    check(config, compared)
+    check_store(store, config, compared, layer)
     n_shards = trainer.count_shards(store, config)
     n_tasks = len(in_groups(client, n_shards, config.shards_per_task))
     way = replace(config, solver="lbfgs")
@@ -138,6 +130,58 @@ def compare(
             curve=(),
         )
     return Comparison(tuple(contenders), provenance(store, config, compared, layer, seed))
+
+
+def check(config: TrainConfig, compared: CompareConfig) -> None:
+    """Refuse what `compare` cannot do on any store.
+
+    Raises
+    ------
+    ValueError
+        For a hidden layer, an objective that L-BFGS does not minimise, or a training that ends
+        before its last round or with another's weights.
+    ImportError
+        If scikit-learn is asked for and not installed.
+    """
+    if config.hidden_units:
+        raise ValueError(
+            "compare measures distances from the one optimum of a softmax layer; a head with "
+            f"train.hidden_units = {config.hidden_units} has no such. Give --train.hidden-units 0."
+        )
+    for name, usual in (("keep", "last"), ("patience", 0), ("max_seconds", 0)):
+        if (value := getattr(config, name)) != usual:
+            raise ValueError(
+                f"compare trains every way to its last round; train.{name} = {value} is for "
+                f"training alone. Give --train.{name.replace('_', '-')} {usual}."
+            )
+    replace(config, solver="lbfgs")  # says which options that has not
+    if compared.sklearn_mib and importlib.util.find_spec("sklearn") is None:
+        raise ImportError(
+            "Comparing needs scikit-learn. Install it: pip install scikit-learn; or leave it out: "
+            "--compare.sklearn-mib 0."
+        )
+
+
+def check_store(
+    store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str
+) -> None:
+    """Refuse a store that `compare` has no room for, before any work.
+
+    Raises
+    ------
+    ValueError
+        If scikit-learn would need more memory on the driver than it may have, or for more shards
+        than chunks.
+    """
+    trainer.count_shards(store, config)
+    n_train = int((store.read("split") == TRAIN).sum())
+    needed_mib = n_train * store.n_features(layer) * 4 / 2**20
+    if 0 < compared.sklearn_mib < needed_mib:
+        raise ValueError(
+            f"scikit-learn would hold {needed_mib:,.0f} MiB of features on the driver, more than "
+            f"compare.sklearn_mib = {compared.sklearn_mib}. Raise that if the memory is there, or "
+            "leave scikit-learn out: --compare.sklearn-mib 0."
+        )
 
 
 def ways(compared: CompareConfig, n_chunks: int) -> list[tuple[int, int]]:
@@ -233,24 +277,6 @@ def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:
 
 
 # --- scikit-learn --------------------------------------------------------------------------------
-
-
-def _check_sklearn(store: FeatureStore, layer: str, limit_mib: int) -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Comparing needs scikit-learn. Install it: pip install scikit-learn; or leave it out: "
-            "--compare.sklearn-mib 0."
-        ) from error
-    n_train = int((store.read("split") == TRAIN).sum())
-    needed_mib = n_train * store.n_features(layer) * 4 / 2**20
-    if needed_mib > limit_mib:
-        raise ValueError(
-            f"scikit-learn would hold {needed_mib:,.0f} MiB of features on the driver, more than "
-            f"compare.sklearn_mib = {limit_mib}. Raise that if the memory is there, or leave "
-            "scikit-learn out: --compare.sklearn-mib 0."
-        )
 
 
 def _pull(

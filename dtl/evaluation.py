@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 class _Part:
     counts: Mapping[int, Counts]
     mistakes: tuple[Mistake, ...]
+    differ: bool
+    """Whether any image's scores are not what a head without features would give."""
 
 
 def evaluate(
@@ -60,6 +62,13 @@ def evaluate(
     ]
     combine = functools.partial(_combine, n_mistakes=n_mistakes)
     part: _Part = tree_reduce(client, parts, combine, name=f"combine-scores-{run}").result()
+    if head.n_units and not part.differ:
+        log.warning(
+            "The hidden layer is dead: all %d units are 0 for every image, so all images get the "
+            "same scores, and no further training would change that. Most likely steps were too "
+            "long: train with a lower train.learning_rate.",
+            head.n_units,
+        )
     scores = {
         SPLITS[index]: metrics.scores(counts, head.class_names)
         for index, counts in sorted(part.counts.items())
@@ -135,7 +144,8 @@ def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -
         )
         for row, p in zip(wrong, probability, strict=True)
     ]
-    return _Part(counts, _most_confident(mistakes, n_mistakes))
+    differ = bool((logits[split >= 0] != head.bias).any())
+    return _Part(counts, _most_confident(mistakes, n_mistakes), differ)
 
 
 def _combine(parts: list[_Part], n_mistakes: int) -> _Part:
@@ -143,6 +153,7 @@ def _combine(parts: list[_Part], n_mistakes: int) -> _Part:
     return _Part(
         {i: metrics.combine([p.counts[i] for p in parts if i in p.counts]) for i in indices},
         _most_confident([m for part in parts for m in part.mistakes], n_mistakes),
+        any(part.differ for part in parts),
     )
 
 

@@ -127,6 +127,29 @@ def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> Backbo
     )
 
 
+def describe_weights(weights: str, seed: int) -> str:
+    """What a network's weights are, wherever their file lies.
+
+    Parameters
+    ----------
+    weights : str
+        As ``features.weights``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is gone.
+
+    Examples
+    --------
+    >>> describe_weights("random", seed=3)
+    'random, seed 3'
+    """
+    if weights == "random":
+        return f"random, seed {seed}"
+    return weights if weights == "imagenet" else f"file, SHA-256 {storage.sha256(weights)}"
+
+
 def extract(
     files: Sequence[str | Extent], extractor: Extractor
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:

@@ -31,16 +31,11 @@ def settings(
 
     ``precision`` is left out where it is automatic and so not known yet.
     """
-    weights = features.weights
-    if weights == "random":
-        weights = f"random, seed {seed}"
-    elif weights != "imagenet":
-        weights = f"file, SHA-256 {storage.sha256(weights)}"
     asked: dict[str, Any] = {
         "network": features.network,
         "layers": list(features.layers),
         "pooling": features.pooling,
-        "weights": weights,
+        "weights": extraction.describe_weights(features.weights, seed),
         "preprocess": features.preprocess,
         "resize": image.resize,
         "max_pixels": image.max_pixels,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import tomli_w
 from distributed import Client
@@ -45,7 +45,7 @@ from dtl import (
     trainer,
     tuning,
 )
-from dtl.checkpoint import Keeper
+from dtl.checkpoint import Keeper, resume
 from dtl.config import Config
 from dtl.extraction import memory_needed
 from dtl.feature_store import FeatureStore
@@ -54,6 +54,8 @@ from dtl.types import Comparison, Evaluation, Head, Tuning, differences
 from dtl.workers import set_up
 
 log = logging.getLogger("dtl.pipeline")
+
+_Found = TypeVar("_Found", Comparison, Evaluation, Tuning)
 
 
 class _Run:
@@ -159,7 +161,7 @@ class _Run:
                 f"train.start_from = {c.train.start_from} is the head that the training replaces. "
                 "Copy its head.npz to another name, and start from that."
             )
-        asked = trainer.provenance(store, c.train, c.layer, c.seed)
+        asked = trainer.provenance(store, c.train, c.layer, c.seed, c.features.weights)
         head = results.head()
         if head is not None:
             found = differences(asked, head.provenance)
@@ -183,10 +185,9 @@ class _Run:
     def evaluate(self, store: FeatureStore, head: Head) -> Evaluation:
         """Score the head."""
         results, n_mistakes = self.results, self.settings.report.n_mistakes
-        scores = results.evaluation()
         asked = {"head_sha256": head.fingerprint, "n_mistakes": n_mistakes}
-        if scores is not None and scores.provenance == asked:
-            log.info("evaluation: done before")
+        scores = _done_before("evaluation", results.evaluation(), asked)
+        if scores is not None:
             return scores
         started = time.monotonic()
         scores = evaluation.evaluate(store, head, self.client, n_mistakes=n_mistakes)
@@ -292,39 +293,32 @@ def _report(run: _Run) -> None:
 
 def _compare(run: _Run) -> None:
     c, results = run.settings, run.results
-    store = results.store()
-    run.hold()
-    listing.split_images(store, c.split, c.seed)
+    comparison.check(c.train, c.compare)
+    store = _split_store(run)
     asked = comparison.provenance(store, c.train, c.compare, c.layer, c.seed)
-    compared = results.comparison()
-    if compared is not None and not differences(asked, compared.provenance):
-        log.info("comparison: done before")
-    else:
+    compared = _done_before("comparison", results.comparison(), asked)
+    if compared is None:
+        comparison.check_store(store, c.train, c.compare, c.layer)
         compared = comparison.compare(store, c.train, c.compare, c.layer, c.seed, run.client)
         results.write_comparison(compared, report.render_comparison(compared, _title(store)))
     _say(f"{_compared_table(compared)}\n\nPage: {results.comparison_page}")
 
 
-def _title(store: FeatureStore) -> str:
-    """What the photographs are called."""
-    return str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]
-
-
 def _tune(run: _Run) -> None:
     c, results = run.settings, run.results
-    store = results.store()
-    run.hold()
-    listing.split_images(store, c.split, c.seed)
-    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed)
-    found = results.tuning()
-    if found is not None and not differences(asked, found.provenance):
-        log.info("tuning: done before")
-    else:
-        tuning.check(store, c.train, c.tune, c.seed)
+    tuning.check(c.train, c.tune, c.seed)
+    store = _split_store(run)
+    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed, c.features.weights)
+    found = _done_before("tuning", results.tuning(), asked)
+    if found is None:
+        tuning.check_store(store, c.train)
+        # What is wrong with the checkpoint is told before a cluster is started.
+        resume(results.tuning_checkpoint, asked, tuning.Search.from_bytes, overwrite=c.overwrite)
         started = time.monotonic()
         found = tuning.tune(
-            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights
-        )
+            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights,
+            checkpoint=results.tuning_checkpoint, overwrite=c.overwrite,
+        )  # fmt: skip
         seconds = time.monotonic() - started
         results.write_tuning(found, report.render_tuning(found, _title(store)))
         results.add_timing("tune", seconds, len(found.trials), "trials")
@@ -339,6 +333,27 @@ def _tune(run: _Run) -> None:
         f"Train with it: python -m dtl.pipeline train --out {c.out} --config {results.tuned}\n\n"
         f"Page: {results.tuning_page}"
     )
+
+
+def _split_store(run: _Run) -> FeatureStore:
+    """The store of a run, for one who holds its place and needs the split."""
+    store = run.results.store()
+    run.hold()
+    listing.split_images(store, run.settings.split, run.settings.seed)
+    return store
+
+
+def _done_before(what: str, found: _Found | None, asked: Mapping[str, Any]) -> _Found | None:
+    """What was found, if it is of the settings that are asked for."""
+    if found is None or differences(asked, found.provenance):
+        return None
+    log.info("%s: done before", what)
+    return found
+
+
+def _title(store: FeatureStore) -> str:
+    """What the photographs are called."""
+    return str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _predict(run: _Run, model: Results) -> None:

@@ -138,14 +138,14 @@ def render(report: ReportInput) -> str:
         plots.pop("rate", None)
     if report.tuning:
         plots |= _tuning_plots(report.tuning)
-    return _template("report.html").render(
+    return _page(
+        "report.html",
+        plots,
         report=report,
         tuning=report.tuning,
-        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
         config=config,
         exact=exact,
         toml=tomli_w.dumps(report.config),
-        colors=COLORS,
         ramps={"right": _RIGHT, "wrong": _WRONG},
         split=split,
         scores=scores,
@@ -163,8 +163,6 @@ def render(report: ReportInput) -> str:
         fewest_drawn=_fewest_drawn(main),
         rounds_per_bar=_rounds_per_bar(report.history),
         log_classes=math.log(len(report.class_names)),
-        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
-        plots={name: _plot_json(plot, name) for name, plot in plots.items()},
     )
 
 
@@ -181,15 +179,14 @@ def render_comparison(comparison: Comparison, title: str) -> str:
     names = [contender.name for contender in comparison.contenders]
     turns = itertools.cycle(Category10[10])
     line_colors = {name: next(turns) for name in names}
-    return _template("compare.html").render(
+    return _page(
+        "compare.html",
+        {"gaps": _gaps_plot(comparison, line_colors)},
         comparison=comparison,
         title=title,
-        colors=COLORS,
         line_colors=line_colors,
         nearest=_NEAREST,
         settings=tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")}),
-        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
-        plots={"gaps": _plot_json(_gaps_plot(comparison, line_colors), "gaps")},
     )
 
 
@@ -202,18 +199,16 @@ def render_tuning(tuning: Tuning, title: str) -> str:
     title : str
         What the photographs are called.
     """
-    return _template("tune.html").render(
+    return _page(
+        "tune.html",
+        _tuning_plots(tuning),
         tuning=tuning,
         title=title,
-        colors=COLORS,
-        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
         settings=tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")}),
-        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
-        plots={name: _plot_json(plot, name) for name, plot in _tuning_plots(tuning).items()},
     )
 
 
-def _template(name: str) -> jinja2.Template:
+def _page(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dtl"),
         autoescape=True,
@@ -224,7 +219,13 @@ def _template(name: str) -> jinja2.Template:
     # Bokeh defines an object where it is first met, so the order of keys has a meaning.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"number": _number, "duration": _duration}
-    return environment.get_template(name)
+    return environment.get_template(template).render(
+        colors=COLORS,
+        penalties=(_RIGHT[_PALEST], _RIGHT[-1]),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        plots={name: _plot_json(plot, name) for name, plot in plots.items()},
+        **shown,
+    )
 
 
 # --- numbers -------------------------------------------------------------------------------------

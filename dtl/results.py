@@ -57,6 +57,7 @@ class Results:
     ``compare.html``      the page of it
     ``tune.json``         `Tuning`
     ``tune.html``         the page of it
+    ``tune.npz``          `Search`: of one that is not finished
     ``tuned.toml``        the options of training that it found best
     ====================  ==============================================================
 
@@ -72,6 +73,7 @@ class Results:
         self.tuned = storage.join(self.url, "tuned.toml")
         self.head_file = storage.join(self.url, "head.npz")
         self.checkpoint = storage.join(self.url, "checkpoint.npz")
+        self.tuning_checkpoint = storage.join(self.url, "tune.npz")
 
     def config(self) -> dict[str, Any]:
         """The options of the run, as tables.
@@ -170,10 +172,11 @@ class Results:
         return None if data is None else tuning.from_json(data)
 
     def write_tuning(self, value: Tuning, html: str) -> None:
-        """Keep a search, its page first; a report without it goes."""
+        """Keep a search, its page first; a report without it, and its checkpoint, go."""
         storage.remove(self.report)
         self._write("tune.html", html.encode())
         self._write("tune.json", tuning.to_json(value))
+        storage.remove(self.tuning_checkpoint)
 
     def write_tuned(self, value: TrainConfig) -> None:
         """Keep options of training as a file that ``train --config`` takes."""

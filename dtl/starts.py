@@ -11,7 +11,7 @@ import logging
 import numpy as np
 from distributed import Client, Future
 
-from dtl import hidden, softmax, storage
+from dtl import extraction, hidden, softmax, storage
 from dtl.averaging import Moments
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
@@ -59,6 +59,13 @@ def find(
     if (error := found.exception()) is not None:  # before the features are read
         raise error
     return found
+
+
+def describe_network(store: FeatureStore, weights: str) -> str:
+    """What the weights are of the network whose layer is asked for, as `find` takes them."""
+    return extraction.describe_weights(
+        weights or str(store.attrs["weights"]), int(store.attrs["seed"])
+    )
 
 
 def submit(

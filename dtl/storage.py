@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import getpass
 import hashlib
 import os
@@ -332,11 +333,17 @@ def local_copy(url: str) -> Iterator[str]:
 
 
 def sha256(url: str) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
+    """Of a file's bytes, as hexadecimal digits; read again only where it has changed."""
     fs, path = filesystem(url)
     if not fs.exists(path):
         raise FileNotFoundError(f"No such file: {url}.")
+    return _sha256(url, repr(fs.info(path)))
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(url: str, version: str) -> str:
+    digest = hashlib.sha256()
+    fs, path = filesystem(url)
     with fs.open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)

@@ -117,17 +117,24 @@ class Trained:
     history: list[Round]
 
 
-def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) -> dict[str, Any]:
+def provenance(
+    store: FeatureStore, config: TrainConfig, layer: str, seed: int, weights: str = ""
+) -> dict[str, Any]:
     """All that a head follows from; a head of other provenance is trained again.
+
+    Parameters
+    ----------
+    weights : str
+        As `train` has it.
 
     Raises
     ------
     FileNotFoundError
-        If the head to start from is gone.
+        If the head, or the network's weights, to start from are gone.
     """
     options = {name: v for name, v in to_dict(config).items() if name not in _NOT_IN_THE_HEAD}
     start = starts.head_url(config.start_from) if config.start_from else ""
-    return {
+    made_from = {
         "features": store.settings,
         "weights_sha256": store.attrs["weights_sha256"],
         "split": store.split_settings,
@@ -136,6 +143,9 @@ def provenance(store: FeatureStore, config: TrainConfig, layer: str, seed: int) 
         "start_sha256": storage.sha256(start) if start else "",
         "seed": seed,
     }
+    if config.hidden_start == "network":
+        made_from["start_weights"] = starts.describe_network(store, weights)
+    return made_from
 
 
 def train(
@@ -202,7 +212,7 @@ def train_both(
     """Train as `train` does, and return the last head and the best one."""
     has_validation = bool((store.read("split") == VALIDATION).any())
     _check_stopping(config, has_validation)
-    made_from = provenance(store, config, layer, seed)
+    made_from = provenance(store, config, layer, seed, weights)
     run = uuid.uuid4().hex[:8]
     ready = prepare(store, config, layer, seed, client, run, weights=weights)
     if config.solver == "lbfgs":

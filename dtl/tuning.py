@@ -20,18 +20,21 @@ import math
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from distributed import Client, Future
 
-from dtl import optimizers, replica, trainer
+from dtl import optimizers, replica, storage, trainer
+from dtl.checkpoint import from_npz, resume, to_npz, whole
 from dtl.config import TrainConfig, TuneConfig, to_dict
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
+from dtl.softmax import Params
 from dtl.trainer import Plan, Ready
 from dtl.types import VALIDATION, Rung, Trial, Tuning
+from dtl.workers import hold
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +53,58 @@ _NOT_IN_A_TRIAL = (
 """Options of training that no trial follows from: it has its own, or is compared at cuts only."""
 
 
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A search after a cut that was not the last.
+
+    Parameters
+    ----------
+    trials : tuple of Trial
+        All of them, in the order of `trials`.
+    heads : dict of int to Params
+        All that the next round starts from, of the trials that go on, by their place in that order.
+    provenance : dict
+    """
+
+    trials: tuple[Trial, ...]
+    heads: Mapping[int, Params]
+    provenance: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The bytes of an .npz file, without pickles."""
+        meta = {"trials": [asdict(t) for t in self.trials], "provenance": self.provenance}
+        return to_npz(meta, {str(k): params for k, params in self.heads.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Search:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            For other or damaged bytes.
+        """
+        with whole():
+            meta, groups = from_npz(data)
+            return cls(
+                tuple(map(_trial, meta["trials"])),
+                {int(k): params for k, params in groups.items()},
+                meta["provenance"],
+            )
+
+
 def provenance(
-    store: FeatureStore, config: TrainConfig, tuned: TuneConfig, layer: str, seed: int
+    store: FeatureStore,
+    config: TrainConfig,
+    tuned: TuneConfig,
+    layer: str,
+    seed: int,
+    weights: str = "",
 ) -> dict[str, Any]:
     """All that a search follows from but the machines, as JSON has it."""
-    settings = trainer.provenance(store, config, layer, seed)
-    settings["train"] = {k: v for k, v in settings["train"].items() if k not in _NOT_IN_A_TRIAL}
-    settings["tune"] = to_dict(_resolved(tuned, config))
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
+    made_from = trainer.provenance(store, config, layer, seed, weights)
+    train = {k: v for k, v in made_from["train"].items() if k not in _NOT_IN_A_TRIAL}
+    return made_from | {"train": train, "tune": to_dict(_resolved(tuned, config))}
 
 
 def tune(
@@ -70,6 +116,8 @@ def tune(
     client: Client,
     *,
     weights: str = "",
+    checkpoint: str = "",
+    overwrite: bool = False,
 ) -> Tuning:
     """Search for the options with which training validates best.
 
@@ -86,6 +134,11 @@ def tune(
     client : distributed.Client
     weights : str
         As `trainer.train` has it.
+    checkpoint : str
+        URL of the file to go on from, if it is there, and to keep from the first cut on until the
+        result is safe, when whoever calls removes it. Empty: none.
+    overwrite : bool
+        Start again if the checkpoint is of other settings, or damaged.
 
     Returns
     -------
@@ -95,17 +148,22 @@ def tune(
     Raises
     ------
     ValueError
-        Without validation rows, for a single trial, or if all trials diverge; or as `train`.
+        As `check` and `check_store`; for a checkpoint of other settings, or damaged; if all trials
+        diverge; or as `train`.
 
     References
     ----------
     Jamieson, Talwalkar (2016), "Non-stochastic best arm identification and hyperparameter
     optimization"; Li et al. (2018), "Hyperband", algorithm 1 with one bracket.
     """
-    check(store, config, tuned, seed)
-    made_from = provenance(store, config, tuned, layer, seed)
+    check(config, tuned, seed)
+    check_store(store, config)
+    made_from = provenance(store, config, tuned, layer, seed, weights)
     ways = trials(config, tuned, seed)
     ends = cuts(config.epochs, tuned, len(ways))
+    last = None
+    if checkpoint:
+        last = resume(checkpoint, made_from, Search.from_bytes, overwrite=overwrite)
     run = uuid.uuid4().hex[:8]
     ready = trainer.prepare(store, config, layer, seed, client, run, weights=weights)
     class_weights = trainer.submit_class_weights(client, ready.groups, ready.start, config, run)
@@ -114,7 +172,12 @@ def tune(
     most = _STACKED // (store.n_features(layer) * len(store.class_names))
     most = 1 if config.hidden_units else max(1, most)
     heads = dict.fromkeys(range(len(ways)), ready.start)
-    for level, (start, end) in enumerate(itertools.pairwise((0.0, *ends))):
+    if last is not None:
+        found = list(last.trials)
+        heads = {k: hold(client, last.heads[k], f"resumed-{run}-{k}") for k in last.heads}
+        log.info("tuning: goes on with %d of %d trials", len(heads), len(found))
+    n_done = max(len(trial.rungs) for trial in found)
+    for level, (start, end) in list(enumerate(itertools.pairwise((0.0, *ends))))[n_done:]:
         stacks = _stacks({k: ways[k] for k in heads}, most)
         log.info("tuning: %d trials to epoch %.3g, trained as %d", len(heads), end, len(stacks))
         heads = _train(
@@ -129,6 +192,8 @@ def tune(
             found[k] = _judge(found[k], Rung(epoch=epoch, **future.result()))
         alive = [k for k in heads if not found[k].diverged]
         if not alive:
+            if checkpoint:
+                storage.remove(checkpoint)  # it leads to the same
             raise ValueError(
                 f"All trials have diverged, the last before epoch {end:.3g}. Lower "
                 f"tune.learning_rates (now {', '.join(f'{v:g}' for v in tuned.learning_rates)})."
@@ -142,6 +207,9 @@ def tune(
         )  # fmt: skip
         # In the order of the trials, so that a stack does not depend on a tie.
         heads = {k: heads[k] for k in sorted(alive[: math.ceil(len(heads) / tuned.eta)])}
+        if checkpoint and end != ends[-1]:
+            kept = {k: future.result() for k, future in heads.items()}
+            storage.write_bytes(checkpoint, Search(tuple(found), kept, made_from).to_bytes())
     found.sort(key=lambda trial: _rank(trial, config.stop_on))
     return Tuning(
         trials=tuple(found),
@@ -152,28 +220,39 @@ def tune(
     )
 
 
-def check(store: FeatureStore, config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
-    """Refuse what `tune` cannot do, before any work.
+def check(config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
+    """Refuse what `tune` cannot do on any store.
 
     Raises
     ------
     ValueError
-        Without validation rows, for a single trial, or for L-BFGS.
+        For L-BFGS, a single trial, or one whose options do not go together.
     """
     if config.solver == "lbfgs":
         raise ValueError(
             "tune searches for options of train.solver = averaging. Received: lbfgs, which has no "
             "learning rate. Set --train.solver averaging, or try several --train.l2 by hand."
         )
-    if not (store.read("split") == VALIDATION).any():
-        raise ValueError(
-            "tune compares trials on the validation images, and the split has none. Give some to "
-            "split.validation."
-        )
     if len(trials(config, tuned, seed)) == 1:
         raise ValueError(
             "There is nothing to choose from: tune has one trial. Give several values to "
             "tune.learning_rates, tune.l2s, tune.dropouts or tune.frequencies."
+        )
+
+
+def check_store(store: FeatureStore, config: TrainConfig) -> None:
+    """Refuse a store on which trials cannot be compared, before any work.
+
+    Raises
+    ------
+    ValueError
+        Without validation rows, or for more shards than chunks.
+    """
+    trainer.count_shards(store, config)
+    if not (store.read("split") == VALIDATION).any():
+        raise ValueError(
+            "tune compares trials on the validation images, and the split has none. Give some to "
+            "split.validation."
         )
 
 
@@ -248,14 +327,16 @@ def from_json(data: bytes) -> Tuning:
     """Read what `to_json` wrote."""
     values = json.loads(data)
     return Tuning(
-        trials=tuple(
-            Trial(**(t | {"rungs": tuple(Rung(**r) for r in t["rungs"])})) for t in values["trials"]
-        ),
+        trials=tuple(map(_trial, values["trials"])),
         cuts=tuple(values["cuts"]),
         metric=values["metric"],
         hints=tuple(values["hints"]),
         provenance=values["provenance"],
     )
+
+
+def _trial(values: Mapping[str, Any]) -> Trial:
+    return Trial(**{**values, "rungs": tuple(Rung(**rung) for rung in values["rungs"])})
 
 
 def _resolved(tuned: TuneConfig, config: TrainConfig) -> TuneConfig:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from distributed import Client, LocalCluster
 from PIL import Image
 
 from dtl import storage
@@ -77,6 +81,38 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
         time.sleep(0.1)
+
+
+@contextmanager
+def a_worker_is_killed(once: str) -> Iterator[Client]:
+    """A client of two worker processes, of which one is killed while the block runs.
+
+    As soon as the result of a task is there whose name begins so.
+    """
+    ended, killed = threading.Event(), threading.Event()
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+            silence_logs=50,
+        ) as local,
+        Client(local) as client,
+    ):  # fmt: skip
+
+        def kill() -> None:
+            while not any(key.startswith(once) for key in client.who_has()):
+                if ended.wait(0.01):
+                    return
+            os.kill(local.workers[0].pid, signal.SIGKILL)
+            killed.set()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            yield client
+            assert killed.is_set(), "all was done before a worker was killed"
+        finally:
+            ended.set()
+            killer.join()
 
 
 def jpeg(pixels: np.ndarray) -> bytes:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -114,19 +115,26 @@ def test_a_class_without_training_rows(make_store: MakeStore, threads: Client) -
     assert abs(sklearn.objective_gap) < 2e-3
 
 
-def test_scikit_learn_is_refused_above_its_limit(make_store: MakeStore, threads: Client) -> None:
-    store = make_store(n_images=3000, n_features=800)
-    with pytest.raises(ValueError, match=r"would hold \d MiB.*more than compare.sklearn_mib = 1"):
-        comparison.compare(store, CONFIG, replace(COMPARED, sklearn_mib=1), "fc2", 0, threads)
-
-
-def test_hidden_units_have_no_optimum_to_compare_with(
-    make_store: MakeStore, threads: Client
+def test_what_cannot_be_compared_is_told_before_the_work(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"train.hidden_units = 9 has no such. Give --train.hid"):
-        comparison.compare(
-            make_store(100), replace(CONFIG, hidden_units=9), COMPARED, "fc2", 0, threads
-        )
+    store = make_store(n_images=3000, n_features=800)
+
+    def refused(said: str, compared: CompareConfig = COMPARED, **changes: object) -> None:
+        with pytest.raises((ValueError, ImportError), match=said):
+            comparison.compare(  # it asks nothing of the client
+                store, replace(CONFIG, **changes), compared, "fc2", 0, client=None
+            )
+
+    refused(r"train.hidden_units = 9 has no such. Give --train.hid", hidden_units=9)
+    refused(r"train.label_smoothing is for train.solver = averaging", label_smoothing=0.1)
+    refused(r"train.max_seconds = 3.0 is for training alone", max_seconds=3.0)
+    refused(r"train.n_shards = 99, but the store has 60 chunks", n_shards=99)
+    refused(
+        r"would hold \d MiB.*more than compare.sklearn_mib = 1", replace(COMPARED, sklearn_mib=1)
+    )
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    refused(r"Comparing needs scikit-learn.*--compare.sklearn-mib 0")
 
 
 def test_scikit_learn_can_be_left_out(make_store: MakeStore, threads: Client) -> None:

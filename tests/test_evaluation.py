@@ -13,7 +13,7 @@ from dtl import evaluation, trainer
 from dtl.config import TrainConfig
 from dtl.evaluation import evaluate
 from dtl.feature_store import FeatureStore
-from dtl.types import NO_SPLIT, SPLITS, Evaluation, Head
+from dtl.types import NO_SPLIT, SPLITS, TEST, Evaluation, Head
 
 N_CLASSES = 8
 
@@ -201,3 +201,27 @@ def test_a_head_of_other_features_is_refused(make_store: MakeStore, threads: Cli
     with pytest.raises(ValueError, match=message):
         evaluate(store, other, threads)
     evaluation.check_features(store, head)
+
+
+def test_a_dead_hidden_layer_is_told(
+    make_store: MakeStore, threads: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(200)
+    config = TrainConfig(n_shards=2, epochs=1.0, hidden_units=3)
+    alive, _ = trainer.train(store, config, "fc2", 0, threads)
+    evaluate(store, alive, threads)
+    assert not caplog.records
+    tested = store.read("split") == TEST
+    store.write_split(np.where(tested, TEST, NO_SPLIT).astype(np.int8), {"made": "by a test"})
+    # As where too long a step has pushed the biases down: one image has a unit left, then none.
+    inputs = (store.read("fc2")[tested] - alive.mean) / alive.scale @ alive.hidden_kernel
+    nearly, dead = (
+        replace(alive, hidden_bias=np.full(3, more - inputs.max(), np.float32))
+        for more in (0.01, -0.01)
+    )
+    evaluate(store, nearly, threads)
+    assert not caplog.records
+    found = evaluate(store, dead, threads)
+    assert "all 3 units are 0 for every image" in caplog.text
+    assert "train with a lower train.learning_rate" in caplog.text
+    assert len({predicted for _, predicted, _ in found.scores["test"].confusion}) == 1

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from helpers import MakeStore
+from helpers import MakeStore, a_worker_is_killed
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -94,25 +90,8 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
     store = make_store(n_images=2000, n_features=400, distance=0.3)
     config = replace(CONFIG, l2=1e-4, lbfgs_tolerance=1e-6, lbfgs_max_iterations=80)
     expected, _ = trainer.train(store, config, "fc2", 1, threads)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-            silence_logs=50,
-        ) as local,
-        Client(local) as client,
-    ):  # fmt: skip
-
-        def kill() -> None:
-            while not any(key.startswith("gradient") for key in client.who_has()):
-                time.sleep(0.01)
-            os.kill(local.workers[0].pid, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+    with a_worker_is_killed(once="gradient") as client:
         head, _ = trainer.train(store, config, "fc2", 1, client)
-        still_training = not killer.is_alive()
-        killer.join()
-    assert still_training
     assert head.to_bytes() == expected.to_bytes()
 
 

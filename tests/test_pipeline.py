@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import COLOURS, CUT, command, contents, draw, jpeg
+from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
 from dtl import config, demo, pipeline, storage
 from dtl.results import Results
@@ -335,6 +335,44 @@ def test_stages_without_what_they_need(capsys: Capsys, tmp_path: Path) -> None:
         assert "No config.toml" in fails(capsys, stage, "--out", tmp_path)
     message = fails(capsys, "predict", "--model", tmp_path, "--images", tmp_path, "--out", "x")
     assert "No config.toml" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compare --train.hidden-units 9", "train.hidden_units = 9 has no such"),
+        ("compare --train.dropout 0.5", "train.dropout is for train.solver = averaging"),
+        ("compare --train.keep best", "train.keep = best is for training alone"),
+        ("compare --train.patience 3", "Give --train.patience 0"),
+        ("tune --train.solver lbfgs", "options of train.solver = averaging"),
+        ("tune --tune.learning-rates 0.1 --tune.l2s 0.1", "nothing to choose from"),
+        ("tune --train.averaging-frequency-end 2 --tune.frequencies 1,10", "must be at most"),
+    ],
+)
+def test_settings_that_no_store_fits_are_told_before_any_work(
+    capsys: Capsys, tmp_path: Path, arguments: str, message: str
+) -> None:
+    Results(str(tmp_path)).write_config(config.build({"out": str(tmp_path)}))
+    assert message in fails(capsys, *arguments.split(), "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.toml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compare --train.n-shards 9", "the store has 4 chunks"),
+        ("compare --compare.sklearn-mib 1", "more than compare.sklearn_mib = 1"),
+        ("tune --train.n-shards 9", "the store has 4 chunks"),
+        ("tune --split.validation 0", "the validation images, and the split has none"),
+    ],
+)
+def test_a_store_that_does_not_fit_is_told_before_a_cluster_is_started(
+    capsys: Capsys, make_store: MakeStore, tmp_path: Path, arguments: str, message: str
+) -> None:
+    make_store(400, n_features=1500, chunk_images=100, name="out/features.zarr")
+    out = str(tmp_path / "out")
+    Results(out).write_config(config.build({"out": out, "split": {"method": "random"}}))
+    assert message in fails(capsys, *arguments.split(), "--out", out)
 
 
 def test_a_store_of_other_settings(capsys: Capsys, run: tuple[Path, Path, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from dtl import backbone, hidden, starts, trainer
+from dtl import backbone, cluster, config, hidden, listing, pipeline, starts, trainer
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
-from dtl.types import ImageList
+from dtl.results import Results
+from dtl.types import Head, ImageList
 
 CONFIG = TrainConfig(
     layer="fc1", n_shards=2, epochs=2.0, batch_size=8, averaging_frequency=2, l2=0.0,
@@ -82,11 +85,12 @@ def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
 def test_learns_from_there_to_the_same_bits_in_worker_processes(
     store: FeatureStore, threads: Client, processes: Client
 ) -> None:
-    config = replace(CONFIG, learning_rate=1e-3, features_in="store")
-    head, history = trainer.train(store, config, "fc1", 0, threads)
+    way = replace(CONFIG, learning_rate=1e-3, features_in="store")
+    head, history = trainer.train(store, way, "fc1", 0, threads)
     assert history[-1].train_loss < 0.8 * np.log(3)
-    config = replace(config, features_in="memory")
-    other, _ = trainer.train(store, config, "fc1", 0, processes)
+    assert head.provenance["start_weights"] == "random, seed 3"
+    way = replace(way, features_in="memory")
+    other, _ = trainer.train(store, way, "fc1", 0, processes)
     assert other.to_bytes() == head.to_bytes()
 
 
@@ -107,6 +111,36 @@ def test_what_does_not_fit_is_refused_before_features_are_read(
     monkeypatch.setattr(store, "attrs", store.attrs | {"settings": settings} | changes)
     with pytest.raises(ValueError, match=message):
         trainer.train(store, replace(CONFIG, **options), "fc1", 0, threads)
+
+
+def test_other_weights_of_the_networks_layer_train_again(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, weights = tmp_path / "out", tmp_path / "weights.npz"
+    shutil.copytree(store.url, out / "features.zarr")
+    weights.write_bytes(b"some")
+    settings = config.build({
+        "out": str(out), "seed": 3, "train": config.to_dict(CONFIG), "split": {"method": "random"},
+        "features": {"layers": ["fc1"], "weights": str(weights)},
+    })  # fmt: skip
+    results = Results(str(out))
+    results.write_config(settings)
+    listing.split_images(results.store(), settings.split, 3)
+    made_from = trainer.provenance(results.store(), settings.train, "fc1", 3, str(weights))
+    nothing = np.zeros(4096, np.float32)
+    kernel, names = np.zeros((4096, 3), np.float32), store.class_names
+    results.write_head(Head(kernel, nothing[:3], nothing, nothing, names, made_from), [])
+
+    monkeypatch.setattr(cluster, "connect", None)  # no worker is asked
+    assert pipeline.main(["train", "--out", str(out)]) == 0
+    assert "training: done before" in capsys.readouterr().err
+    weights.write_bytes(b"others")
+    with pytest.raises(TypeError, match="not callable"):
+        pipeline.main(["train", "--out", str(out)])
+    said = capsys.readouterr().err
+    for asked_or_stored in (b"others", b"some"):
+        assert f"file, SHA-256 {hashlib.sha256(asked_or_stored).hexdigest()}" in said
 
 
 def test_weights_that_are_not_to_be_had(

@@ -27,6 +27,18 @@ def test_files(root):
     assert not storage.exists(url)
 
 
+def test_a_file_is_digested_again_where_it_has_changed_and_only_there(root, monkeypatch):
+    url = storage.join(root, "weights.npz")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        storage.sha256(url)
+    for data in (b"one", b"another"):
+        storage.write_bytes(url, data)
+        expected = hashlib.sha256(data).hexdigest()
+        assert storage.sha256(url) == expected
+    monkeypatch.setattr(storage.hashlib, "sha256", None)
+    assert storage.sha256(url) == expected
+
+
 def test_an_interrupted_write_leaves_the_old_file(root):
     url = storage.join(root, "a.json")
     storage.write_bytes(url, b"old")

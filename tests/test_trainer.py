@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from helpers import MakeStore, descend_keras_model
+from helpers import MakeStore, a_worker_is_killed, descend_keras_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -175,27 +171,8 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
     store = make_store(n_images=2000, n_features=200)
     config = replace(CONFIG, epochs=30.0, **options)
     expected, _ = trainer.train(store, config, "fc2", 1, threads)
-    killed: list[int] = []
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-            silence_logs=50,
-        ) as local,
-        Client(local) as client,
-    ):  # fmt: skip
-
-        def kill() -> None:
-            time.sleep(1)
-            killed.append(local.workers[0].pid)
-            os.kill(killed[0], signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+    with a_worker_is_killed(once="stats") as client:
         head, history = trainer.train(store, config, "fc2", 1, client)
-        still_training = not killer.is_alive()
-        killer.join()
-    assert killed
-    assert still_training
     assert len(history) > 10
     assert head.to_bytes() == expected.to_bytes()
 

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import threading
-import time
 import tomllib
 from collections import Counter
 from dataclasses import replace
@@ -15,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from helpers import MakeStore
+from helpers import MakeStore, a_worker_is_killed
 
-from dtl import config, pipeline, report, trainer, tuning
+from dtl import config, pipeline, report, storage, trainer, tuning
 from dtl.config import TrainConfig, TuneConfig
 from dtl.feature_store import FeatureStore
 from dtl.results import Results
@@ -175,25 +171,86 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
     settings = replace(CONFIG, epochs=12.0)
     tuned = TuneConfig(learning_rates=(0.001, 0.01), l2s=(0.001, 0.01), eta=2, first_epochs=3.0)
     expected = tuning.tune(store, settings, tuned, "fc2", 1, threads)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-            silence_logs=50,
-        ) as local,
-        Client(local) as client,
-    ):  # fmt: skip
-
-        def kill() -> None:
-            time.sleep(1)
-            os.kill(local.workers[0].pid, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+    with a_worker_is_killed(once="stats") as client:
         found = tuning.tune(store, settings, tuned, "fc2", 1, client)
-        still_tuning = not killer.is_alive()
-        killer.join()
-    assert still_tuning
     assert found == expected
+
+
+# --- on from a cut -------------------------------------------------------------------------------
+
+
+def interrupt_after(n_cuts: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let a search be interrupted on the way to the cut after so many; where it was to end."""
+    reached: list[float] = []
+    train = tuning._train
+
+    def trained_or_interrupted(*arguments: Any) -> Any:
+        reached.append(arguments[4])
+        if len(reached) > n_cuts:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(tuning, "_train", trained_or_interrupted)
+    return reached
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"average_optimizer": False, "outer_momentum": 0.5}, {"hidden_units": 7}], ids=str
+)
+def test_interrupted_after_any_cut_goes_on_to_the_same_bits(
+    store: FeatureStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+) -> None:  # fmt: skip
+    settings, url = replace(CONFIG, **more), str(tmp_path / "tune.npz")
+    expected = tuning.tune(store, settings, TUNED, "fc2", 0, threads)
+    for n_cuts, cut in ((1, 3.0), (1, 9.0)):  # interrupted once more, when it has gone on
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            reached = interrupt_after(n_cuts, patched)
+            tuning.tune(store, settings, TUNED, "fc2", 0, threads, checkpoint=url)
+        assert reached[-1] == cut
+    reached = interrupt_after(99, monkeypatch)
+    found = tuning.tune(store, settings, TUNED, "fc2", 0, threads, checkpoint=url)
+    assert reached == [9.0]
+    assert found == expected
+    assert tuning.to_json(found) == tuning.to_json(expected)
+
+
+def test_a_search_that_cannot_go_on_says_why(
+    store: FeatureStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "tune.npz")
+
+    def tune(tuned: TuneConfig = TUNED, **more: Any) -> Tuning:
+        return tuning.tune(store, CONFIG, tuned, "fc2", 0, threads, checkpoint=url, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        interrupt_after(1, patched)
+        tune()
+    left = storage.read_bytes(url)
+    other = replace(TUNED, eta=2)
+    with pytest.raises(ValueError, match=r"other settings:\n  tune.eta: asked for 2, stored 3"):
+        tune(other)
+    assert storage.read_bytes(url) == left
+    storage.write_bytes(url, left[:-50])
+    with pytest.raises(ValueError, match=r"Cannot go on from .*tune.npz. Not a whole checkpoint"):
+        tune()
+    assert tune(overwrite=True) == tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads)
+
+
+def test_a_search_that_diverges_later_leaves_no_checkpoint(
+    store: FeatureStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, judge = str(tmp_path / "tune.npz"), tuning._judge
+
+    def diverge_later(trial: Trial, rung: Rung) -> Trial:
+        late = replace(rung, train_loss=np.nan) if trial.rungs else rung
+        assert storage.exists(url) == bool(trial.rungs)
+        return judge(trial, late)
+
+    monkeypatch.setattr(tuning, "_judge", diverge_later)
+    with pytest.raises(ValueError, match="All trials have diverged, the last before epoch 3"):
+        tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads, checkpoint=url)
+    assert not storage.exists(url)
 
 
 # --- which trials --------------------------------------------------------------------------------
@@ -274,7 +331,7 @@ def test_all_diverge(store: FeatureStore, threads: Client) -> None:
 def test_what_cannot_be_tuned_is_told_before_the_work(store: FeatureStore) -> None:
     def refused(said: str, settings: TrainConfig = CONFIG, tuned: TuneConfig = TUNED) -> None:
         with pytest.raises(ValueError, match=said):
-            tuning.check(store, settings, tuned, 0)
+            tuning.tune(store, settings, tuned, "fc2", 0, client=None)  # asks nothing of it
 
     refused("nothing to choose from", tuned=replace(TUNED, learning_rates=(0.1,), l2s=(0.1,)))
     refused("options of train.solver = averaging", replace(CONFIG, solver="lbfgs"))
@@ -283,6 +340,7 @@ def test_what_cannot_be_tuned_is_told_before_the_work(store: FeatureStore) -> No
         replace(CONFIG, averaging_frequency_end=2),
         replace(TUNED, frequencies=(1, 10)),
     )
+    refused("n_shards = 99, but the store has 12 chunks", replace(CONFIG, n_shards=99))
     split = store.read("split")
     store.write_split(np.where(split == VALIDATION, TEST, split), {"made": "by a test"})
     refused("the validation images, and the split has none")
@@ -335,8 +393,9 @@ def test_page_has_every_trial_and_fetches_nothing(found: Tuning) -> None:
 
 
 def test_command_finds_options_that_train_takes(
-    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     make_store(name="out/features.zarr", n_images=300)
     out = tmp_path / "out"
     metadata = out / "features.zarr" / "zarr.json"  # a report warns of random weights, by network
@@ -352,7 +411,16 @@ def test_command_finds_options_that_train_takes(
         assert pipeline.main([*command, "--out", str(out)]) == 0
         return capsys.readouterr().out
 
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        assert pipeline.main(["tune", "--out", str(out)]) == 130
+    assert {path.name for path in out.iterdir()} == {"config.toml", "features.zarr", "tune.npz"}
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.cluster, "connect", None)  # it is told before
+        assert pipeline.main(["tune", "--out", str(out), "--tune.eta", "4"]) == 1
+    assert "tune.eta: asked for 4, stored 2" in capsys.readouterr().err
     shown = run("tune")
+    assert not (out / "tune.npz").exists()
     assert re.search(r"\n *1 +0\.02 +0\.01 +0 +10 +6 +0\.\d+ +\d+\.\d% +\d+\.\d%\n", shown)
     assert "Best: --train.learning-rate 0.02 --train.l2 0.01 --train.dropout 0.0" in shown
     assert "The best learning rate, 0.02, is the largest that was tried." in shown
