@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import Client, Future
+from distributed import Client, Future, wait
 from numpy.typing import NDArray
 
 from dtl import averaging, lbfgs, optimizers, replica, schedules, starts, storage
@@ -424,6 +424,7 @@ def fit_both(
     history: list[Round] = []
     tally = _Tally(config)
     best: Future | Params = {}
+    wait([*groups, start])  # reading the features is no part of the first round's time
     last = began = time.monotonic()
     if resume is not None:
         log.info("training: goes on after round %d", len(resume.history))

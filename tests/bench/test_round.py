@@ -1,7 +1,4 @@
-"""What a local step and a round of averaging cost beside what must be paid: `make bench`.
-
-4096 features, 257 classes, batches of 32.
-"""
+"""What a local step and a round of averaging cost beside what must be paid: `make bench`."""
 
 from __future__ import annotations
 
@@ -128,8 +125,8 @@ def test_a_round_costs_little_beside_its_steps(
     )
     overhead = 1e3 * statistics.median(r.average_s + r.wait_s for r in rounds)
     print(
-        f"\n{read} rows of {n_features}, {n_classes} classes, 8 shards on 2 threads: a round's steps "
-        f"{step:.1f} ms, all else {overhead:.1f} ms (copies and averages {average:.1f}, wait "
-        f"{wait:.1f})"
+        f"\n{read} rows of {n_features}, {n_classes} classes, 8 shards on 2 threads: a round's "
+        f"steps {step:.1f} ms, all else {overhead:.1f} ms (copies and averages {average:.1f}, "
+        f"wait {wait:.1f})"
     )
     assert overhead < 25
