@@ -20,7 +20,7 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -413,119 +413,131 @@ def fit_both(
         What to go on from.
     """
     _check_stopping(config, has_validation)
-    params, n_shards = start, len(n_train)
     plan = Plan.make(n_train, config, seed)
     log.log(
         logging.INFO if show else logging.DEBUG,
         "training: %d rows in %d shards, %d rounds of %d batches of %d",
-        plan.n_train, n_shards, plan.n_rounds, config.averaging_frequency, config.batch_size,
+        plan.n_train, len(n_train), plan.n_rounds, config.averaging_frequency, config.batch_size,
     )  # fmt: skip
     class_weights = submit_class_weights(client, groups, start, config, run)
     history: list[Round] = []
     tally = _Tally(config)
     best: Future | Params = {}
     wait([*groups, start])  # reading the features is no part of the first round's time
-    last = began = time.monotonic()
+    began = time.monotonic()
     if resume is not None:
         log.info("training: goes on after round %d", len(resume.history))
         history, best = list(resume.history), resume.best
         for done in history:
             tally.add(done)
-        params = hold(client, resume.params, f"resumed-{run}")
+        start = hold(client, resume.params, f"resumed-{run}")
         began -= resume.seconds
-    decided = averaged = client.submit(replica.begin, params, key=f"begin-{run}")
-    pending: deque[tuple[int, Future, Future, Future | None]] = deque()
-
-    def params_after(averaged: Future, n_rounds: int) -> Future:
-        return client.submit(replica.first, averaged, key=f"params-{run}-{n_rounds}")
-
-    def read_oldest() -> tuple[Round, Future]:
-        nonlocal last
-        index, after, stats_future, scores_future = pending.popleft()
-        stats: replica.RoundStats = stats_future.result()
-        scores = scores_future.result() if scores_future else None
-        now = time.monotonic()
-        elapsed, last = now - last, now
-        losses = np.array([stats.losses.get(s, math.nan) for s in range(n_shards)])
-        loss = float(np.average(losses[n_train > 0], weights=n_train[n_train > 0]))
-        if not (math.isfinite(loss) and math.isfinite(stats.update_ratio)):
-            if keeper is not None:
-                keeper.remove()  # it leads to the same
-            raise ValueError(
-                f"Training diverged in round {index + 1}: the loss is {loss}. Lower "
-                f"train.learning_rate (now {config.learning_rate})."
-            )
-        done = Round(
-            round=index + 1,
-            epoch=plan.epoch(index),
-            loss=loss,
-            shard_loss=tuple(losses.tolist()),
-            learning_rate=plan.learning_rates(index)[0],
-            update_ratio=stats.update_ratio,
-            spread=stats.spread,
-            step_s=stats.step_s,
-            average_s=stats.average_s,
-            wait_s=max(elapsed - stats.step_s - stats.average_s, 0.0),
-            kernel_norm=stats.kernel_norm,
-            **(scores or {}),
-        )
-        return done, after
-
+    decided = client.submit(replica.begin, start, key=f"begin-{run}")
     with (
         track("training", plan.n_rounds, "rounds", show=show) as advance,
         replica.one_blas_thread(),  # throughout, where the workers are threads of this process
     ):
         advance(len(history))
-
-        def decide() -> bool:
-            """Take the oldest round into the history; whether it is the last."""
-            nonlocal best, decided
-            done, decided = read_oldest()
+        coming = _rounds(
+            client, decided, groups, n_train, len(history), plan, class_weights, run,
+            has_validation,
+        )  # fmt: skip
+        for done, decided in coming:
+            if not (math.isfinite(done.loss) and math.isfinite(done.update_ratio)):
+                if keeper is not None:
+                    keeper.remove()  # it leads to the same
+                raise ValueError(
+                    f"Training diverged in round {done.round}: the loss is {done.loss}. Lower "
+                    f"train.learning_rate (now {config.learning_rate})."
+                )
             too_long = 0 < config.max_seconds <= time.monotonic() - began
             if too_long and math.isnan(done.train_accuracy):
-                params = params_after(decided, done.round)
+                params = _params_after(client, decided, done.round, run)
                 scores = submit_scores(client, params, groups, has_validation, f"{run}-last")
                 done = replace(done, **scores.result())
             history.append(done)
             if tally.add(done):
-                params = params_after(decided, done.round)
+                params = _params_after(client, decided, done.round, run)
                 best = client.submit(replica.pick_weights, params, key=f"best-{run}-{done.round}")
             note = f"loss {done.loss:.4f}"
             if not math.isnan(tally.accuracy):
                 note += f", validation {tally.accuracy:.1%}"
             advance(1, note)
-            if done.round == plan.n_rounds:
-                return True
-            if too_long or 0 < config.patience <= tally.n_since:
+            if done.round < plan.n_rounds and (too_long or 0 < config.patience <= tally.n_since):
                 why = "train.max_seconds are over" if too_long else (
                     f"{tally.n_since} validations since round {tally.best_round}, the best"
                 )  # fmt: skip
                 log.info(
                     "training: stopped after round %d of %d: %s", done.round, plan.n_rounds, why
                 )
-                return True
-            if keeper and config.checkpoint_every and done.round % config.checkpoint_every == 0:
-                params = replica.first(decided.result())
-                keeper.save(params, _value(best), history, time.monotonic() - began)
-            return False
-
-        stopped = False
-        for index in range(len(history), plan.n_rounds):
-            averaged, stats = submit_round(
-                client, averaged, groups, index, plan, class_weights, f"{run}-{index}"
-            )
-            scores = None
-            if (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds:
-                params = params_after(averaged, index + 1)
-                scores = submit_scores(client, params, groups, has_validation, f"{run}-{index}")
-            pending.append((index, averaged, stats, scores))
-            stopped = len(pending) > ROUNDS_AHEAD and decide()
-            if stopped:
                 break
-        while pending and not stopped:
-            stopped = decide()
-        pending.clear()
+            every = config.checkpoint_every
+            if keeper and every and done.round % every == 0 and done.round < plan.n_rounds:
+                keeper.save(
+                    replica.first(decided.result()), _value(best), history,
+                    time.monotonic() - began,
+                )  # fmt: skip
     return Fitted(replica.first(decided.result()), _value(best), tally.best_round, history)
+
+
+def _rounds(
+    client: Client,
+    averaged: Future,
+    groups: list[Future],
+    n_train: NDArray[np.integer[Any]],
+    n_done: int,
+    plan: Plan,
+    class_weights: Future | None,
+    run: str,
+    has_validation: bool,
+) -> Iterator[tuple[Round, Future]]:
+    """The rounds after some, in their order, and what the next ones start from.
+
+    Some more are always submitted; they are thrown away where nobody asks for them.
+    """
+    coming = iter(range(n_done, plan.n_rounds))
+    pending: deque[tuple[int, Future, Future, Future | None]] = deque()
+    last = time.monotonic()
+    while True:
+        for index in itertools.islice(coming, 1 + ROUNDS_AHEAD - len(pending)):
+            key, scores = f"{run}-{index}", None
+            averaged, stats = submit_round(
+                client, averaged, groups, index, plan, class_weights, key
+            )
+            if (index + 1) % plan.validate_every == 0 or index + 1 == plan.n_rounds:
+                params = _params_after(client, averaged, index + 1, run)
+                scores = submit_scores(client, params, groups, has_validation, key)
+            pending.append((index, averaged, stats, scores))
+        if not pending:
+            return
+        index, after, stats, scores = pending.popleft()
+        told: replica.RoundStats = stats.result()
+        found = scores.result() if scores else {}
+        now = time.monotonic()
+        elapsed, last = now - last, now
+        losses = np.array([told.losses.get(s, math.nan) for s in range(len(n_train))])
+        used = n_train > 0
+        yield (
+            Round(
+                round=index + 1,
+                epoch=plan.epoch(index),
+                loss=float(np.average(losses[used], weights=n_train[used])),
+                shard_loss=tuple(losses.tolist()),
+                learning_rate=plan.learning_rates(index)[0],
+                update_ratio=told.update_ratio,
+                spread=told.spread,
+                step_s=told.step_s,
+                average_s=told.average_s,
+                wait_s=max(elapsed - told.step_s - told.average_s, 0.0),
+                kernel_norm=told.kernel_norm,
+                **found,
+            ),
+            after,
+        )
+
+
+def _params_after(client: Client, averaged: Future, n_rounds: int, run: str) -> Future:
+    return client.submit(replica.first, averaged, key=f"params-{run}-{n_rounds}")
 
 
 class _Tally:
