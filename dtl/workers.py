@@ -214,7 +214,8 @@ def in_groups(client: Client, n_parts: int, size: int = 0) -> list[range]:
         A power of two, as `tree_reduce` wants it; 0: the largest, up to 4, that leaves no thread
         idle which would otherwise work. Workers that join later may find nothing to do.
     """
-    size = size or group_size(n_parts, sum(w["nthreads"] for w in known_workers(client).values()))
+    n_threads = sum(worker["nthreads"] for worker in known_workers(client).values())
+    size = size or group_size(n_parts, n_threads or n_parts)
     return [range(i, min(i + size, n_parts)) for i in range(0, n_parts, size)]
 
 
@@ -228,9 +229,10 @@ def group_size(n_parts: int, n_threads: int) -> int:
     """
 
     def in_turn(size: int) -> int:
-        """Parts that the busiest thread takes."""
-        n_groups = -(-n_parts // size)
-        return -(-n_groups // max(n_threads, 1)) * min(size, n_parts)
+        """Parts that the busiest thread takes: only the last group may be smaller."""
+        n_full, rest = divmod(n_parts - 1, size)
+        n_turns, others = divmod(n_full, n_threads)
+        return n_turns * size + (size if others else rest + 1)
 
     size = _MOST_IN_A_GROUP
     while in_turn(size) > in_turn(1):

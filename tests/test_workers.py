@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl import workers
-from dtl.workers import check_memory, check_visible, map_chunks, on_each_worker, tree_reduce
+from dtl.workers import (
+    check_memory,
+    check_visible,
+    group_size,
+    in_groups,
+    map_chunks,
+    on_each_worker,
+    tree_reduce,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,32 @@ def test_sums_have_the_same_bits_on_any_workers(
     ]
     assert found[0].hex() == found[1].hex()
     assert found[0] == pytest.approx(sum(values), rel=1e-9, abs=1e-6)
+
+
+# --- in_groups -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", range(1, 20))
+@pytest.mark.parametrize("n_threads", range(1, 10))
+def test_groups_are_as_large_as_costs_no_time(n: int, n_threads: int) -> None:
+    def rounds_of_the_busiest(size: int) -> int:
+        sizes = [len(range(n)[i : i + size]) for i in range(0, n, size)]
+        threads = [0] * n_threads
+        for taken in sizes:  # as they become free
+            threads[threads.index(min(threads))] += taken
+        return max(threads)
+
+    least = rounds_of_the_busiest(1)
+    size = group_size(n, n_threads)
+    assert rounds_of_the_busiest(size) == least
+    assert size == 4 or rounds_of_the_busiest(2 * size) > least
+
+
+@pytest.mark.parametrize(("size", "ends"), [(0, [2, 4, 5]), (1, [1, 2, 3, 4, 5]), (8, [5])])
+def test_groups_hold_every_part_once_in_order(threads: Client, size: int, ends: list[int]) -> None:
+    groups = in_groups(threads, 5, size)
+    assert [part for group in groups for part in group] == list(range(5))
+    assert size == 0 or [group.stop for group in groups] == ends
 
 
 # --- map_chunks ----------------------------------------------------------------------------------
