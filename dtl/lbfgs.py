@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-from distributed import Client, Future, wait
+from distributed import Client, Future
 from numpy.typing import NDArray
 
 from dtl import averaging, buffers, replica
@@ -25,7 +25,7 @@ from dtl.progress import track
 from dtl.replica import Shard
 from dtl.softmax import Params, log_softmax
 from dtl.types import Round
-from dtl.workers import tree_reduce
+from dtl.workers import tree_reduce, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def solve(
     objective = _Objective(groups, first["kernel"].shape, config.l2, client, run)
     history: list[Round] = []
     x0 = np.concatenate([first["kernel"].ravel(), first["bias"]]).astype(np.float64)
-    wait(groups)  # reading the features is no part of the first iteration's time
+    wait_for(client, groups)  # reading the features is no part of the first iteration's time
     before, last = x0, time.monotonic()
 
     n_most = config.lbfgs_max_iterations

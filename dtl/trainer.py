@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import Client, Future, wait
+from distributed import Client, Future
 from numpy.typing import NDArray
 
 from dtl import averaging, lbfgs, optimizers, replica, schedules, starts, storage
@@ -39,7 +39,7 @@ from dtl.feature_store import FeatureStore
 from dtl.progress import track
 from dtl.softmax import Params
 from dtl.types import TRAIN, VALIDATION, Head, Round
-from dtl.workers import hold, in_groups, tree_reduce
+from dtl.workers import hold, in_groups, tree_reduce, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -423,7 +423,7 @@ def fit_both(
     history: list[Round] = []
     tally = _Tally(config)
     best: Future | Params = {}
-    wait([*groups, start])  # reading the features is no part of the first round's time
+    wait_for(client, [*groups, start])  # reading the features is no part of the first round's time
     began = time.monotonic()
     if resume is not None:
         log.info("training: goes on after round %d", len(resume.history))

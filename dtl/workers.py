@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dask.bag as db
-from distributed import Client, Future, WorkerPlugin, as_completed
+from distributed import Client, Future, WorkerPlugin, as_completed, wait
 
 from dtl import storage
 from dtl.hdfs import UnreachableError
@@ -56,6 +56,12 @@ class _Setup(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Any) -> None:
         self._function(*self._args)
+
+
+def wait_for(client: Client, futures: Iterable[Future]) -> None:
+    """Wait until all are computed, or have failed, which those say who ask for their results."""
+    with client.as_current():  # it need not be the default one
+        wait(list(futures))
 
 
 def set_up(client: Client, function: Callable[..., None], *args: Any) -> None:
