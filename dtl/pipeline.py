@@ -285,6 +285,7 @@ def _report(run: _Run) -> None:
         raise FileNotFoundError(
             f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
         )
+    evaluation.check_trained_on(store, head)
     run.begin()
     storage.remove(run.results.report)
     run.report(store, head, scores)

@@ -276,7 +276,7 @@ def test_starts_from_a_head_as_the_same_function(
     # Other training rows, so another mean and scale; and steps too small to see.
     split = store.read("split")
     split[np.flatnonzero(split == TRAIN)[::3]] = 2
-    store.write_split(split, {"made": "again"})
+    store.write_split(split, {"made": "by a test"})
     config = replace(way, learning_rate=1e-9, start_from=str(tmp_path / "out"))
     second, _ = trainer.train(store, config, "fc2", 0, threads)
     assert not np.allclose(second.mean, first.mean, rtol=1e-4)
@@ -317,6 +317,7 @@ def test_heads_of_something_else_are_no_start(
         ),
         (made_with(head, layer="fc1"), "asked for 'fc2', stored 'fc1'"),
         (made_with(head, features={"made": "elsewhere"}), "stored 'elsewhere'"),
+        (made_with(head, split={"made": "otherwise"}), "stored 'otherwise'"),
     ):  # fmt: skip
         storage.write_bytes(url, other.to_bytes())
         with pytest.raises(ValueError, match="cannot be trained further here") as raised:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
-from dtl import config, demo, pipeline, storage
+from dtl import config, demo, listing, pipeline, storage
 from dtl.results import Results
 
 
@@ -384,6 +384,27 @@ def test_a_store_of_other_settings(capsys: Capsys, run: tuple[Path, Path, str]) 
     assert "preprocess: asked for 'dl4j', stored 'network'" in message
     assert "--overwrite" in message
     assert contents(out) == before
+
+
+def test_a_split_that_is_not_the_heads(
+    capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, out, _ = run
+    copy = tmp_path / "out"
+    subprocess.run(["cp", "-r", out, copy], check=True)
+    # What `tune`, `compare` and a training that is interrupted do first.
+    listing.split_images(Results(str(copy)).store(), config.SplitConfig(test=0.5), 0)
+    message = fails(capsys, "report", "--out", copy)
+    assert "split.test: asked for 0.25, stored 0.5" in message
+    assert "Run the train stage again" in message
+    (copy / "evaluation.json").unlink()
+    local = ("--cluster.processes", "false")
+    assert pipeline.main(["evaluate", "--out", str(copy), *local]) == 1
+    assert "split.test: asked for 0.25, stored 0.5" in capsys.readouterr().err
+    for stage in ("train", "evaluate"):
+        assert pipeline.main([stage, "--out", str(copy), *local]) == 0
+    assert "training: done before" in capsys.readouterr().err
+    assert (copy / "evaluation.json").read_bytes() == (out / "evaluation.json").read_bytes()
 
 
 def test_something_else_where_the_store_should_be(
