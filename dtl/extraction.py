@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dtl import images, storage
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.types import BackboneSpec, Extent
+from dtl.types import BackboneSpec, Extent, Head, differences
 from dtl.workers import known_workers, on_each_worker
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
@@ -125,6 +125,35 @@ def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> Backbo
         preprocess=features.preprocess,
         precision=precision,
     )
+
+
+def options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
+    """The options, but for the weights, that say what an image's features mean."""
+    return {
+        "network": features.network,
+        "layers": list(features.layers),
+        "pooling": features.pooling,
+        "preprocess": features.preprocess,
+        "resize": image.resize,
+    }
+
+
+def check_options(features: FeaturesConfig, image: ImagesConfig, head: Head) -> None:
+    """Refuse to make features of new images otherwise than those that a head was trained on.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    asked = options(features, image)
+    made = {name: head.provenance["features"].get(name) for name in asked}
+    if found := differences(asked, made):
+        raise ValueError(
+            "The head was trained on features that were made otherwise:\n  "
+            + "\n  ".join(found)
+            + "\nGive these options as they were."
+        )
 
 
 def describe_weights(weights: str, seed: int) -> str:

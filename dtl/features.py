@@ -31,18 +31,36 @@ def settings(
 
     ``precision`` is left out where it is automatic and so not known yet.
     """
-    asked: dict[str, Any] = {
-        "network": features.network,
-        "layers": list(features.layers),
-        "pooling": features.pooling,
+    return _options(features, image) | {
         "weights": extraction.describe_weights(features.weights, seed),
-        "preprocess": features.preprocess,
-        "resize": image.resize,
+        "images": listed.description,
+    }
+
+
+def check_options(store: FeatureStore, features: FeaturesConfig, image: ImagesConfig) -> None:
+    """Refuse options that a store was not made with, where they would change nothing of it.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    stored = store.settings
+    asked = {name: v for name, v in _options(features, image).items() if name in stored}
+    if found := differences(asked, {name: stored[name] for name in asked}):
+        raise ValueError(
+            f"{store.url} holds features that were made with other options:\n  "
+            + "\n  ".join(found)
+            + "\nGive these options as they were, or run the featurize stage with them."
+        )
+
+
+def _options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
+    asked = extraction.options(features, image) | {
         "max_pixels": image.max_pixels,
         "dtype": features.dtype,
         "batch_images": features.batch_images,
         "chunk_images": features.chunk_images,
-        "images": listed.description,
     }
     if features.precision != "auto":
         asked["precision"] = features.precision

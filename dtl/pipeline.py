@@ -268,6 +268,7 @@ def _featurize(run: _Run) -> None:
 
 def _train(run: _Run) -> None:
     store = run.results.store()
+    features.check_options(store, run.settings.features, run.settings.images)
     run.begin()
     run.train(store)
     _say(f"Head: {storage.join(run.results.url, 'head.npz')}")
@@ -275,6 +276,7 @@ def _train(run: _Run) -> None:
 
 def _evaluate(run: _Run) -> None:
     store, head = run.results.store(), _head(run.results)
+    _check_made_with(run.settings, store, head)
     run.begin()
     _say(_table(run.evaluate(store, head)))
 
@@ -285,11 +287,30 @@ def _report(run: _Run) -> None:
         raise FileNotFoundError(
             f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
         )
-    evaluation.check_trained_on(store, head)
+    _check_made_with(run.settings, store, head)
     run.begin()
     storage.remove(run.results.report)
     run.report(store, head, scores)
     _say(f"Report: {run.results.report}")
+
+
+def _check_made_with(c: Config, store: FeatureStore, head: Head) -> None:
+    """Refuse options of earlier stages that are not as they were, rather than record them."""
+    features.check_options(store, c.features, c.images)
+    made = {name: head.provenance[name] for name in ("train", "split", "seed")}
+    options = config.to_dict(c.train) | {"layer": c.layer}
+    asked = {
+        "train": {name: options.get(name) for name in made["train"]},
+        "split": listing.split_settings(c.split, c.seed),
+        "seed": c.seed,
+    }
+    if found := differences(asked, made):
+        raise ValueError(
+            "The head was trained with other options:\n  "
+            + "\n  ".join(found)
+            + "\nGive these options as they were, or run the train stage with them."
+        )
+    evaluation.check_trained_on(store, head)
 
 
 def _compare(run: _Run) -> None:
@@ -360,6 +381,7 @@ def _title(store: FeatureStore) -> str:
 def _predict(run: _Run, model: Results) -> None:
     c = run.settings
     head = _head(model)
+    extraction.check_options(c.features, c.images, head)
     found = listing.find_images(c.images.url)
     if not found.paths:
         raise ValueError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
@@ -409,9 +431,11 @@ def _export(run: _Run, model: Results) -> None:
         raise ValueError(f"--out must end in .keras. Received: {c.out!r}.")
     if storage.exists(c.out) and not c.overwrite:
         raise ValueError(f"{c.out} is there already. Choose another --out, or --overwrite.")
+    extraction.check_options(c.features, c.images, head)
+    exported = backbone.export(spec, head)
     names = f"{c.out.removesuffix('.keras')}.classes.json"
     storage.write_bytes(names, json.dumps(head.class_names).encode())
-    storage.write_bytes(c.out, backbone.export(spec, head))
+    storage.write_bytes(c.out, exported)
     _say(f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}")
 
 

@@ -67,9 +67,11 @@ def predict(
     Raises
     ------
     ValueError
-        If the workers' network is not the head's, or something else is there: with `overwrite`,
-        predictions of other images or another head are replaced, and nothing else is.
+        If features would be made otherwise than the head's, or the workers' network is not the
+        head's; or something else is there: with `overwrite`, predictions of other images or another
+        head are replaced, and nothing else is.
     """
+    extraction.check_options(features, image, head)
     check_memory(client, root, url)
     check_visible(client, root)
     chunk_images = features.chunk_images

@@ -386,6 +386,35 @@ def test_a_store_of_other_settings(capsys: Capsys, run: tuple[Path, Path, str]) 
     assert contents(out) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --features.pooling max", "pooling: asked for 'max', stored 'avg'"),
+        ("evaluate --features.precision bfloat16", "precision: asked for 'bfloat16', stored 'floa"),
+        ("report --images.resize crop", "resize: asked for 'crop', stored 'stretch'"),
+        ("evaluate --train.l2 1", "train.l2: asked for 1.0, stored 0.01"),
+        ("report --seed 1", "seed: asked for 1, stored 0"),
+        ("evaluate --split.test 0.5", "split.test: asked for 0.5, stored 0.25"),
+        ("predict --features.preprocess dl4j", "preprocess: asked for 'dl4j', stored 'network'"),
+        ("export --features.pooling max", "pooling: asked for 'max', stored 'avg'"),
+    ],
+)
+def test_options_that_would_be_recorded_and_were_not_used(
+    capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path, arguments: str, message: str
+) -> None:
+    pictures, out, _ = run
+    before = contents(out)
+    stage, *options = arguments.split()
+    places: list[object] = ["--out", out]
+    if stage in ("predict", "export"):
+        places = ["--model", out, "--images", pictures, "--out", tmp_path / "new.keras"]
+    said = fails(capsys, stage, *options, *places)
+    assert message in said
+    assert "Give these options as they were" in said
+    assert contents(out) == before
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_split_that_is_not_the_heads(
     capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
