@@ -122,7 +122,7 @@ def featurize(
     client : distributed.Client
         Whose workers all read the images, the weights and the store.
     overwrite : bool
-        Replace a store of other settings instead of refusing it.
+        Replace a store of other settings or weights instead of refusing it.
 
     Raises
     ------
@@ -144,6 +144,14 @@ def featurize(
     check_visible(client, listed.root, *map(storage.absolute, weights))
     precision = store.settings["precision"] if store else None
     extractor = extraction.prepare(client, features, image, seed, precision)
+    if store and store.attrs["weights_sha256"] != extractor.weights_sha256:
+        if not overwrite:
+            raise ValueError(
+                f"{url} was begun with weights of SHA-256 {store.attrs['weights_sha256']}, the "
+                f"workers have {extractor.weights_sha256}. Use the same weights, or start anew "
+                "with --overwrite."
+            )
+        store = None
     if store is None:
         store = FeatureStore.create(
             url,
@@ -161,12 +169,6 @@ def featurize(
                 "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
                 "versions": versions(),
             },
-        )
-    elif store.attrs["weights_sha256"] != extractor.weights_sha256:
-        raise ValueError(
-            f"{url} was begun with weights of SHA-256 {store.attrs['weights_sha256']}, the workers "
-            f"have {extractor.weights_sha256}. Use the same weights, or start anew with "
-            "--overwrite."
         )
     else:
         store.clean()
