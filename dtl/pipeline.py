@@ -95,7 +95,13 @@ class _Run:
         return str(self._client.dashboard_link) if self._client else ""
 
     def begin(self) -> None:
-        """Refuse a place that cannot be written, before any work, and keep the configuration."""
+        """Refuse what cannot be done to the place, before any work, and keep the configuration."""
+        start = self.settings.train.start_from
+        if start and (url := starts.head_url(start)) in self.results.head_files:
+            raise ValueError(
+                f"train.start_from = {start}, but the training replaces or removes {url}. Copy "
+                "that to another name, and start from the copy."
+            )
         self.hold()
         self.results.write_config(replace(self.settings, overwrite=False))
 
@@ -156,11 +162,6 @@ class _Run:
         """Split and train."""
         c, results = self.settings, self.results
         listing.split_images(store, c.split, c.seed)
-        if c.train.start_from and starts.head_url(c.train.start_from) == results.head_file:
-            raise ValueError(
-                f"train.start_from = {c.train.start_from} is the head that the training replaces. "
-                "Copy its head.npz to another name, and start from that."
-            )
         asked = trainer.provenance(store, c.train, c.layer, c.seed, c.features.weights)
         head = results.head()
         if head is not None:

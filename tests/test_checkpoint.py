@@ -395,4 +395,4 @@ def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: P
 
     own = command(*arguments, "--train.start-from", out)
     assert own.returncode == 1
-    assert "is the head that the training replaces" in own.stderr
+    assert f"the training replaces or removes {out}/head.npz" in own.stderr

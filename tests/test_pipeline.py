@@ -415,6 +415,17 @@ def test_options_that_would_be_recorded_and_were_not_used(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["", "head.npz", "head-best.npz", "head-last.npz"])
+def test_a_start_that_the_training_removes(
+    capsys: Capsys, run: tuple[Path, Path, str], name: str
+) -> None:
+    _, out, _ = run
+    before = contents(out)
+    message = fails(capsys, "train", "--out", out, "--train.start-from", out / name)
+    assert f"the training replaces or removes {out / (name or 'head.npz')}. Copy" in message
+    assert contents(out) == before
+
+
 def test_a_split_that_is_not_the_heads(
     capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
