@@ -696,12 +696,16 @@ def _settings(arguments: argparse.Namespace, command: _Command) -> Config:
     settings = config.build(*layers, file, given)
     _ = settings.layer  # says if it is none of the layers
     storage.use_hdfs_client(settings.storage.hdfs_client)
+    weights = settings.features.weights
+    if weights not in ("", "imagenet", "random"):
+        weights = storage.absolute(weights)
     return replace(
         settings,
         out=settings.out and storage.absolute(settings.out),
         images=replace(
             settings.images, url=settings.images.url and storage.absolute(settings.images.url)
         ),
+        features=replace(settings.features, weights=weights),
         train=replace(
             settings.train,
             start_from=settings.train.start_from and storage.absolute(settings.train.start_from),

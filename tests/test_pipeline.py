@@ -415,6 +415,26 @@ def test_options_that_would_be_recorded_and_were_not_used(
     assert not list(tmp_path.iterdir())
 
 
+def test_places_are_recorded_so_that_any_folder_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for weights, recorded in (
+        ("weights/w.npz", f"{tmp_path}/weights/w.npz"),
+        ("/models/w.npz", "/models/w.npz"),
+        ("memory://models/w.npz", "memory://models/w.npz"),
+        ("imagenet", "imagenet"),
+        ("random", "random"),
+    ):
+        places = ["--out", "out", "--images", "photos", "--train.start-from", "before"]
+        arguments = pipeline._parser().parse_args(["run", *places, "--features.weights", weights])
+        c = pipeline._settings(arguments, pipeline._COMMANDS["run"])
+        assert c.features.weights == recorded
+        assert (c.out, c.images.url, c.train.start_from) == tuple(
+            str(tmp_path / name) for name in ("out", "photos", "before")
+        )
+
+
 @pytest.mark.parametrize("name", ["", "head.npz", "head-best.npz", "head-last.npz"])
 def test_a_start_that_the_training_removes(
     capsys: Capsys, run: tuple[Path, Path, str], name: str
