@@ -29,6 +29,14 @@ _READERS = 8
 """Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
 
 
+MORE_MEMORY = (
+    "Give each worker more memory (--cluster.memory-limit on a local cluster, --yarn.worker-memory "
+    "on YARN, `dask worker --memory-limit` where a scheduler runs already), or run fewer workers a "
+    "machine."
+)
+"""The advice, whose option depends on what ``cluster.address`` is."""
+
+
 @dataclass(frozen=True)
 class Extractor:
     """How images become features: all that a task needs besides the images' URLs.
@@ -82,8 +90,7 @@ def prepare(
         if limit and limit < needed:
             raise ValueError(
                 f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
-                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. Raise "
-                "cluster.memory_limit, or run fewer workers a machine."
+                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
             )
     available = [precisions for _, precisions in probes.values()]
     spec = backbone_spec(features, seed, _precision(precision or features.precision, available))

@@ -47,7 +47,7 @@ from dtl import (
 )
 from dtl.checkpoint import Keeper, resume
 from dtl.config import Config
-from dtl.extraction import memory_needed
+from dtl.extraction import MORE_MEMORY, memory_needed
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
 from dtl.types import Comparison, Evaluation, Head, Tuning, differences
@@ -737,8 +737,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except KilledWorker as error:
         _complain(
-            f"{error}\nMost likely its memory did not suffice: raise --cluster.memory-limit, or "
-            "run fewer workers. What is done stays done; the same command goes on."
+            f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY} What is done stays "
+            "done; the same command goes on."
         )
         return 1
     except (ValueError, OSError, ImportError) as error:

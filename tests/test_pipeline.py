@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from distributed.scheduler import KilledWorker
 from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
 from dtl import config, demo, listing, pipeline, storage
@@ -511,13 +514,30 @@ def test_what_only_the_workers_can_tell(
          "first difference at layer block3_conv4"),
         (["--features.weights", f"{data}/none.npz"], "No such file"),
         (["--features.weights", "random", "--cluster.memory-limit", "1GiB",
-          "--cluster.processes", "true"], "Raise cluster.memory_limit"),
+          "--cluster.processes", "true"], "--cluster.memory-limit on a local cluster"),
     ):  # fmt: skip
         assert pipeline.main([*common, *arguments]) == 1
         printed = capsys.readouterr().err
         assert message in printed
         assert "Traceback" not in printed
     assert not (tmp_path / "out" / "features.zarr").exists()
+
+
+def test_a_worker_without_memory_names_the_option_of_each_kind_of_cluster(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker: Any = SimpleNamespace(address="tcp://127.0.0.1:9")
+
+    def killed(_: object) -> NoReturn:
+        raise KilledWorker("task", worker, 3)
+
+    monkeypatch.setattr(pipeline._Run, "featurize", killed)
+    message = fails(capsys, "featurize", "--out", tmp_path)
+    for option in (
+        "--cluster.memory-limit on a local cluster", "--yarn.worker-memory on YARN",
+        "`dask worker --memory-limit`", "the same command goes on",
+    ):  # fmt: skip
+        assert option in message
 
 
 # --- real photographs ----------------------------------------------------------------------------
