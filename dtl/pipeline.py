@@ -387,6 +387,7 @@ def _predict(run: _Run, model: Results) -> None:
     if not found.paths:
         raise ValueError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
     found.sort()
+    run.hold()
     run.check_memory()
     n_unread = prediction.predict(
         run.results.url,

@@ -102,7 +102,7 @@ def predict(
             f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
         )
     if replaced:
-        storage.remove(url)
+        storage.clear(url)  # but for the lock of the driver
     elif storage.exists(url):
         storage.clean(url)  # Parquet readers would read what is half-written
     storage.write_bytes(ledger, json.dumps(asked).encode())
@@ -167,8 +167,9 @@ def _predict_chunk(
 
 
 def _is_empty(url: str) -> bool:
+    """Whether nothing is there but hidden files, such as a lock."""
     try:
-        return next(storage.walk(url), None) is None
+        return all(path.startswith(".") for path, _ in storage.walk(url))
     except NotADirectoryError:
         return False
 

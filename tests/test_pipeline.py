@@ -17,7 +17,7 @@ import pytest
 from distributed.scheduler import KilledWorker
 from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
-from dtl import config, demo, listing, pipeline, storage
+from dtl import config, demo, listing, lock, pipeline, storage
 from dtl.results import Results
 
 
@@ -169,6 +169,15 @@ def test_predict(run: tuple[Path, Path, str], tmp_path: Path) -> None:
     assert len(rows) == 49
     right = sum(row["class"] == row["path"].split("/")[0] for row in rows)
     assert right > 44
+
+
+def test_a_second_predict_on_one_output_is_refused(
+    capsys: pytest.CaptureFixture[str], run: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    pictures, out, _ = run
+    with lock.hold(str(tmp_path)):
+        message = fails(capsys, "predict", "--model", out, "--images", pictures, "--out", tmp_path)
+    assert f"Another driver writes to {tmp_path}" in message
 
 
 def test_export_is_the_classifier_in_one_file(run: tuple[Path, Path, str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from distributed import Client
 from helpers import contents
 
-from dtl import backbone, extraction, images
+from dtl import backbone, extraction, images, lock
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.prediction import predict
 from dtl.types import BackboneSpec, Head
@@ -148,6 +148,18 @@ def test_predictions_of_another_head_are_refused_or_replaced(
     found = {row["path"]: row["class"] for row in rows if row["error"] is None}
     assert found == expected_classes(root, other) != expected_classes(root, head)
     assert len(contents(out)) == len(before)
+
+
+def test_the_lock_of_the_driver_is_no_hindrance_and_stays(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    out, other = tmp_path / "out", make_head(root, 1)
+    with lock.hold(str(out)):
+        run(out, root, head, processes)
+        run(out, root, other, processes, overwrite=True)
+        assert (out / ".dtl-lock").exists()
+        assert pq.read_table(out).num_rows == 26
+    assert not list(out.glob(".*"))
 
 
 def test_predictions_of_other_images_are_refused(
