@@ -591,6 +591,8 @@ class _Command:
     """Adds those of its own, which `work` then takes."""
     alone: bool = False
     """Takes its own arguments only: no configuration, no output."""
+    resumes: bool = True
+    """The same command goes on where it was interrupted."""
 
 
 _COMMANDS = {
@@ -610,26 +612,30 @@ _COMMANDS = {
     "evaluate": _Command("head.npz to evaluation.json", _evaluate, {}, goes_on=True),
     "report": _Command("evaluation.json to report.html", _report, {}, goes_on=True),
     "compare": _Command("averaging in several ways, against the exact optimum", _compare, {},
-                        goes_on=True),
+                        goes_on=True, resumes=False),
     "tune": _Command("search for the options of training that validate best", _tune, {},
                      goes_on=True),
     "predict": _Command("classify other images into a Parquet dataset", _predict, {},
                         needs_model=True),
     "derive": _Command("stored fc1 features to fc2 and predictions, without the images", _derive,
                        {}, needs_model=True),
-    "export": _Command("network and head as one .keras file", _export, {}, needs_model=True),
+    "export": _Command("network and head as one .keras file", _export, {}, needs_model=True,
+                       resumes=False),
     "fetch": _Command("bring a public data set to where the work is", _fetch, {},
                       arguments=_fetch_arguments),
     "pack": _Command("many image files into few tars, which are read faster", _pack, {}),
-    "summary": _Command("the network, the cut, what is frozen", _summary, {}),
+    "summary": _Command("the network, the cut, what is frozen", _summary, {}, resumes=False),
     "submit": _Command("`run` on YARN, the driver too; prints the application's id", _submit, {},
-                       arguments=_submit_arguments),
+                       arguments=_submit_arguments, resumes=False),
     "status": _Command("how a submitted run is", _status, {}, alone=True,
-                       arguments=_application),
-    "logs": _Command("what a submitted run said", _logs, {}, alone=True, arguments=_application),
-    "kill": _Command("end a submitted run", _kill, {}, alone=True, arguments=_application),
+                       arguments=_application, resumes=False),
+    "logs": _Command("what a submitted run said", _logs, {}, alone=True,
+                     arguments=_application, resumes=False),
+    "kill": _Command("end a submitted run", _kill, {}, alone=True,
+                     arguments=_application, resumes=False),
     "pack-environment": _Command("the Python that runs as an archive for YARN", _pack_environment,
-                                 {}, alone=True, arguments=_pack_environment_arguments),
+                                 {}, alone=True, arguments=_pack_environment_arguments,
+                                 resumes=False),
 }  # fmt: skip
 
 
@@ -718,6 +724,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     command = _COMMANDS[arguments.command]
+    goes_on = " What is done stays done; the same command goes on." if command.resumes else ""
     _log_to_stderr()
     try:
         if command.alone:
@@ -734,13 +741,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return command.work(run, arguments) or 0
             return command.work(run) or 0
     except KeyboardInterrupt:
-        _complain("Interrupted. What is done stays done; the same command goes on.")
+        _complain(f"Interrupted.{goes_on}")
         return 130
     except KilledWorker as error:
-        _complain(
-            f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY} What is done stays "
-            "done; the same command goes on."
-        )
+        _complain(f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{goes_on}")
         return 1
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:

@@ -17,7 +17,7 @@ import pytest
 from distributed.scheduler import KilledWorker
 from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
-from dtl import config, demo, listing, lock, pipeline, storage
+from dtl import config, demo, listing, lock, pipeline, storage, yarn
 from dtl.results import Results
 
 
@@ -547,6 +547,33 @@ def test_a_worker_without_memory_names_the_option_of_each_kind_of_cluster(
         "`dask worker --memory-limit`", "the same command goes on",
     ):  # fmt: skip
         assert option in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        ("train --out {out}", True),
+        ("tune --out {out}", True),
+        ("compare --out {out}", False),
+        ("submit --wait --out {out}", False),
+        ("status application_1", False),
+        ("logs application_1", False),
+        ("kill application_1", False),
+    ],
+)
+def test_only_a_command_that_goes_on_says_so_when_it_is_interrupted(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: str, goes_on: bool
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Results, "store", interrupted)
+    for name in ("check_memory", "status", "print_logs", "kill"):
+        monkeypatch.setattr(yarn, name, interrupted)
+    Results(str(tmp_path)).write_config(config.build({"out": str(tmp_path)}))
+    assert pipeline.main(arguments.format(out=tmp_path).split()) == 130
+    said = "Interrupted. What is done stays done; the same command goes on."
+    assert capsys.readouterr().err == f"error: {said if goes_on else 'Interrupted.'}\n"
 
 
 # --- real photographs ----------------------------------------------------------------------------
