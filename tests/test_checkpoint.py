@@ -126,7 +126,8 @@ def test_a_checkpoint_of_other_settings_is_refused(
     left = storage.read_bytes(url)
     other = replace(config, l2=0.5)
     with pytest.raises(
-        ValueError, match=r"other settings:\n  train.l2: asked for 0.5, stored 0.01"
+        ValueError,
+        match=r"other settings:\n  train.l2: asked for 0.5, stored 0.01\nGive .* remove that file",
     ):
         trainer.train(store, other, "fc2", 0, threads, checkpoint=url)
     assert storage.read_bytes(url) == left
@@ -383,6 +384,8 @@ def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: P
     assert refused.returncode == 1
     assert "train.l2: asked for 0.5, stored 0.01" in refused.stderr
     assert "dashboard" not in refused.stderr
+    assert f"Cannot go on from {out}/checkpoint.npz" in refused.stderr
+    assert "or remove that file to start again" in refused.stderr
 
     done = command(*arguments, "--train.l2", "0.01")
     assert done.returncode == 0, done.stderr
