@@ -61,7 +61,7 @@ class Results:
     ``tuned.toml``        the options of training that it found best
     ====================  ==============================================================
 
-    Every file is written whole or not at all, and only where its content changes.
+    Every file is written whole or not at all.
     """
 
     def __init__(self, url: str) -> None:
