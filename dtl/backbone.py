@@ -262,8 +262,18 @@ def export(spec: BackboneSpec, head: Head) -> bytes:
     """The whole classifier as the bytes of a .keras file.
 
     RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out.
+
+    Raises
+    ------
+    ValueError
+        If the network has other weights than the one of the head's features.
     """
     backbone = Backbone(spec)
+    if backbone.weights_sha256 != head.provenance["weights_sha256"]:
+        raise ValueError(
+            f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
+            f"network has {backbone.weights_sha256}. Give --features.weights as it was."
+        )
     images = keras.Input((*backbone.description.input_size, 3), name="image")
     features = backbone.model(_preprocess(spec.network, spec.preprocess)(images))
     if len(spec.layers) > 1:

@@ -149,8 +149,8 @@ def resume(
         if overwrite:
             return None
         raise ValueError(
-            f"Cannot go on from {url}. {error}\nGive the settings that it was made with, or "
-            "--overwrite to start again."
+            f"Cannot go on from {url}. {error}\nGive the settings that it was made with, or remove "
+            "that file to start again."
         ) from error
     return found
 

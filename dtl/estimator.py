@@ -37,7 +37,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "dtl.SoftmaxRegression needs scikit-learn. Install it: pip install 'dtl[sklearn]'."
+        "dtl.SoftmaxRegression needs scikit-learn. In dtl's folder: pip install -e '.[sklearn]'."
     ) from error
 
 _NOT_OF_ARRAYS = {

@@ -46,9 +46,9 @@ def evaluate(
     Raises
     ------
     ValueError
-        If the head was trained on other features.
+        If the head was trained on other features, or on another split of them.
     """
-    check_features(store, head)
+    check_trained_on(store, head)
     run = uuid4().hex[:8]
     # A task, unlike scattered data, is run again where a worker that held its result is lost.
     with warnings.catch_warnings():
@@ -82,8 +82,10 @@ def evaluate(
     )
 
 
-def check_features(store: FeatureStore, head: Head) -> None:
-    """Refuse a head that was trained on features made otherwise.
+def check_trained_on(store: FeatureStore, head: Head) -> None:
+    """Refuse a head of features that were made otherwise, or of another split than is stored.
+
+    `compare`, `tune` and a training that was interrupted store the split that they are asked for.
 
     Raises
     ------
@@ -94,6 +96,14 @@ def check_features(store: FeatureStore, head: Head) -> None:
     if found := differences(trained, store.settings):
         raise ValueError(
             f"The head was not trained on the features of {store.url}:\n  " + "\n  ".join(found)
+        )
+    if found := differences({"split": head.provenance["split"]}, {"split": store.split_settings}):
+        raise ValueError(
+            f"The head was not trained on the split that {store.url} has now, so images that it "
+            "was trained on would count as ones that it has not seen:\n  "
+            + "\n  ".join(found)
+            + "\nRun the train stage again: with --split.* and --seed as they were it keeps the "
+            "head, and with others it trains another."
         )
 
 

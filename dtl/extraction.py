@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dtl import images, storage
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.types import BackboneSpec, Extent
+from dtl.types import BackboneSpec, Extent, Head, differences
 from dtl.workers import known_workers, on_each_worker
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
@@ -27,6 +27,14 @@ from dtl.workers import known_workers, on_each_worker
 
 _READERS = 8
 """Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
+
+
+MORE_MEMORY = (
+    "Give each worker more memory (--cluster.memory-limit on a local cluster, --yarn.worker-memory "
+    "on YARN, `dask worker --memory-limit` where a scheduler runs already), or run fewer workers a "
+    "machine."
+)
+"""The advice, whose option depends on what ``cluster.address`` is."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ def prepare(
         if limit and limit < needed:
             raise ValueError(
                 f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
-                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. Raise "
-                "cluster.memory_limit, or run fewer workers a machine."
+                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
             )
     available = [precisions for _, precisions in probes.values()]
     spec = backbone_spec(features, seed, _precision(precision or features.precision, available))
@@ -125,6 +132,35 @@ def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> Backbo
         preprocess=features.preprocess,
         precision=precision,
     )
+
+
+def options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
+    """The options, but for the weights, that say what an image's features mean."""
+    return {
+        "network": features.network,
+        "layers": list(features.layers),
+        "pooling": features.pooling,
+        "preprocess": features.preprocess,
+        "resize": image.resize,
+    }
+
+
+def check_options(features: FeaturesConfig, image: ImagesConfig, head: Head) -> None:
+    """Refuse to make features of new images otherwise than those that a head was trained on.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    asked = options(features, image)
+    made = {name: head.provenance["features"].get(name) for name in asked}
+    if found := differences(asked, made):
+        raise ValueError(
+            "The head was trained on features that were made otherwise:\n  "
+            + "\n  ".join(found)
+            + "\nGive these options as they were."
+        )
 
 
 def describe_weights(weights: str, seed: int) -> str:

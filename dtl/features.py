@@ -31,18 +31,36 @@ def settings(
 
     ``precision`` is left out where it is automatic and so not known yet.
     """
-    asked: dict[str, Any] = {
-        "network": features.network,
-        "layers": list(features.layers),
-        "pooling": features.pooling,
+    return _options(features, image) | {
         "weights": extraction.describe_weights(features.weights, seed),
-        "preprocess": features.preprocess,
-        "resize": image.resize,
+        "images": listed.description,
+    }
+
+
+def check_options(store: FeatureStore, features: FeaturesConfig, image: ImagesConfig) -> None:
+    """Refuse options that a store was not made with, where they would change nothing of it.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    stored = store.settings
+    asked = {name: v for name, v in _options(features, image).items() if name in stored}
+    if found := differences(asked, {name: stored[name] for name in asked}):
+        raise ValueError(
+            f"{store.url} holds features that were made with other options:\n  "
+            + "\n  ".join(found)
+            + "\nGive these options as they were, or run the featurize stage with them."
+        )
+
+
+def _options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
+    asked = extraction.options(features, image) | {
         "max_pixels": image.max_pixels,
         "dtype": features.dtype,
         "batch_images": features.batch_images,
         "chunk_images": features.chunk_images,
-        "images": listed.description,
     }
     if features.precision != "auto":
         asked["precision"] = features.precision
@@ -104,7 +122,7 @@ def featurize(
     client : distributed.Client
         Whose workers all read the images, the weights and the store.
     overwrite : bool
-        Replace a store of other settings instead of refusing it.
+        Replace a store of other settings or weights instead of refusing it.
 
     Raises
     ------
@@ -126,6 +144,14 @@ def featurize(
     check_visible(client, listed.root, *map(storage.absolute, weights))
     precision = store.settings["precision"] if store else None
     extractor = extraction.prepare(client, features, image, seed, precision)
+    if store and store.attrs["weights_sha256"] != extractor.weights_sha256:
+        if not overwrite:
+            raise ValueError(
+                f"{url} was begun with weights of SHA-256 {store.attrs['weights_sha256']}, the "
+                f"workers have {extractor.weights_sha256}. Use the same weights, or start anew "
+                "with --overwrite."
+            )
+        store = None
     if store is None:
         store = FeatureStore.create(
             url,
@@ -143,12 +169,6 @@ def featurize(
                 "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
                 "versions": versions(),
             },
-        )
-    elif store.attrs["weights_sha256"] != extractor.weights_sha256:
-        raise ValueError(
-            f"{url} was begun with weights of SHA-256 {store.attrs['weights_sha256']}, the workers "
-            f"have {extractor.weights_sha256}. Use the same weights, or start anew with "
-            "--overwrite."
         )
     else:
         store.clean()

@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -306,6 +307,12 @@ def check_split(listed: ImageList, config: SplitConfig, seed: int) -> None:
     )
 
 
+def split_settings(config: SplitConfig, seed: int) -> dict[str, Any]:
+    """All that the split of given features follows from."""
+    names = ("method", "duplicates", "train", "validation", "test", "train_per_class")
+    return {name: getattr(config, name) for name in names} | {"seed": seed}
+
+
 def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     """Say of every row of a finished store which split it is in, and store that.
 
@@ -317,9 +324,7 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     ValueError
         If the classes have too few readable images for the splits.
     """
-    settings = {"method": config.method, "duplicates": config.duplicates, "seed": seed}
-    for name in ("train", "validation", "test", "train_per_class"):
-        settings[name] = getattr(config, name)
+    settings = split_settings(config, seed)
     if store.split_settings == settings:
         return
     label, content_hash = store.read("label"), store.read("content_hash")

@@ -47,7 +47,7 @@ from dtl import (
 )
 from dtl.checkpoint import Keeper, resume
 from dtl.config import Config
-from dtl.extraction import memory_needed
+from dtl.extraction import MORE_MEMORY, memory_needed
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
 from dtl.types import Comparison, Evaluation, Head, Tuning, differences
@@ -95,7 +95,13 @@ class _Run:
         return str(self._client.dashboard_link) if self._client else ""
 
     def begin(self) -> None:
-        """Refuse a place that cannot be written, before any work, and keep the configuration."""
+        """Refuse what cannot be done to the place, before any work, and keep the configuration."""
+        start = self.settings.train.start_from
+        if start and (url := starts.head_url(start)) in self.results.head_files:
+            raise ValueError(
+                f"train.start_from = {start}, but the training replaces or removes {url}. Copy "
+                "that to another name, and start from the copy."
+            )
         self.hold()
         self.results.write_config(replace(self.settings, overwrite=False))
 
@@ -156,11 +162,6 @@ class _Run:
         """Split and train."""
         c, results = self.settings, self.results
         listing.split_images(store, c.split, c.seed)
-        if c.train.start_from and starts.head_url(c.train.start_from) == results.head_file:
-            raise ValueError(
-                f"train.start_from = {c.train.start_from} is the head that the training replaces. "
-                "Copy its head.npz to another name, and start from that."
-            )
         asked = trainer.provenance(store, c.train, c.layer, c.seed, c.features.weights)
         head = results.head()
         if head is not None:
@@ -268,6 +269,7 @@ def _featurize(run: _Run) -> None:
 
 def _train(run: _Run) -> None:
     store = run.results.store()
+    features.check_options(store, run.settings.features, run.settings.images)
     run.begin()
     run.train(store)
     _say(f"Head: {storage.join(run.results.url, 'head.npz')}")
@@ -275,6 +277,7 @@ def _train(run: _Run) -> None:
 
 def _evaluate(run: _Run) -> None:
     store, head = run.results.store(), _head(run.results)
+    _check_made_with(run.settings, store, head)
     run.begin()
     _say(_table(run.evaluate(store, head)))
 
@@ -285,10 +288,30 @@ def _report(run: _Run) -> None:
         raise FileNotFoundError(
             f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
         )
+    _check_made_with(run.settings, store, head)
     run.begin()
     storage.remove(run.results.report)
     run.report(store, head, scores)
     _say(f"Report: {run.results.report}")
+
+
+def _check_made_with(c: Config, store: FeatureStore, head: Head) -> None:
+    """Refuse options of earlier stages that are not as they were, rather than record them."""
+    features.check_options(store, c.features, c.images)
+    made = {name: head.provenance[name] for name in ("train", "split", "seed")}
+    options = config.to_dict(c.train) | {"layer": c.layer}
+    asked = {
+        "train": {name: options.get(name) for name in made["train"]},
+        "split": listing.split_settings(c.split, c.seed),
+        "seed": c.seed,
+    }
+    if found := differences(asked, made):
+        raise ValueError(
+            "The head was trained with other options:\n  "
+            + "\n  ".join(found)
+            + "\nGive these options as they were, or run the train stage with them."
+        )
+    evaluation.check_trained_on(store, head)
 
 
 def _compare(run: _Run) -> None:
@@ -359,10 +382,12 @@ def _title(store: FeatureStore) -> str:
 def _predict(run: _Run, model: Results) -> None:
     c = run.settings
     head = _head(model)
+    extraction.check_options(c.features, c.images, head)
     found = listing.find_images(c.images.url)
     if not found.paths:
         raise ValueError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
     found.sort()
+    run.hold()
     run.check_memory()
     n_unread = prediction.predict(
         run.results.url,
@@ -408,9 +433,11 @@ def _export(run: _Run, model: Results) -> None:
         raise ValueError(f"--out must end in .keras. Received: {c.out!r}.")
     if storage.exists(c.out) and not c.overwrite:
         raise ValueError(f"{c.out} is there already. Choose another --out, or --overwrite.")
+    extraction.check_options(c.features, c.images, head)
+    exported = backbone.export(spec, head)
     names = f"{c.out.removesuffix('.keras')}.classes.json"
     storage.write_bytes(names, json.dumps(head.class_names).encode())
-    storage.write_bytes(c.out, backbone.export(spec, head))
+    storage.write_bytes(c.out, exported)
     _say(f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}")
 
 
@@ -564,6 +591,8 @@ class _Command:
     """Adds those of its own, which `work` then takes."""
     alone: bool = False
     """Takes its own arguments only: no configuration, no output."""
+    resumes: bool = True
+    """The same command goes on where it was interrupted."""
 
 
 _COMMANDS = {
@@ -583,26 +612,30 @@ _COMMANDS = {
     "evaluate": _Command("head.npz to evaluation.json", _evaluate, {}, goes_on=True),
     "report": _Command("evaluation.json to report.html", _report, {}, goes_on=True),
     "compare": _Command("averaging in several ways, against the exact optimum", _compare, {},
-                        goes_on=True),
+                        goes_on=True, resumes=False),
     "tune": _Command("search for the options of training that validate best", _tune, {},
                      goes_on=True),
     "predict": _Command("classify other images into a Parquet dataset", _predict, {},
                         needs_model=True),
     "derive": _Command("stored fc1 features to fc2 and predictions, without the images", _derive,
                        {}, needs_model=True),
-    "export": _Command("network and head as one .keras file", _export, {}, needs_model=True),
+    "export": _Command("network and head as one .keras file", _export, {}, needs_model=True,
+                       resumes=False),
     "fetch": _Command("bring a public data set to where the work is", _fetch, {},
                       arguments=_fetch_arguments),
     "pack": _Command("many image files into few tars, which are read faster", _pack, {}),
-    "summary": _Command("the network, the cut, what is frozen", _summary, {}),
+    "summary": _Command("the network, the cut, what is frozen", _summary, {}, resumes=False),
     "submit": _Command("`run` on YARN, the driver too; prints the application's id", _submit, {},
-                       arguments=_submit_arguments),
+                       arguments=_submit_arguments, resumes=False),
     "status": _Command("how a submitted run is", _status, {}, alone=True,
-                       arguments=_application),
-    "logs": _Command("what a submitted run said", _logs, {}, alone=True, arguments=_application),
-    "kill": _Command("end a submitted run", _kill, {}, alone=True, arguments=_application),
+                       arguments=_application, resumes=False),
+    "logs": _Command("what a submitted run said", _logs, {}, alone=True,
+                     arguments=_application, resumes=False),
+    "kill": _Command("end a submitted run", _kill, {}, alone=True,
+                     arguments=_application, resumes=False),
     "pack-environment": _Command("the Python that runs as an archive for YARN", _pack_environment,
-                                 {}, alone=True, arguments=_pack_environment_arguments),
+                                 {}, alone=True, arguments=_pack_environment_arguments,
+                                 resumes=False),
 }  # fmt: skip
 
 
@@ -670,12 +703,16 @@ def _settings(arguments: argparse.Namespace, command: _Command) -> Config:
     settings = config.build(*layers, file, given)
     _ = settings.layer  # says if it is none of the layers
     storage.use_hdfs_client(settings.storage.hdfs_client)
+    weights = settings.features.weights
+    if weights not in ("", "imagenet", "random"):
+        weights = storage.absolute(weights)
     return replace(
         settings,
         out=settings.out and storage.absolute(settings.out),
         images=replace(
             settings.images, url=settings.images.url and storage.absolute(settings.images.url)
         ),
+        features=replace(settings.features, weights=weights),
         train=replace(
             settings.train,
             start_from=settings.train.start_from and storage.absolute(settings.train.start_from),
@@ -687,6 +724,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     command = _COMMANDS[arguments.command]
+    goes_on = " What is done stays done; the same command goes on." if command.resumes else ""
     _log_to_stderr()
     try:
         if command.alone:
@@ -703,13 +741,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return command.work(run, arguments) or 0
             return command.work(run) or 0
     except KeyboardInterrupt:
-        _complain("Interrupted. What is done stays done; the same command goes on.")
+        _complain(f"Interrupted.{goes_on}")
         return 130
     except KilledWorker as error:
-        _complain(
-            f"{error}\nMost likely its memory did not suffice: raise --cluster.memory-limit, or "
-            "run fewer workers. What is done stays done; the same command goes on."
-        )
+        _complain(f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{goes_on}")
         return 1
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:

@@ -67,9 +67,11 @@ def predict(
     Raises
     ------
     ValueError
-        If the workers' network is not the head's, or something else is there: with `overwrite`,
-        predictions of other images or another head are replaced, and nothing else is.
+        If features would be made otherwise than the head's, or the workers' network is not the
+        head's; or something else is there: with `overwrite`, predictions of other images or another
+        head are replaced, and nothing else is.
     """
+    extraction.check_options(features, image, head)
     check_memory(client, root, url)
     check_visible(client, root)
     chunk_images = features.chunk_images
@@ -100,7 +102,7 @@ def predict(
             f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
         )
     if replaced:
-        storage.remove(url)
+        storage.clear(url)  # but for the lock of the driver
     elif storage.exists(url):
         storage.clean(url)  # Parquet readers would read what is half-written
     storage.write_bytes(ledger, json.dumps(asked).encode())
@@ -165,8 +167,9 @@ def _predict_chunk(
 
 
 def _is_empty(url: str) -> bool:
+    """Whether nothing is there but hidden files, such as a lock."""
     try:
-        return next(storage.walk(url), None) is None
+        return all(path.startswith(".") for path, _ in storage.walk(url))
     except NotADirectoryError:
         return False
 

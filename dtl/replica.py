@@ -139,10 +139,22 @@ def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
         rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
         raise ValueError(
             f"Features must be finite. Received: NaN or infinity in chunk {chunk}, at "
-            f"{store.read('path', chunk)[rows[0]]}. Compute them again with --overwrite"
-            + (" and --features.dtype float32." if store.dtype(layer) == np.float16 else ".")
+            f"{store.read('path', chunk)[rows[0]]}. {_mend(store, layer)}"
         )
     return Moments.of(features[store.read("split", chunk) == TRAIN])
+
+
+def _mend(store: FeatureStore, layer: str) -> str:
+    """What makes other features; with the settings as they are, they would be found done."""
+    wider = ["--features.dtype float32"] if store.dtype(layer) == np.float16 else []
+    if store.settings.get("precision", "float32") != "float32":
+        wider.append("--features.precision float32")
+    if wider:
+        return f"Compute them again with --overwrite {' '.join(wider)}."
+    return (
+        f"They are float32 already: check the network's weights, then remove {store.url}, or "
+        "choose another --out, and compute them again."
+    )
 
 
 def load_group(

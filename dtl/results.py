@@ -61,7 +61,7 @@ class Results:
     ``tuned.toml``        the options of training that it found best
     ====================  ==============================================================
 
-    Every file is written whole or not at all, and only where its content changes.
+    Every file is written whole or not at all.
     """
 
     def __init__(self, url: str) -> None:
@@ -71,7 +71,9 @@ class Results:
         self.comparison_page = storage.join(self.url, "compare.html")
         self.tuning_page = storage.join(self.url, "tune.html")
         self.tuned = storage.join(self.url, "tuned.toml")
-        self.head_file = storage.join(self.url, "head.npz")
+        self.head_files = tuple(
+            storage.join(self.url, name) for name in ("head.npz", "head-best.npz", "head-last.npz")
+        )
         self.checkpoint = storage.join(self.url, "checkpoint.npz")
         self.tuning_checkpoint = storage.join(self.url, "tune.npz")
 

@@ -100,6 +100,8 @@ def loss_and_gradient(
 ) -> tuple[float, NDArray[Any], NDArray[Any]]:
     """The objective, ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)``, and its gradient.
 
+    The plain reference that the steps of training, which compute in place, are tested against.
+
     scikit-learn's ``LogisticRegression(C=1 / (l2 * n))`` minimises the same, and with
     `balanced_weights` its ``class_weight="balanced"``.
 

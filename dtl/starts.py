@@ -41,8 +41,8 @@ def find(
     Raises
     ------
     ValueError
-        If it is of other features, classes or hidden units; or the network has no such layer, or
-        other weights.
+        If it is of other features, another split of them, other classes or hidden units; or the
+        network has no such layer, or other weights.
     OSError
         If it, or the network's weights, cannot be had.
     """
@@ -171,10 +171,17 @@ def network_head(
 
 
 def _saved(config: TrainConfig, store: FeatureStore, layer: str) -> Head:
-    """The head that `train.start_from` names; ValueError where it is of other features."""
+    """The head that `train.start_from` names; ValueError where it is of other features or rows."""
     head = Head.from_bytes(storage.read_bytes(head_url(config.start_from)))
-    asked = {"features": store.settings, "layer": layer, "hidden units": config.hidden_units}
-    made = {name: head.provenance[name] for name in ("features", "layer")}
+    # The features say of which images. In another split of the same ones, some that the head was
+    # trained on would be held out here, and scored as if it had not seen them.
+    asked = {
+        "features": store.settings,
+        "split": store.split_settings,
+        "layer": layer,
+        "hidden units": config.hidden_units,
+    }
+    made = {name: head.provenance[name] for name in ("features", "split", "layer")}
     found = differences(asked, made | {"hidden units": head.n_units})
     if head.class_names != store.class_names:
         only = sorted({*head.class_names} ^ {*store.class_names})
@@ -187,7 +194,7 @@ def _saved(config: TrainConfig, store: FeatureStore, layer: str) -> Head:
             f"The head at train.start_from = {config.start_from} cannot be trained further here:"
             "\n  "
             + "\n  ".join(found)
-            + "\nStart from a head of the same classes, features, layer and train.hidden_units, or "
-            "from none."
+            + "\nStart from a head of the same classes, features, split, layer and "
+            "train.hidden_units, or from none."
         )
     return head

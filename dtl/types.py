@@ -379,7 +379,7 @@ class Contender:
     seconds : float
         From the store to the head.
     bytes_moved : int
-        Parameters, sums and gradients that tasks gave to others, or features to the driver.
+        Parameters, means and gradients that tasks gave to others, or features to the driver.
     curve : tuple of (seconds, objective)
         On the way; only the end where the way is not known.
     """

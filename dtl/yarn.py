@@ -34,7 +34,9 @@ try:
     from dtl.yarn_specification import check, n_at_start, offer, specification
     from dtl.yarn_specification import check_memory as check_memory
 except ImportError as error:
-    raise ImportError(f"--cluster yarn needs skein: pip install 'dtl[yarn]' ({error}).") from error
+    raise ImportError(
+        f"--cluster yarn needs skein. In dtl's folder: pip install -e '.[yarn]' ({error})."
+    ) from error
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")

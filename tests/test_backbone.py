@@ -438,7 +438,7 @@ def test_the_exported_classifier_predicts_what_the_head_does(
         mean=features.mean(axis=0),
         scale=features.std(axis=0) + np.float32(1e-3),
         class_names=("a", "b", "c"),
-        provenance={"layer": layer},
+        provenance={"layer": layer, "weights_sha256": network.weights_sha256},
     )
     if n_units:
         head = replace(
@@ -451,6 +451,8 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.ptp(expected, axis=0).min() > 0.05
 
+    with pytest.raises(ValueError, match=r"the network has .*Give --features\.weights as it was"):
+        backbone.export(replace(spec, seed=spec.seed + 1), head)
     file = tmp_path / "classifier.keras"
     file.write_bytes(backbone.export(spec, head))
     classifier = keras.models.load_model(file)

@@ -126,7 +126,8 @@ def test_a_checkpoint_of_other_settings_is_refused(
     left = storage.read_bytes(url)
     other = replace(config, l2=0.5)
     with pytest.raises(
-        ValueError, match=r"other settings:\n  train.l2: asked for 0.5, stored 0.01"
+        ValueError,
+        match=r"other settings:\n  train.l2: asked for 0.5, stored 0.01\nGive .* remove that file",
     ):
         trainer.train(store, other, "fc2", 0, threads, checkpoint=url)
     assert storage.read_bytes(url) == left
@@ -276,7 +277,7 @@ def test_starts_from_a_head_as_the_same_function(
     # Other training rows, so another mean and scale; and steps too small to see.
     split = store.read("split")
     split[np.flatnonzero(split == TRAIN)[::3]] = 2
-    store.write_split(split, {"made": "again"})
+    store.write_split(split, {"made": "by a test"})
     config = replace(way, learning_rate=1e-9, start_from=str(tmp_path / "out"))
     second, _ = trainer.train(store, config, "fc2", 0, threads)
     assert not np.allclose(second.mean, first.mean, rtol=1e-4)
@@ -317,6 +318,7 @@ def test_heads_of_something_else_are_no_start(
         ),
         (made_with(head, layer="fc1"), "asked for 'fc2', stored 'fc1'"),
         (made_with(head, features={"made": "elsewhere"}), "stored 'elsewhere'"),
+        (made_with(head, split={"made": "otherwise"}), "stored 'otherwise'"),
     ):  # fmt: skip
         storage.write_bytes(url, other.to_bytes())
         with pytest.raises(ValueError, match="cannot be trained further here") as raised:
@@ -382,6 +384,8 @@ def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: P
     assert refused.returncode == 1
     assert "train.l2: asked for 0.5, stored 0.01" in refused.stderr
     assert "dashboard" not in refused.stderr
+    assert f"Cannot go on from {out}/checkpoint.npz" in refused.stderr
+    assert "or remove that file to start again" in refused.stderr
 
     done = command(*arguments, "--train.l2", "0.01")
     assert done.returncode == 0, done.stderr
@@ -394,4 +398,4 @@ def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: P
 
     own = command(*arguments, "--train.start-from", out)
     assert own.returncode == 1
-    assert "is the head that the training replaces" in own.stderr
+    assert f"the training replaces or removes {out}/head.npz" in own.stderr

@@ -32,7 +32,11 @@ def rough_head(store: FeatureStore, scale: float = 1.0) -> Head:
         mean=mean.astype(np.float32),
         scale=spread.astype(np.float32),
         class_names=store.class_names,
-        provenance={"layer": "fc2", "features": store.settings},
+        provenance={
+            "layer": "fc2",
+            "features": store.settings,
+            "split": store.split_settings,
+        },
     )
 
 
@@ -200,7 +204,26 @@ def test_a_head_of_other_features_is_refused(make_store: MakeStore, threads: Cli
     )
     with pytest.raises(ValueError, match=message):
         evaluate(store, other, threads)
-    evaluation.check_features(store, head)
+    evaluation.check_trained_on(store, head)
+
+
+def test_a_head_of_another_split_is_refused(make_store: MakeStore, threads: Client) -> None:
+    store = make_store(n_classes=N_CLASSES)
+    head, _ = trainer.train(store, TrainConfig(epochs=1.0), "fc2", 0, threads)
+    split, settings = store.read("split"), store.split_settings
+    assert settings is not None
+    # As `tune` or a training that is interrupted leaves it: training images are to be tested.
+    store.write_split(np.roll(split, 1), {"method": "random", "test": 0.3})
+    message = (
+        r"images that it was trained on would count as ones that it has not seen:\n"
+        r"  split\.made: asked for 'by a test', stored None\n"
+        r"  split\.method: asked for None, stored 'random'\n"
+        r"  split\.test: asked for None, stored 0\.3\nRun the train stage again"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(store, head, threads)
+    store.write_split(split, settings)
+    assert evaluate(store, head, threads).scores["test"].n_images == (split == TEST).sum()
 
 
 def test_a_dead_hidden_layer_is_told(

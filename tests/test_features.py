@@ -150,6 +150,21 @@ def test_a_store_of_other_images_or_weights_is_refused(
     assert store.n_images == 25
 
 
+def test_a_store_that_was_begun_with_other_weights_is_refused_or_begun_anew(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    """The settings are the same: what `imagenet` means may change, as Keras' cache does."""
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    store = featurize(c, url, processes)
+    whole = contents(url)
+    store._array("status")[store.rows(1)] = PENDING
+    store._group.attrs["weights_sha256"] = "0" * 64
+    with pytest.raises(ValueError, match=r"weights of SHA-256 0{64}.* anew with --overwrite"):
+        featurize(c, url, processes)
+    featurize(c, url, processes, overwrite=True)
+    assert contents(url) == whole
+
+
 def test_memory_with_processes_is_refused(pictures: Path, processes: Client) -> None:
     c = settings(pictures)
     with pytest.raises(ValueError, match=r"memory:// is of one process only"):

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from distributed.scheduler import KilledWorker
 from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
-from dtl import config, demo, pipeline, storage
+from dtl import config, demo, listing, lock, pipeline, storage, yarn
 from dtl.results import Results
 
 
@@ -166,6 +169,15 @@ def test_predict(run: tuple[Path, Path, str], tmp_path: Path) -> None:
     assert len(rows) == 49
     right = sum(row["class"] == row["path"].split("/")[0] for row in rows)
     assert right > 44
+
+
+def test_a_second_predict_on_one_output_is_refused(
+    capsys: pytest.CaptureFixture[str], run: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    pictures, out, _ = run
+    with lock.hold(str(tmp_path)):
+        message = fails(capsys, "predict", "--model", out, "--images", pictures, "--out", tmp_path)
+    assert f"Another driver writes to {tmp_path}" in message
 
 
 def test_export_is_the_classifier_in_one_file(run: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -386,6 +398,87 @@ def test_a_store_of_other_settings(capsys: Capsys, run: tuple[Path, Path, str]) 
     assert contents(out) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --features.pooling max", "pooling: asked for 'max', stored 'avg'"),
+        ("evaluate --features.precision bfloat16", "precision: asked for 'bfloat16', stored 'floa"),
+        ("report --images.resize crop", "resize: asked for 'crop', stored 'stretch'"),
+        ("evaluate --train.l2 1", "train.l2: asked for 1.0, stored 0.01"),
+        ("report --seed 1", "seed: asked for 1, stored 0"),
+        ("evaluate --split.test 0.5", "split.test: asked for 0.5, stored 0.25"),
+        ("predict --features.preprocess dl4j", "preprocess: asked for 'dl4j', stored 'network'"),
+        ("export --features.pooling max", "pooling: asked for 'max', stored 'avg'"),
+    ],
+)
+def test_options_that_would_be_recorded_and_were_not_used(
+    capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path, arguments: str, message: str
+) -> None:
+    pictures, out, _ = run
+    before = contents(out)
+    stage, *options = arguments.split()
+    places: list[object] = ["--out", out]
+    if stage in ("predict", "export"):
+        places = ["--model", out, "--images", pictures, "--out", tmp_path / "new.keras"]
+    said = fails(capsys, stage, *options, *places)
+    assert message in said
+    assert "Give these options as they were" in said
+    assert contents(out) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_are_recorded_so_that_any_folder_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for weights, recorded in (
+        ("weights/w.npz", f"{tmp_path}/weights/w.npz"),
+        ("/models/w.npz", "/models/w.npz"),
+        ("memory://models/w.npz", "memory://models/w.npz"),
+        ("imagenet", "imagenet"),
+        ("random", "random"),
+    ):
+        places = ["--out", "out", "--images", "photos", "--train.start-from", "before"]
+        arguments = pipeline._parser().parse_args(["run", *places, "--features.weights", weights])
+        c = pipeline._settings(arguments, pipeline._COMMANDS["run"])
+        assert c.features.weights == recorded
+        assert (c.out, c.images.url, c.train.start_from) == tuple(
+            str(tmp_path / name) for name in ("out", "photos", "before")
+        )
+
+
+@pytest.mark.parametrize("name", ["", "head.npz", "head-best.npz", "head-last.npz"])
+def test_a_start_that_the_training_removes(
+    capsys: Capsys, run: tuple[Path, Path, str], name: str
+) -> None:
+    _, out, _ = run
+    before = contents(out)
+    message = fails(capsys, "train", "--out", out, "--train.start-from", out / name)
+    assert f"the training replaces or removes {out / (name or 'head.npz')}. Copy" in message
+    assert contents(out) == before
+
+
+def test_a_split_that_is_not_the_heads(
+    capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, out, _ = run
+    copy = tmp_path / "out"
+    subprocess.run(["cp", "-r", out, copy], check=True)
+    # What `tune`, `compare` and a training that is interrupted do first.
+    listing.split_images(Results(str(copy)).store(), config.SplitConfig(test=0.5), 0)
+    message = fails(capsys, "report", "--out", copy)
+    assert "split.test: asked for 0.25, stored 0.5" in message
+    assert "Run the train stage again" in message
+    (copy / "evaluation.json").unlink()
+    local = ("--cluster.processes", "false")
+    assert pipeline.main(["evaluate", "--out", str(copy), *local]) == 1
+    assert "split.test: asked for 0.25, stored 0.5" in capsys.readouterr().err
+    for stage in ("train", "evaluate"):
+        assert pipeline.main([stage, "--out", str(copy), *local]) == 0
+    assert "training: done before" in capsys.readouterr().err
+    assert (copy / "evaluation.json").read_bytes() == (out / "evaluation.json").read_bytes()
+
+
 def test_something_else_where_the_store_should_be(
     capsys: Capsys, pictures: Path, tmp_path: Path
 ) -> None:
@@ -430,13 +523,57 @@ def test_what_only_the_workers_can_tell(
          "first difference at layer block3_conv4"),
         (["--features.weights", f"{data}/none.npz"], "No such file"),
         (["--features.weights", "random", "--cluster.memory-limit", "1GiB",
-          "--cluster.processes", "true"], "Raise cluster.memory_limit"),
+          "--cluster.processes", "true"], "--cluster.memory-limit on a local cluster"),
     ):  # fmt: skip
         assert pipeline.main([*common, *arguments]) == 1
         printed = capsys.readouterr().err
         assert message in printed
         assert "Traceback" not in printed
     assert not (tmp_path / "out" / "features.zarr").exists()
+
+
+def test_a_worker_without_memory_names_the_option_of_each_kind_of_cluster(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker: Any = SimpleNamespace(address="tcp://127.0.0.1:9")
+
+    def killed(_: object) -> NoReturn:
+        raise KilledWorker("task", worker, 3)
+
+    monkeypatch.setattr(pipeline._Run, "featurize", killed)
+    message = fails(capsys, "featurize", "--out", tmp_path)
+    for option in (
+        "--cluster.memory-limit on a local cluster", "--yarn.worker-memory on YARN",
+        "`dask worker --memory-limit`", "the same command goes on",
+    ):  # fmt: skip
+        assert option in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        ("train --out {out}", True),
+        ("tune --out {out}", True),
+        ("compare --out {out}", False),
+        ("submit --wait --out {out}", False),
+        ("status application_1", False),
+        ("logs application_1", False),
+        ("kill application_1", False),
+    ],
+)
+def test_only_a_command_that_goes_on_says_so_when_it_is_interrupted(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: str, goes_on: bool
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Results, "store", interrupted)
+    for name in ("check_memory", "status", "print_logs", "kill"):
+        monkeypatch.setattr(yarn, name, interrupted)
+    Results(str(tmp_path)).write_config(config.build({"out": str(tmp_path)}))
+    assert pipeline.main(arguments.format(out=tmp_path).split()) == 130
+    said = "Interrupted. What is done stays done; the same command goes on."
+    assert capsys.readouterr().err == f"error: {said if goes_on else 'Interrupted.'}\n"
 
 
 # --- real photographs ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from distributed import Client
 from helpers import contents
 
-from dtl import backbone, images
+from dtl import backbone, extraction, images, lock
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.prediction import predict
 from dtl.types import BackboneSpec, Head
@@ -58,7 +58,7 @@ def make_head(root: Path, seed: int) -> Head:
         class_names=tuple(f"class {k}" for k in range(7)),
         provenance={
             "layer": "block1_pool",
-            "features": {"precision": "float32"},
+            "features": {"precision": "float32"} | extraction.options(FEATURES, ImagesConfig()),
             "weights_sha256": network.weights_sha256,
         },
     )
@@ -150,6 +150,18 @@ def test_predictions_of_another_head_are_refused_or_replaced(
     assert len(contents(out)) == len(before)
 
 
+def test_the_lock_of_the_driver_is_no_hindrance_and_stays(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    out, other = tmp_path / "out", make_head(root, 1)
+    with lock.hold(str(out)):
+        run(out, root, head, processes)
+        run(out, root, other, processes, overwrite=True)
+        assert (out / ".dtl-lock").exists()
+        assert pq.read_table(out).num_rows == 26
+    assert not list(out.glob(".*"))
+
+
 def test_predictions_of_other_images_are_refused(
     root: Path, tmp_path: Path, head: Head, processes: Client
 ) -> None:
@@ -188,6 +200,26 @@ def test_a_network_that_is_not_the_heads_is_refused_before_anything_is_replaced(
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "out", root, renamed, processes, seed=1, overwrite=True)
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"preprocess": "dl4j"}, r"  preprocess: asked for 'dl4j', stored 'network'\nGive"),
+        ({"pooling": "max"}, r"  pooling: asked for 'max', stored 'avg'\nGive"),
+        ({"layers": ("fc1",)}, r"  layers: asked for \['fc1'\], stored \['block1_pool'\]\nGive"),
+        ({"resize": "crop"}, r"  resize: asked for 'crop', stored 'stretch'\nGive"),
+    ],
+)
+def test_features_that_would_mean_something_else_are_refused(
+    root: Path, tmp_path: Path, head: Head, processes: Client, changed: dict[str, object],
+    message: str,
+) -> None:  # fmt: skip
+    image = replace(ImagesConfig(), **{k: v for k, v in changed.items() if k == "resize"})
+    asked = replace(FEATURES, **{k: v for k, v in changed.items() if k != "resize"})
+    with pytest.raises(ValueError, match=r"features that were made otherwise:\n" + message):
+        predict(str(tmp_path / "p"), str(root), listed(root), head, asked, image, 0, processes)
+    assert not (tmp_path / "p").exists()
 
 
 def test_memory_of_one_process_is_refused(root: Path, head: Head, processes: Client) -> None:

@@ -396,8 +396,8 @@ def test_unknown_layer(make_store: MakeStore, threads: Client) -> None:
         trainer.train(make_store(200), CONFIG, "fc9", 0, threads)
 
 
-def test_features_that_are_not_finite_name_the_image(
-    make_store: MakeStore, threads: Client
+def test_features_that_are_not_finite_name_the_image_and_what_helps(
+    make_store: MakeStore, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(200)
     features = store.read("fc2", 1)
@@ -406,6 +406,17 @@ def test_features_that_are_not_finite_name_the_image(
     path = store.read("path", 1)[3]
     with pytest.raises(ValueError, match=f"NaN or infinity in chunk 1, at {path}"):
         trainer.train(store, CONFIG, "fc2", 0, threads)
+    # Whatever is advised must make others: the same settings would find them done.
+    for dtype, precision, advice in (
+        ("float32", "float32", rf"then remove {store.url}, or choose another --out"),
+        ("float32", "bfloat16", r"with --overwrite --features\.precision float32\.$"),
+        ("float16", "float32", r"with --overwrite --features\.dtype float32\.$"),
+        ("float16", "float16", r"dtype float32 --features\.precision float32\.$"),
+    ):
+        monkeypatch.setattr(store, "attrs", {"settings": {"precision": precision}})
+        monkeypatch.setattr(store, "dtype", lambda _, dtype=dtype: np.dtype(dtype))
+        with pytest.raises(ValueError, match=advice):
+            replica.chunk_moments(store, "fc2", 1)
 
 
 @pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])

@@ -162,7 +162,10 @@ def test_without_the_extra() -> None:
         "with cluster.connect(config.build({'cluster': {'address': 'yarn'}}).cluster): pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ImportError: --cluster yarn needs skein: pip install 'dtl[yarn]'" in done.stderr
+    assert (
+        "ImportError: --cluster yarn needs skein. In dtl's folder: pip install -e '.[yarn]'"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
