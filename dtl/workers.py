@@ -23,6 +23,9 @@ _CHUNKS_A_WORKER = 2
 _RETRIES = 3
 """Of a chunk whose storage failed."""
 
+_LOOK_EVERY_S = 5.0
+"""For whether a worker that is waited for is still there."""
+
 
 def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
     """What the scheduler knows of every worker, by address."""
@@ -31,12 +34,34 @@ def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
 
 
 def on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    """Run a function as a task on every worker; `Client.run` would block their event loops."""
+    """Run a function as a task on every worker; `Client.run` would block their event loops.
+
+    Raises
+    ------
+    ConnectionError
+        If a worker is lost on the way; or what the function raises.
+    """
     futures = {
         worker: client.submit(function, *args, workers=[worker], pure=False)
         for worker in known_workers(client)
     }
-    return {worker: future.result() for worker, future in futures.items()}
+    return {worker: _result_of(client, worker, future) for worker, future in futures.items()}
+
+
+def _result_of(client: Client, worker: str, future: Future) -> Any:
+    # One that comes back has another address, and Dask would wait for the old one for ever.
+    while True:
+        try:
+            return future.result(timeout=_LOOK_EVERY_S)
+        except TimeoutError:
+            if future.status == "error":  # the function's own
+                raise
+            if worker not in known_workers(client):
+                raise ConnectionError(
+                    f"Worker {worker} was lost at the start. Most likely its memory did not "
+                    "suffice: see its log, and give workers more memory, or have fewer of them on "
+                    "a machine. The same command goes on where it was."
+                ) from None
 
 
 def hold(client: Client, value: Any, key: str) -> Future:

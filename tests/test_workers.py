@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,37 @@ def test_on_each_worker(threads: Client, processes: Client) -> None:
     assert list(found) == list(workers.known_workers(threads))
     assert len(set(found.values())) == 2
     assert os.getpid() not in on_each_worker(processes, os.getpid).values()
+
+
+def test_a_worker_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.2)
+
+    def dies() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+        ) as local,
+        Client(local) as client,
+    ):
+        (address,) = workers.known_workers(client)
+        message = rf"Worker {address} was lost at the start\. Most likely its memory did not suf"
+        with pytest.raises(ConnectionError, match=message):
+            on_each_worker(client, dies)
+
+
+def test_a_function_may_take_long_and_raise_what_it_likes(
+    threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)
+
+    def times_out() -> None:
+        time.sleep(0.3)
+        raise TimeoutError("the function's own")
+
+    with pytest.raises(TimeoutError, match="the function's own"):
+        on_each_worker(threads, times_out)
 
 
 def test_memory_of_one_process_is_refused_with_processes(
