@@ -143,7 +143,8 @@ def solve(
     params : Params
         ``kernel`` and ``bias``.
     history : list of Round
-        One for each iteration; `epoch` counts passes over the training rows, line searches' too.
+        One for each iteration, and one where none was needed; `epoch` counts passes over the
+        training rows, line searches' too.
 
     Notes
     -----
@@ -204,6 +205,8 @@ def solve(
                     "gtol": config.lbfgs_tolerance, "ftol": 64 * np.finfo(float).eps, "maxls": 50,
                 },
             )  # fmt: skip
+        if not history:  # where the start is the optimum, SciPy takes no step and calls nothing
+            keep(found)
     gradient = float(np.abs(found.jac).max())
     told = f"{found.nit} iterations, {objective.n_evaluations} passes, objective {found.fun:.6f}"
     if gradient <= config.lbfgs_tolerance:
