@@ -281,8 +281,10 @@ def test_submitted_and_killed_or_for_nothing(
          r"together need 9216 MiB, but all nodes of YARN have 8192 MiB\. Lower "
          r"--yarn\.worker-memory"),
         ({"environment": "hdfs:///nowhere.tar.gz"}, False,
-         r"no such file: hdfs:///nowhere\.tar\.gz\. Make it with `python -m dtl\.pipeline "
-         r"pack-environment --out hdfs:///nowhere\.tar\.gz`"),
+         r"no such file: hdfs:///nowhere\.tar\.gz\. Make it again with `conda pack`"),
+        ({"environment": "hdfs:///nowhere.tar"}, False,
+         r"no such file: hdfs:///nowhere\.tar\. Make it with `python -m dtl\.pipeline "
+         r"pack-environment --out hdfs:///nowhere\.tar`"),
         ({"environment": "hdfs:///env"}, False, r"must be an archive .* or a folder that every"),
     ],
 )  # fmt: skip
