@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from dtl.feature_store import FeatureStore
 from dtl.metrics import Counts
 from dtl.softmax import log_softmax
 from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores, differences
-from dtl.workers import tree_reduce
+from dtl.workers import hold, tree_reduce
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +49,7 @@ def evaluate(
     """
     check_features(store, head)
     run = uuid4().hex[:8]
-    # A task, unlike scattered data, is run again where a worker that held its result is lost.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-        head_future = client.submit(_same, head, key=f"head-{run}")
+    head_future = hold(client, head, f"head-{run}")
     parts = [
         client.submit(
             _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
@@ -115,10 +111,6 @@ def from_json(data: bytes) -> Evaluation:
         class_names=tuple(values["class_names"]),
         provenance=values["provenance"],
     )
-
-
-def _same(head: Head) -> Head:
-    return head
 
 
 def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Part:

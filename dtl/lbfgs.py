@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,7 @@ from dtl.progress import track
 from dtl.replica import Shard
 from dtl.softmax import Params, log_softmax
 from dtl.types import Round
-from dtl.workers import tree_reduce
+from dtl.workers import hold, tree_reduce
 
 log = logging.getLogger(__name__)
 
@@ -251,9 +250,7 @@ class _Objective:
     def __call__(self, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         key, client = f"{self._run}-{self.n_evaluations}", self._client
         self.n_evaluations += 1
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-            params = client.submit(_same, _params(x, self._shape), key=f"lbfgs-params-{key}")
+        params = hold(client, _params(x, self._shape), f"lbfgs-params-{key}")
         parts = [
             client.submit(group_gradient, params, group, key=f"gradient-{key}-{g}")
             for g, group in enumerate(self._groups)
@@ -269,10 +266,6 @@ class _Objective:
                   total.sum_s)
         )  # fmt: skip
         return value, gradient
-
-
-def _same(params: Params) -> Params:
-    return params
 
 
 def _params(x: NDArray[np.float64], shape: tuple[int, ...]) -> Params:
