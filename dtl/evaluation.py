@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 from distributed import Client
 
-from dtl import metrics
+from dtl import metrics, replica
 from dtl.feature_store import FeatureStore
 from dtl.metrics import Counts
 from dtl.softmax import log_softmax
@@ -116,7 +116,9 @@ def from_json(data: bytes) -> Evaluation:
 def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Part:
     layer = head.provenance["layer"]
     split, labels = store.read("split", chunk), store.read("label", chunk)
-    logits = head.logits(store.read(layer, chunk))
+    features = store.read(layer, chunk)
+    with replica.one_blas_thread():
+        logits = head.logits(features)
     counts = {
         index: Counts.of(logits[split == index], labels[split == index])
         for index in range(len(SPLITS))
