@@ -7,6 +7,7 @@ hand freed memory back at once (``MALLOC_TRIM_THRESHOLD_``), so every round woul
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import defaultdict, deque
@@ -19,9 +20,12 @@ _LEAST_BYTES = 1 << 18
 """Below it an array is the ordinary allocator's."""
 
 _MOST_BYTES = 256 << 20
-"""Memory that waits for its next use, in a process; what is given back beyond it is freed."""
+"""Memory that waits for its next use, in a process. Beyond it, arrays of the size that was given
+back the longest ago are freed first: most likely a training wanted them that has ended."""
 
 _waiting: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
+_last_given: dict[int, int] = {}
+_turn = itertools.count()
 
 
 class _Lease:
@@ -33,9 +37,20 @@ class _Lease:
 
 
 def _give_back(memory: NDArray[np.uint8]) -> None:
-    # It may run wherever an array is forgotten, in any thread: deques need no lock.
-    if memory.nbytes + sum(n * len(same) for n, same in list(_waiting.items())) <= _MOST_BYTES:
-        _waiting[memory.nbytes].append(memory)
+    # It may run wherever an array is forgotten, in any thread, amid itself too: so no lock is held,
+    # and each step is whole by itself, on a dict, deque or counter.
+    if memory.nbytes > _MOST_BYTES:
+        return
+    _last_given[memory.nbytes] = next(_turn)
+    _waiting[memory.nbytes].append(memory)
+    for n_bytes in sorted(_last_given, key=_last_given.__getitem__):
+        while sum(n * len(same) for n, same in list(_waiting.items())) > _MOST_BYTES:
+            try:
+                _waiting[n_bytes].popleft()
+            except IndexError:
+                break  # none of this size is left
+        else:
+            return
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from dtl.config import ClusterConfig, YarnConfig
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 20
+"""For a scheduler to answer, and then for its first worker."""
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def connect(
     Raises
     ------
     ConnectionError
-        If no scheduler answers, or it has no workers.
+        If no scheduler answers, or it has no workers and none comes in 20 s.
     """
     if config.address == "local":
         threads = config.threads_per_worker or max(CPU_COUNT // config.n_workers, 1)
@@ -74,10 +75,12 @@ def connect(
             "`dask scheduler`, or use --cluster local."
         ) from error
     with client:
-        if not client.scheduler_info(n_workers=-1)["workers"]:
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_TIMEOUT_S)
+        except TimeoutError:
             raise ConnectionError(
                 f"The scheduler at {config.address} has no workers. Start some with "
                 f"`dask worker {config.address}`."
-            )
+            ) from None
         log.info("Dask dashboard: %s", client.dashboard_link)
         yield client

@@ -24,13 +24,17 @@ log = logging.getLogger(__name__)
 _EXACT = "L-BFGS"
 _SKLEARN = "scikit-learn"
 _SKLEARN_ITERATIONS = 10_000
+_MOVERS = ("aggregation_depth", "shards_per_task")
 
 
 def provenance(
     store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str, seed: int
 ) -> dict[str, Any]:
     """All that a comparison follows from but the machines, as JSON has it."""
-    return trainer.provenance(store, config, layer, seed) | {"compare": to_dict(compared)}
+    made_from = trainer.provenance(store, config, layer, seed) | {"compare": to_dict(compared)}
+    # A head does not follow from them, but what is moved for it does.
+    made_from["train"] |= {name: getattr(config, name) for name in _MOVERS}
+    return made_from
 
 
 def compare(

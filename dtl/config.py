@@ -111,7 +111,7 @@ class ClusterConfig(_Section):
     )
     threads_per_worker: int = option(
         0,
-        "threads of each; 0 shares the processors out, or is YARN's vcores",
+        "threads of each, at least 2; 0 shares the processors out, or is YARN's vcores",
         check=_not_negative,
         allowed="0 or more",
     )

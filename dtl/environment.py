@@ -120,9 +120,12 @@ def check(url: str) -> None:
     FileNotFoundError
         If it is not there.
     ValueError
-        If its size is not that of its record, or its first bytes are not an archive's.
+        If its size is not that of its record, if `pack` made one, or its first bytes are not an
+        archive's.
     """
-    again = f"Make it with `python -m dtl.pipeline pack-environment --out {url}`."
+    again = "Make it again with `conda pack`, or another with pack-environment, as README.md says."
+    if url.endswith(".tar"):
+        again = f"Make it with `python -m dtl.pipeline pack-environment --out {url}`."
     if not storage.exists(url):
         raise FileNotFoundError(f"yarn.environment: no such file: {url}. {again}")
     record = _record(url)

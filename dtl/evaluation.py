@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +13,12 @@ from uuid import uuid4
 import numpy as np
 from distributed import Client
 
-from dtl import metrics
+from dtl import metrics, replica
 from dtl.feature_store import FeatureStore
 from dtl.metrics import Counts
 from dtl.softmax import log_softmax
 from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores, differences
-from dtl.workers import tree_reduce
+from dtl.workers import hold, tree_reduce
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +49,7 @@ def evaluate(
     """
     check_trained_on(store, head)
     run = uuid4().hex[:8]
-    # A task, unlike scattered data, is run again where a worker that held its result is lost.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-        head_future = client.submit(_same, head, key=f"head-{run}")
+    head_future = hold(client, head, f"head-{run}")
     parts = [
         client.submit(
             _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
@@ -127,14 +123,12 @@ def from_json(data: bytes) -> Evaluation:
     )
 
 
-def _same(head: Head) -> Head:
-    return head
-
-
 def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Part:
     layer = head.provenance["layer"]
     split, labels = store.read("split", chunk), store.read("label", chunk)
-    logits = head.logits(store.read(layer, chunk))
+    features = store.read(layer, chunk)
+    with replica.one_blas_thread():
+        logits = head.logits(features)
     counts = {
         index: Counts.of(logits[split == index], labels[split == index])
         for index in range(len(SPLITS))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,7 @@ from dtl.progress import track
 from dtl.replica import Shard
 from dtl.softmax import Params, log_softmax
 from dtl.types import Round
-from dtl.workers import tree_reduce, wait_for
+from dtl.workers import hold, tree_reduce, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +142,8 @@ def solve(
     params : Params
         ``kernel`` and ``bias``.
     history : list of Round
-        One for each iteration; `epoch` counts passes over the training rows, line searches' too.
+        One for each iteration, and one where none was needed; `epoch` counts passes over the
+        training rows, line searches' too.
 
     Notes
     -----
@@ -204,6 +204,8 @@ def solve(
                     "gtol": config.lbfgs_tolerance, "ftol": 64 * np.finfo(float).eps, "maxls": 50,
                 },
             )  # fmt: skip
+        if not history:  # where the start is the optimum, SciPy takes no step and calls nothing
+            keep(found)
     gradient = float(np.abs(found.jac).max())
     told = f"{found.nit} iterations, {objective.n_evaluations} passes, objective {found.fun:.6f}"
     if gradient <= config.lbfgs_tolerance:
@@ -248,9 +250,7 @@ class _Objective:
     def __call__(self, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         key, client = f"{self._run}-{self.n_evaluations}", self._client
         self.n_evaluations += 1
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-            params = client.submit(_same, _params(x, self._shape), key=f"lbfgs-params-{key}")
+        params = hold(client, _params(x, self._shape), f"lbfgs-params-{key}")
         parts = [
             client.submit(group_gradient, params, group, key=f"gradient-{key}-{g}")
             for g, group in enumerate(self._groups)
@@ -266,10 +266,6 @@ class _Objective:
                   total.sum_s)
         )  # fmt: skip
         return value, gradient
-
-
-def _same(params: Params) -> Params:
-    return params
 
 
 def _params(x: NDArray[np.float64], shape: tuple[int, ...]) -> Params:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _BEAT_S = 5.0
 _DEAD_AFTER_S = 30.0
 """Six beats: a NameNode that pauses is no dead driver."""
+_GAP_S = 0.3
+"""Longer than a file that is written anew is away, where it is; see `storage.write_bytes`."""
 
 
 @contextmanager
@@ -109,11 +111,14 @@ def _held(url: str, found: dict[str, Any]) -> str:
 
 
 def _read(file: str) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(file))
-    except FileNotFoundError:
-        return None
-    return found
+    for pause_s in (_GAP_S, 0):
+        try:
+            found: dict[str, Any] = json.loads(storage.read_bytes(file))
+        except FileNotFoundError:
+            time.sleep(pause_s)
+        else:
+            return found
+    return None
 
 
 def _is_gone(found: dict[str, Any]) -> bool:

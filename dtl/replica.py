@@ -407,15 +407,31 @@ def one_blas_thread() -> Iterator[None]:
         _blas_users += 1
         blas = _controller().select(user_api="blas")
         if _blas_users == 1 and any(lib.num_threads != 1 for lib in blas.lib_controllers):
-            _blas_limit = blas.limit(limits=1)
+            with _in_control(blas):
+                _blas_limit = blas.limit(limits=1)
     try:
         yield
     finally:
         with _blas_lock:
             _blas_users -= 1
             if _blas_users == 0 and _blas_limit is not None:
-                _blas_limit.restore_original_limits()
+                with _in_control(blas):
+                    _blas_limit.restore_original_limits()
                 _blas_limit = None
+
+
+@contextmanager
+def _in_control(blas: threadpoolctl.ThreadpoolController) -> Iterator[None]:
+    """Let this thread set limits, whichever did before.
+
+    From threadpoolctl 3.8 on, what other threads than the first one set would have no effect.
+    """
+    controllers = [c for c in blas.lib_controllers if hasattr(c, "clear_controlling_thread")]
+    for controller in controllers:
+        controller.clear_controlling_thread(force=True)
+    yield
+    for controller in controllers:
+        controller.clear_controlling_thread(force=True)
 
 
 _found: list[threadpoolctl.ThreadpoolController] = []

@@ -11,7 +11,7 @@ import logging
 import numpy as np
 from distributed import Client, Future
 
-from dtl import extraction, hidden, softmax, storage
+from dtl import extraction, hidden, replica, softmax, storage
 from dtl.averaging import Moments
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
@@ -107,9 +107,11 @@ def carry_over(head: Head, moments: Moments) -> Params:
     scale = head.scale.astype(np.float64)
     kernel = params[kernel_name].astype(np.float64)
     shift = (moments.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
+    with replica.one_blas_thread():
+        bias = params[bias_name] + shift @ kernel
     return params | {
         kernel_name: (kernel * (moments.scale() / scale)[:, None]).astype(np.float32),
-        bias_name: (params[bias_name] + shift @ kernel).astype(np.float32),
+        bias_name: bias.astype(np.float32),
     }
 
 

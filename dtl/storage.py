@@ -269,7 +269,15 @@ def is_file(url: str) -> bool:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a whole file, so that whoever reads it finds all of it or none."""
+    """Write a whole file, so that whoever reads it finds all of it or none.
+
+    Notes
+    -----
+    What was there before stays until the new file takes its place, but where a filesystem has no
+    rename that overwrites: with pyarrow's client for ``hdfs://``, with an HttpFS behind
+    ``webhdfs://``, and in filesystems that only fsspec knows. There the old file goes a moment
+    before the new one comes, and a process that is killed in between leaves only a ``.partial``.
+    """
     fs, path = filesystem(url)
     if isinstance(fs, Hdfs) or fs.async_impl:
         # Object stores show an object only once it is whole; `Hdfs` sees to it.
@@ -299,16 +307,25 @@ def _partial(fs: Any, path: str) -> Iterator[str]:
     fs.makedirs(fs._parent(path), exist_ok=True)
     try:
         yield partial
-        if isinstance(fs, LocalFileSystem):
-            os.replace(partial, path)
-        else:
-            if fs.exists(path):
-                fs.rm(path)
-            fs.mv(partial, path)
+        _replace(fs, partial, path)
     except BaseException:
         if fs.exists(partial):
             fs.rm(partial)
         raise
+
+
+def _replace(fs: Any, partial: str, path: str) -> None:
+    if isinstance(fs, LocalFileSystem):
+        os.replace(partial, path)
+        return
+    if "webhdfs" in fs.protocol:
+        # A NameNode renames over a file if asked, which fsspec's `mv` does not; HttpFS never does.
+        fs._call("RENAME", "put", path=partial, destination=path, renameoptions="OVERWRITE")
+        if not fs.exists(partial):
+            return
+    if fs.exists(path):
+        fs.rm(path)
+    fs.mv(partial, path)
 
 
 class _Whole(AsyncFileSystemWrapper):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""How work is spread over a client's workers: once on each, a window of chunks, a tree of sums."""
+"""How work is spread over workers: once on each, a window of chunks, groups of parts, a tree."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def start(
             yield client
         return
     with resource_manager() as manager:
-        check(manager, cluster, yarn)
+        check(manager, yarn)
         app_id = _submit(
             manager, specification(cluster, yarn, hadoop_conf_dir(), file_systems=file_systems)
         )
@@ -369,7 +369,7 @@ def submit(
         The application's id.
     """
     with resource_manager() as manager:
-        check(manager, cluster, yarn, driver=True)
+        check(manager, yarn, driver=True)
         spec = specification(
             cluster, yarn, hadoop_conf_dir(), file_systems=file_systems,
             driver=arguments, driver_files=files,

@@ -205,10 +205,13 @@ def check_memory(cluster: ClusterConfig, yarn: YarnConfig, needed: Callable[[], 
         )
 
 
-def check(
-    client: skein.Client, cluster: ClusterConfig, yarn: YarnConfig, *, driver: bool = False
-) -> None:
+def check(client: skein.Client, yarn: YarnConfig, *, driver: bool = False) -> None:
     """Refuse what this YARN cannot give, before anything is started.
+
+    Parameters
+    ----------
+    driver : bool
+        Whether it runs in a container, too.
 
     Raises
     ------
@@ -252,9 +255,11 @@ def check(
                 )
     needed = _MASTER_MIB + sum(memory for _, memory, _, _ in roles)
     if needed > (total := sum(node.total_resources.memory for node in usable)):
+        with_driver = ", the driver" if driver else ""
+        lower = "--yarn.worker-memory" + " or --yarn.driver-memory" * driver
         raise ValueError(
-            f"One worker, the scheduler and skein's master together need {needed} MiB, but all "
-            f"nodes of YARN have {total} MiB. Lower --yarn.worker-memory."
+            f"One worker, the scheduler{with_driver} and skein's master together need {needed} "
+            f"MiB, but all nodes of YARN have {total} MiB. Lower {lower}."
         )
     if yarn.environment.endswith(environment.ENDINGS):
         environment.check(yarn.environment)

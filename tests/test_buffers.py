@@ -15,6 +15,7 @@ SHAPE = (513, 257)
 @pytest.fixture(autouse=True)
 def nothing_waits():
     buffers._waiting.clear()
+    buffers._last_given.clear()
     yield
     buffers._waiting.clear()
 
@@ -54,6 +55,20 @@ def test_no_more_waits_than_is_allowed(monkeypatch):
     arrays = [buffers.empty(SHAPE, np.float32) for _ in range(5)]
     del arrays
     assert [len(same) for same in buffers._waiting.values()] == [2]
+
+
+def test_sizes_that_nobody_wants_make_room(monkeypatch):
+    n_bytes = 4 * SHAPE[0] * SHAPE[1]
+    monkeypatch.setattr(buffers, "_MOST_BYTES", 8 * n_bytes)
+    shapes = [(k, *SHAPE) for k in (1, 2, 3, 4)]
+    for shape in shapes[:3]:
+        buffers.empty(shape, np.float32)
+    buffers.empty(shapes[0], np.float32)  # wanted again, so the second is the oldest
+    buffers.empty(shapes[3], np.float32)
+    waiting = {size // n_bytes: len(same) for size, same in buffers._waiting.items()}
+    assert waiting == {1: 1, 2: 0, 3: 1, 4: 1}
+    buffers.empty((9, *SHAPE), np.float32)  # more than may ever wait
+    assert sum(map(len, buffers._waiting.values())) == 3
 
 
 def test_arrays_pickle_as_others_do():

@@ -92,7 +92,19 @@ def test_connects_to_a_running_scheduler_and_leaves_it_running() -> None:
         assert running.status.name == "running"
 
 
-def test_a_scheduler_without_workers() -> None:
+def test_a_scheduler_whose_first_worker_is_late() -> None:
+    with LocalCluster(
+        n_workers=0, processes=False, protocol="tcp", dashboard_address=":0"
+    ) as running:
+        late = threading.Timer(1, running.scale, [1])
+        late.start()
+        with cluster.connect(ClusterConfig(address=running.scheduler_address)) as client:
+            assert len(known_workers(client)) == 1
+        late.join()
+
+
+def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT_S", 2)
     with LocalCluster(
         n_workers=0, processes=False, protocol="tcp", dashboard_address=":0"
     ) as running:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from dtl import comparison, config, pipeline, report
 from dtl.config import CompareConfig, TrainConfig
 from dtl.results import Results
-from dtl.types import TRAIN, VALIDATION, Comparison
+from dtl.types import TRAIN, VALIDATION, Comparison, differences
 from dtl.workers import tree_inputs
 
 CONFIG = TrainConfig(epochs=20.0, batch_size=16)
@@ -83,6 +83,19 @@ def test_bytes_moved_follow_from_the_tasks(compared: Comparison) -> None:
     assert moved["averaged every 5, 4 shards"] % four == 0
     assert 4 < moved["synchronous SGD, 4 shards"] / moved["averaged every 5, 4 shards"] < 6
     assert 0.5 * 1500 < moved["scikit-learn"] / (20 * 4) < 0.7 * 1500
+
+
+@pytest.mark.parametrize("other", [{"aggregation_depth": 3}, {"shards_per_task": 1}])
+def test_what_bytes_moved_follow_from_is_compared_with_what_was_done(
+    make_store: MakeStore, other: dict[str, int]
+) -> None:
+    store = make_store()
+    asked, made = (
+        comparison.provenance(store, way, COMPARED, "fc2", 0)
+        for way in (replace(CONFIG, **other), CONFIG)
+    )
+    (found,) = differences(asked, made)
+    assert f"train.{next(iter(other))}" in found
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -84,7 +84,8 @@ def test_what_is_broken_is_named(packed: tuple[Path, Path], tmp_path: Path) -> N
 def test_what_is_no_archive_is_named(tmp_path: Path, ending: str, content: bytes) -> None:
     url = tmp_path / f"env{ending}"
     url.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{url} is not an archive, or broken"):
+    again = "pack-environment --out .*env.tar`" if ending == ".tar" else "again with `conda pack`"
+    with pytest.raises(ValueError, match=rf"{url} is not an archive, or broken\. Make .*{again}"):
         environment.check(str(url))
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import threadpoolctl
 from distributed import Client, LocalCluster
 from helpers import MakeStore
 from sklearn import metrics as sk
@@ -166,6 +167,15 @@ def test_the_same_bits_on_any_workers(
     ):
         found = evaluate(store, head, client)
     assert evaluation.to_json(found) == evaluation.to_json(evaluate(store, head, threads))
+
+
+def test_the_same_bits_on_any_threads_of_blas(make_store: MakeStore, threads: Client) -> None:
+    store = make_store(n_features=1500, n_classes=N_CLASSES, chunk_images=200, distance=0.1)
+    head, found = rough_head(store), []
+    for n in (1, 4):
+        with threadpoolctl.threadpool_limits(n, user_api="blas"):
+            found.append(evaluation.to_json(evaluate(store, head, threads)))
+    assert found[0] == found[1]
 
 
 def test_a_trained_head(make_store: MakeStore, threads: Client) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from dtl import trainer
-from dtl.config import TrainConfig
+from dtl import comparison, trainer
+from dtl.config import CompareConfig, TrainConfig
 from dtl.feature_store import FeatureStore
 from dtl.types import TRAIN, VALIDATION
 
@@ -119,6 +120,23 @@ def test_too_few_iterations_are_told(
         _, history = trainer.train(make_store(), config, "fc2", 0, threads)
     assert len(history) == 3
     assert "stopped short of its tolerance: 3 iterations" in caplog.text
+
+
+def test_a_start_at_the_optimum_is_one_round(
+    make_store: MakeStore, threads: Client, tmp_path: Path
+) -> None:
+    store = make_store()
+    optimum, history = trainer.train(store, CONFIG, "fc2", 0, threads)
+    (tmp_path / "head.npz").write_bytes(optimum.to_bytes())
+    config = replace(CONFIG, start_from=str(tmp_path / "head.npz"), lbfgs_tolerance=1e-4)
+    head, (only,) = trainer.train(store, config, "fc2", 0, threads)
+    np.testing.assert_array_equal(head.kernel, optimum.kernel)
+    assert (only.round, only.epoch, only.update_ratio) == (1, 1, 0)
+    assert only.validation_accuracy == history[-1].validation_accuracy
+    few = CompareConfig(frequencies=(5,), shards=(2,), sklearn_mib=0)
+    exact, averaged = comparison.compare(store, config, few, "fc2", 0, threads).contenders
+    assert len(exact.curve) == 1
+    assert averaged.objective_gap > -1e-6
 
 
 def test_shards_without_training_rows_are_harmless(make_store: MakeStore, threads: Client) -> None:

@@ -91,6 +91,17 @@ def test_a_driver_elsewhere_that_is_dead_is_replaced(tmp_path: Path) -> None:
         assert held["pid"] == os.getpid()
 
 
+def test_a_lock_that_is_away_for_a_moment_is_held(tmp_path: Path) -> None:
+    """Where a rename does not overwrite, it is away whenever it is written anew."""
+    back = threading.Timer(0.1, elsewhere, [tmp_path, 1])
+    alive = threading.Timer(1.5, elsewhere, [tmp_path, 2])
+    for timer in (back, alive):
+        timer.start()
+    with pytest.raises(BlockingIOError, match="process 7 on elsewhere"), lock.hold(str(tmp_path)):
+        pass
+    alive.join()
+
+
 @pytest.mark.usefixtures("quick")
 def test_the_holder_shows_that_it_lives(tmp_path: Path) -> None:
     with lock.hold(str(tmp_path)):

@@ -239,6 +239,28 @@ def test_every_section_shows_its_numbers(report, page):
         assert text in page.text, text
 
 
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({}, "from 0.02 down to 0 along half a cosine"),
+        ({"schedule": "constant", "learning_rate": 0.3}, "The step size: constant at 0.3."),
+        ({"schedule": "exponential", "warmup_epochs": 2.5},
+         "up from 0 over 2.5 passes, then from 0.02 down to 0.0002, by the same factor"),
+        ({"schedule": "steps", "learning_rate_steps": "10:0.01,20:0.001"},
+         "The step size: 0.02 at first, then as given by hand (epoch:rate): 10:0.01,20:0.001."),
+        ({"averaging_frequency": 50, "averaging_frequency_end": 5},
+         "averaged every 50 down to 5 batches"),
+        ({"averaging_frequency": 50, "averaging_frequency_end": 5},
+         "50 batches of 32 images on each replica, fewer and fewer, down to 5 at the end, and "
+         "ends in the average"),
+    ],
+)  # fmt: skip
+def test_the_training_is_told_as_it_was(train, said):
+    report = sample(n_rounds=3, n_images=3)
+    config = to_dict(build(report.config | {"train": report.config["train"] | train}))
+    assert said in Page(render(replace(report, config=config))).text
+
+
 def test_confusions_are_listed_from_the_most_frequent(report, page):
     wrong = [entry for entry in report.evaluation.scores["test"].confusion if entry[0] != entry[1]]
     true, predicted, n = max(wrong, key=lambda entry: (entry[2], -entry[0], -entry[1]))

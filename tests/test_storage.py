@@ -47,6 +47,18 @@ def test_an_interrupted_write_leaves_the_old_file(root):
     assert all_files(root) == {"a.json": b"old"}
 
 
+def test_the_old_file_is_there_until_the_new_one_is(root, monkeypatch):
+    if root.startswith("memory://"):
+        pytest.skip("what is in memory goes with the process in any case")
+    url = storage.join(root, "a.json")
+    storage.write_bytes(url, b"old")
+    fs, _ = storage.filesystem(url)
+    for name in ("rm", "rm_file"):
+        monkeypatch.setattr(fs, name, None)
+    storage.write_bytes(url, b"new")
+    assert all_files(root) == {"a.json": b"new"}
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     url = str(tmp_path / "a.json")
     storage.write_bytes(url, b"old")

@@ -278,11 +278,16 @@ def test_submitted_and_killed_or_for_nothing(
         ({"scheduler_memory": "9GiB"}, False, r"yarn\.scheduler_memory asks for 9216 MiB"),
         ({"driver_memory": "9GiB"}, True, r"yarn\.driver_memory asks for 9216 MiB"),
         ({"worker_memory": "8GiB"}, False,
-         r"together need 9216 MiB, but all nodes of YARN have 8192 MiB\. Lower "
-         r"--yarn\.worker-memory"),
+         r"One worker, the scheduler and skein's master together need 9216 MiB, but all nodes of "
+         r"YARN have 8192 MiB\. Lower --yarn\.worker-memory\."),
+        ({"worker_memory": "4GiB", "driver_memory": "4GiB"}, True,
+         r"One worker, the scheduler, the driver and skein's master together need 9216 MiB, but "
+         r"all nodes of YARN have 8192 MiB\. Lower --yarn\.worker-memory or --yarn\.driver-memory"),
         ({"environment": "hdfs:///nowhere.tar.gz"}, False,
-         r"no such file: hdfs:///nowhere\.tar\.gz\. Make it with `python -m dtl\.pipeline "
-         r"pack-environment --out hdfs:///nowhere\.tar\.gz`"),
+         r"no such file: hdfs:///nowhere\.tar\.gz\. Make it again with `conda pack`"),
+        ({"environment": "hdfs:///nowhere.tar"}, False,
+         r"no such file: hdfs:///nowhere\.tar\. Make it with `python -m dtl\.pipeline "
+         r"pack-environment --out hdfs:///nowhere\.tar`"),
         ({"environment": "hdfs:///env"}, False, r"must be an archive .* or a folder that every"),
     ],
 )  # fmt: skip
@@ -291,13 +296,13 @@ def test_what_yarn_cannot_give_is_refused_before(
 ) -> None:
     asked = settings(**options)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        yarn_specification.check(manager, asked.cluster, asked.yarn, driver=driver)
+        yarn_specification.check(manager, asked.yarn, driver=driver)
 
 
 def test_what_yarn_gives_is_not_refused(manager: skein.Client) -> None:
     for queue in ("default", "small", "root.default"):
         asked = settings(queue=queue)
-        yarn_specification.check(manager, asked.cluster, asked.yarn)
+        yarn_specification.check(manager, asked.yarn)
 
 
 def test_no_resource_manager(
