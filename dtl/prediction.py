@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client
 
-from dtl import extraction, storage, tars
+from dtl import extraction, replica, storage, tars
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.extraction import Extractor
 from dtl.progress import track
@@ -141,7 +141,8 @@ def _predict_chunk(
     url, paths, files = part
     head = _head(head_url, fingerprint)
     features, _, errors = extraction.extract(files, extractor)
-    logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
+    with replica.one_blas_thread():
+        logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
     probability = np.exp(log_softmax(logits))
     top = np.argsort(-probability, axis=1, kind="stable")[:, :_N_TOP]
     named = [
