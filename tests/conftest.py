@@ -57,11 +57,19 @@ def real_run(
 
 @pytest.fixture(autouse=True)
 def _logger_as_it_was() -> Iterator[None]:
-    """The command line, run in this process, shows what dtl logs and passes none of it on."""
+    """The command line, run in this process, shows what dtl logs and passes none of it on.
+
+    Before a test, too: fixtures of a whole module may have run it.
+    """
     ours = logging.getLogger("dtl")
-    handlers, level, propagate = ours.handlers[:], ours.level, ours.propagate
+
+    def put_back() -> None:
+        ours.handlers[:], ours.propagate = [], True
+        ours.setLevel(logging.NOTSET)
+
+    put_back()
     yield
-    ours.handlers[:], ours.level, ours.propagate = handlers, level, propagate
+    put_back()
 
 
 @pytest.fixture(scope="session")
