@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 _STACKED = 1 << 20
 """Numbers in the kernel of a stack, at most.
 
-Narrow heads gain: 8 trials of 512 x 19 in one stack were 2.6 times as fast as each alone, those of
-4096 x 19 1.8 times, those of 2048 x 100 in stacks of 5 1.35 times. Wide ones lose: those of 4096 x
-257 in stacks of 2 took 1.3 to 1.9 times as long. tests/bench/test_tune.py measures it.
+Narrow heads gain: 8 trials of 512 x 19 in one stack were 5.5 times as fast as each alone, those of
+4096 x 19 3.3 times. Wide ones do not: those of 4096 x 257 in stacks of 2 were 0.98 times as fast.
+tests/bench/test_tune.py measures it.
 """
 
 _NOT_IN_A_TRIAL = (
