@@ -19,7 +19,7 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.extraction import Extractor
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
-from dtl.types import DONE, PENDING, BackboneSpec, ImageList, differences
+from dtl.types import DONE, PENDING, BackboneSpec, ImageList, check_same
 from dtl.workers import check_memory, check_visible, map_chunks, on_each_worker
 
 log = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ def settings(source: FeatureStore, asked: FeaturesConfig) -> dict[str, Any]:
         If an option that the source fixes is another.
     """
     made_with = {name: source.settings[name] for name in _AS_BEFORE}
-    if found := differences({name: getattr(asked, name) for name in _AS_BEFORE}, made_with):
-        raise ValueError(
-            f"The features of {source.url} were made otherwise:\n  " + "\n  ".join(found)
-        )
+    check_same(
+        {name: getattr(asked, name) for name in _AS_BEFORE}, made_with,
+        f"The features of {source.url} were made otherwise",
+    )  # fmt: skip
     new: dict[str, Any] = source.settings | {"layers": list(asked.layers), "dtype": asked.dtype}
     if source.settings["dtype"] != "float32":
         new["derived_from"] = source.settings["dtype"]

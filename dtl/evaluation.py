@@ -17,7 +17,7 @@ from dtl import metrics, replica
 from dtl.feature_store import FeatureStore
 from dtl.metrics import Counts
 from dtl.softmax import log_softmax
-from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores, differences
+from dtl.types import SPLITS, Evaluation, Head, Mistake, SplitScores, check_same
 from dtl.workers import hold, tree_reduce
 
 log = logging.getLogger(__name__)
@@ -88,19 +88,17 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
     ValueError
         Naming each difference.
     """
-    trained = dict(head.provenance["features"])
-    if found := differences(trained, store.settings):
-        raise ValueError(
-            f"The head was not trained on the features of {store.url}:\n  " + "\n  ".join(found)
-        )
-    if found := differences({"split": head.provenance["split"]}, {"split": store.split_settings}):
-        raise ValueError(
-            f"The head was not trained on the split that {store.url} has now, so images that it "
-            "was trained on would count as ones that it has not seen:\n  "
-            + "\n  ".join(found)
-            + "\nRun the train stage again: with --split.* and --seed as they were it keeps the "
-            "head, and with others it trains another."
-        )
+    check_same(
+        head.provenance["features"], store.settings,
+        f"The head was not trained on the features of {store.url}",
+    )  # fmt: skip
+    check_same(
+        {"split": head.provenance["split"]}, {"split": store.split_settings},
+        f"The head was not trained on the split that {store.url} has now, so images that it was "
+        "trained on would count as ones that it has not seen",
+        "Run the train stage again: with --split.* and --seed as they were it keeps the head, and "
+        "with others it trains another.",
+    )  # fmt: skip
 
 
 def to_json(evaluation: Evaluation) -> bytes:

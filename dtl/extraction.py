@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dtl import images, storage
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.types import BackboneSpec, Extent, Head, differences
+from dtl.types import BackboneSpec, Extent, Head, check_same
 from dtl.workers import known_workers, on_each_worker
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
@@ -155,12 +155,10 @@ def check_options(features: FeaturesConfig, image: ImagesConfig, head: Head) -> 
     """
     asked = options(features, image)
     made = {name: head.provenance["features"].get(name) for name in asked}
-    if found := differences(asked, made):
-        raise ValueError(
-            "The head was trained on features that were made otherwise:\n  "
-            + "\n  ".join(found)
-            + "\nGive these options as they were."
-        )
+    check_same(
+        asked, made, "The head was trained on features that were made otherwise",
+        "Give these options as they were.",
+    )  # fmt: skip
 
 
 def describe_weights(weights: str, seed: int) -> str:

@@ -15,7 +15,7 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.extraction import Extractor
 from dtl.feature_store import FeatureStore
 from dtl.progress import track
-from dtl.types import PENDING, SKIPPED, ImageList, differences
+from dtl.types import PENDING, SKIPPED, ImageList, check_same
 from dtl.workers import check_memory, check_visible, map_chunks
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,11 @@ def check_options(store: FeatureStore, features: FeaturesConfig, image: ImagesCo
     """
     stored = store.settings
     asked = {name: v for name, v in _options(features, image).items() if name in stored}
-    if found := differences(asked, {name: stored[name] for name in asked}):
-        raise ValueError(
-            f"{store.url} holds features that were made with other options:\n  "
-            + "\n  ".join(found)
-            + "\nGive these options as they were, or run the featurize stage with them."
-        )
+    check_same(
+        asked, {name: stored[name] for name in asked},
+        f"{store.url} holds features that were made with other options",
+        "Give these options as they were, or run the featurize stage with them.",
+    )  # fmt: skip
 
 
 def _options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
@@ -82,12 +81,10 @@ def open_matching(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
     stored = store.settings
     if "precision" not in asked:  # auto: what was begun goes on as it was begun
         stored.pop("precision")
-    if found := differences(asked, stored):
-        raise ValueError(
-            f"{url} holds features of other settings:\n  "
-            + "\n  ".join(found)
-            + "\nUse the same settings, choose another --out, or replace them with --overwrite."
-        )
+    check_same(
+        asked, stored, f"{url} holds features of other settings",
+        "Use the same settings, choose another --out, or replace them with --overwrite.",
+    )  # fmt: skip
     return store
 
 

@@ -50,7 +50,7 @@ from dtl.config import Config
 from dtl.extraction import MORE_MEMORY, memory_needed
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
-from dtl.types import Comparison, Evaluation, Head, Tuning, differences
+from dtl.types import Comparison, Evaluation, Head, Tuning, check_same, differences
 from dtl.workers import set_up
 
 log = logging.getLogger("dtl.pipeline")
@@ -305,12 +305,10 @@ def _check_made_with(c: Config, store: FeatureStore, head: Head) -> None:
         "split": listing.split_settings(c.split, c.seed),
         "seed": c.seed,
     }
-    if found := differences(asked, made):
-        raise ValueError(
-            "The head was trained with other options:\n  "
-            + "\n  ".join(found)
-            + "\nGive these options as they were, or run the train stage with them."
-        )
+    check_same(
+        asked, made, "The head was trained with other options",
+        "Give these options as they were, or run the train stage with them.",
+    )  # fmt: skip
     evaluation.check_trained_on(store, head)
 
 

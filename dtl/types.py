@@ -481,6 +481,29 @@ def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str
     ]
 
 
+def check_same(
+    asked: Mapping[str, Any], stored: Mapping[str, Any], what: str, advice: str = ""
+) -> None:
+    """Refuse settings that differ: `what` says of what, `advice` what to do.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+
+    Examples
+    --------
+    >>> check_same({"seed": 0}, {"seed": 1}, "The split is another", "Give --seed as it was.")
+    Traceback (most recent call last):
+        ...
+    ValueError: The split is another:
+      seed: asked for 0, stored 1
+    Give --seed as it was.
+    """
+    if found := differences(asked, stored):
+        raise ValueError("\n  ".join([f"{what}:", *found]) + f"\n{advice}" * bool(advice))
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
