@@ -6,6 +6,7 @@ threads, a task for each would cost a round more than its steps.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -405,28 +406,27 @@ def one_blas_thread() -> Iterator[None]:
     global _blas_users, _blas_limit
     with _blas_lock:
         _blas_users += 1
-        blas = _controller().select(user_api="blas")
-        if _blas_users == 1 and any(lib.num_threads != 1 for lib in blas.lib_controllers):
-            with _in_control(blas):
-                _blas_limit = blas.limit(limits=1)
+        if _blas_users == 1 and any(lib.num_threads != 1 for lib in _blas().lib_controllers):
+            with _in_control():
+                _blas_limit = _blas().limit(limits=1)
     try:
         yield
     finally:
         with _blas_lock:
             _blas_users -= 1
             if _blas_users == 0 and _blas_limit is not None:
-                with _in_control(blas):
+                with _in_control():
                     _blas_limit.restore_original_limits()
                 _blas_limit = None
 
 
 @contextmanager
-def _in_control(blas: threadpoolctl.ThreadpoolController) -> Iterator[None]:
+def _in_control() -> Iterator[None]:
     """Let this thread set limits, whichever did before.
 
     From threadpoolctl 3.8 on, what other threads than the first one set would have no effect.
     """
-    controllers = [c for c in blas.lib_controllers if hasattr(c, "clear_controlling_thread")]
+    controllers = [c for c in _blas().lib_controllers if hasattr(c, "clear_controlling_thread")]
     for controller in controllers:
         controller.clear_controlling_thread(force=True)
     yield
@@ -434,11 +434,7 @@ def _in_control(blas: threadpoolctl.ThreadpoolController) -> Iterator[None]:
         controller.clear_controlling_thread(force=True)
 
 
-_found: list[threadpoolctl.ThreadpoolController] = []
-
-
-def _controller() -> threadpoolctl.ThreadpoolController:
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
     """Looking for the process's libraries takes milliseconds; once is enough."""
-    if not _found:
-        _found.append(threadpoolctl.ThreadpoolController())
-    return _found[0]
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
