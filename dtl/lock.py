@@ -111,14 +111,16 @@ def _held(url: str, found: dict[str, Any]) -> str:
 
 
 def _read(file: str) -> dict[str, Any] | None:
-    for pause_s in (_GAP_S, 0):
+    gaps_s = [] if storage.replaces_at_once(file) else [_GAP_S]
+    while True:
         try:
             found: dict[str, Any] = json.loads(storage.read_bytes(file))
         except FileNotFoundError:
-            time.sleep(pause_s)
+            if not gaps_s:
+                return None
+            time.sleep(gaps_s.pop())
         else:
             return found
-    return None
 
 
 def _is_gone(found: dict[str, Any]) -> bool:

@@ -273,17 +273,28 @@ def write_bytes(url: str, data: bytes) -> None:
 
     Notes
     -----
-    What was there before stays until the new file takes its place, but where a filesystem has no
-    rename that overwrites: with pyarrow's client for ``hdfs://``, with an HttpFS behind
-    ``webhdfs://``, and in filesystems that only fsspec knows. There the old file goes a moment
-    before the new one comes, and a process that is killed in between leaves only a ``.partial``.
+    What was there before stays until the new file takes its place (`replaces_at_once`), but where a
+    filesystem has no rename that overwrites: with pyarrow's client for ``hdfs://``, with an HttpFS
+    behind ``webhdfs://``, and in filesystems that only fsspec knows. There the old file goes a
+    moment before the new one comes, and a process that is killed in between leaves only a
+    ``.partial``.
     """
     fs, path = filesystem(url)
-    if isinstance(fs, Hdfs) or fs.async_impl:
-        # Object stores show an object only once it is whole; `Hdfs` sees to it.
+    if _shows_whole_files(fs):
         fs.pipe_file(path, data)
     else:
         _write_whole(fs, path, data)
+
+
+def replaces_at_once(url: str) -> bool:
+    """Whether a file that is written anew is there at every moment, for certain."""
+    fs, _ = filesystem(url)
+    return isinstance(fs, LocalFileSystem) or _shows_whole_files(fs)
+
+
+def _shows_whole_files(fs: Any) -> bool:
+    # Object stores show an object only once it is whole; `Hdfs` sees to it.
+    return isinstance(fs, Hdfs) or bool(fs.async_impl)
 
 
 def put(source: str, url: str) -> None:

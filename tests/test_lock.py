@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl import lock
+from dtl import lock, storage
 
 HOLDER = """
 import sys, time
@@ -91,8 +91,11 @@ def test_a_driver_elsewhere_that_is_dead_is_replaced(tmp_path: Path) -> None:
         assert held["pid"] == os.getpid()
 
 
-def test_a_lock_that_is_away_for_a_moment_is_held(tmp_path: Path) -> None:
+def test_a_lock_that_is_away_for_a_moment_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a rename does not overwrite, it is away whenever it is written anew."""
+    monkeypatch.setattr(storage, "replaces_at_once", lambda url: False)
     back = threading.Timer(0.1, elsewhere, [tmp_path, 1])
     alive = threading.Timer(1.5, elsewhere, [tmp_path, 2])
     for timer in (back, alive):

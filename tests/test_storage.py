@@ -59,6 +59,11 @@ def test_the_old_file_is_there_until_the_new_one_is(root, monkeypatch):
     assert all_files(root) == {"a.json": b"new"}
 
 
+def test_which_places_replace_at_once_for_certain(root):
+    in_two_steps = root.startswith(("memory://", "webhdfs://"))  # behind webhdfs:// may be HttpFS
+    assert storage.replaces_at_once(storage.join(root, "a.json")) is not in_two_steps
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     url = str(tmp_path / "a.json")
     storage.write_bytes(url, b"old")
