@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
+from distributed.system import MEMORY_LIMIT
 
 from dtl.config import ClusterConfig, YarnConfig
+from dtl.workers import tell_of_pauses
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,23 @@ def connect(
     ConnectionError
         If no scheduler answers, or it has no workers and none comes in 20 s.
     """
+    with _reach(config, yarn, file_systems) as client, tell_of_pauses(client):
+        yield client
+
+
+@contextmanager
+def _reach(
+    config: ClusterConfig, yarn: YarnConfig | None, file_systems: Iterable[str]
+) -> Iterator[Client]:
     if config.address == "local":
         threads = config.threads_per_worker or max(CPU_COUNT // config.n_workers, 1)
         # TensorFlow would otherwise take all processors in each of several workers. Not by Dask's
         # `pre-spawn-environ`, which stays in this process and would win in its next cluster.
         variable = "TF_NUM_INTRAOP_THREADS"
         environment = {variable: os.environ.get(variable, str(threads))}
+        memory_limit: str | int = config.memory_limit
+        if memory_limit == "auto" and not config.processes:
+            memory_limit = MEMORY_LIMIT  # each takes all that the process has for its own
         with (
             # A worker that reads ahead is not stuck: no warning about its event loop.
             dask.config.set({"distributed.admin.tick.limit": "60s"}),
@@ -50,7 +63,7 @@ def connect(
                 n_workers=config.n_workers,
                 # One more thread than one: a chunk is written while the next is computed.
                 threads_per_worker=max(threads, 2),
-                memory_limit=config.memory_limit,
+                memory_limit=memory_limit,
                 processes=config.processes,
                 dashboard_address=config.dashboard_address,
                 silence_logs=logging.CRITICAL,

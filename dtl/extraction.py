@@ -20,21 +20,13 @@ from numpy.typing import NDArray
 from dtl import images, storage
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.types import BackboneSpec, Extent, Head, check_same
-from dtl.workers import known_workers, on_each_worker
+from dtl.workers import MORE_MEMORY, known_workers, on_each_worker
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
 # `dtl.backbone`: the driver and a command that finds its work done stay light.
 
 _READERS = 8
 """Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
-
-
-MORE_MEMORY = (
-    "Give each worker more memory (--cluster.memory-limit on a local cluster, --yarn.worker-memory "
-    "on YARN, `dask worker --memory-limit` where a scheduler runs already), or run fewer workers a "
-    "machine."
-)
-"""The advice, whose option depends on what ``cluster.address`` is."""
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,11 @@ from dtl import (
 )
 from dtl.checkpoint import Keeper, resume
 from dtl.config import Config
-from dtl.extraction import MORE_MEMORY, memory_needed
+from dtl.extraction import memory_needed
 from dtl.feature_store import FeatureStore
 from dtl.results import Results, report_input, warnings
 from dtl.types import Comparison, Evaluation, Head, Tuning, check_same, differences
-from dtl.workers import set_up
+from dtl.workers import MORE_MEMORY, set_up
 
 log = logging.getLogger("dtl.pipeline")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dask.bag as db
+from dask.utils import format_bytes
 from distributed import Client, Future, WorkerPlugin, as_completed, wait
 
 from dtl import storage
@@ -24,7 +27,14 @@ _RETRIES = 3
 """Of a chunk whose storage failed."""
 
 _LOOK_EVERY_S = 5.0
-"""For whether a worker that is waited for is still there."""
+"""For whether a worker that is waited for is still there, and for those that have paused."""
+
+MORE_MEMORY = (
+    "Give each worker more memory (--cluster.memory-limit on a local cluster, --yarn.worker-memory "
+    "on YARN, `dask worker --memory-limit` where a scheduler runs already), or run fewer workers a "
+    "machine."
+)
+"""The advice, whose option depends on what ``cluster.address`` is."""
 
 
 def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
@@ -54,14 +64,46 @@ def _result_of(client: Client, worker: str, future: Future) -> Any:
         try:
             return future.result(timeout=_LOOK_EVERY_S)
         except TimeoutError:
-            if future.status == "error":  # the function's own
-                raise
+            if future.done():  # the function's own, or it came at the last moment
+                return future.result()
             if worker not in known_workers(client):
                 raise ConnectionError(
                     f"Worker {worker} was lost at the start. Most likely its memory did not "
-                    "suffice: see its log, and give workers more memory, or have fewer of them on "
-                    "a machine. The same command goes on where it was."
+                    f"suffice: see its log. {MORE_MEMORY} The same command goes on where it was."
                 ) from None
+
+
+@contextmanager
+def tell_of_pauses(client: Client) -> Iterator[None]:
+    """Warn of each worker that pauses for want of memory while the block runs.
+
+    Dask gives it no tasks until some of its memory is free, without a word to the driver: where all
+    have paused, the work would stand still and nobody know why.
+    """
+    ended = threading.Event()
+
+    def look() -> None:
+        told: set[str] = set()
+        while not ended.wait(_LOOK_EVERY_S) and client.status == "running":
+            workers = client.scheduler_info(n_workers=-1).get("workers", {})
+            paused = {name for name, worker in workers.items() if worker["status"] == "paused"}
+            for name in sorted(paused - told):
+                log.warning(
+                    "Worker %s has paused: %s of its %s are taken. It goes on by itself "
+                    "when some are free; if the work stands still, stop it and start it again "
+                    "otherwise: nothing that is done is lost. %s",
+                    name, format_bytes(workers[name]["metrics"]["memory"]),
+                    format_bytes(workers[name]["memory_limit"]), MORE_MEMORY,
+                )  # fmt: skip
+            told = paused
+
+    watcher = threading.Thread(target=look, name="dtl-pauses", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(_LOOK_EVERY_S)  # it may be asking a scheduler that is gone
 
 
 def hold(client: Client, value: Any, key: str) -> Future:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
-from helpers import MakeStore, command, draw
+from distributed import Client
+from helpers import MakeStore, command, draw, local_cluster
 
 from dtl import cluster, config, storage
 from dtl.feature_store import FeatureStore
@@ -56,10 +56,11 @@ def real_run(
 
 
 @pytest.fixture(autouse=True)
-def _logger_as_it_was() -> Iterator[None]:
+def _logger_as_it_was(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """The command line, run in this process, shows what dtl logs and passes none of it on.
 
-    Before a test, too: fixtures of a whole module may have run it.
+    Before a test, too: fixtures of a whole module may have run it. And a local cluster, as long as
+    it runs, silences the handlers of Dask's logger, among which are those of pytest.
     """
     ours = logging.getLogger("dtl")
 
@@ -68,6 +69,7 @@ def _logger_as_it_was() -> Iterator[None]:
         ours.setLevel(logging.NOTSET)
 
     put_back()
+    caplog.handler.setLevel(logging.NOTSET)
     yield
     put_back()
 
@@ -75,12 +77,7 @@ def _logger_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def threads() -> Iterator[Client]:
     """Two workers that are threads of this process: quick, for what needs no Keras."""
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as local,
-        Client(local) as client,
-    ):
+    with local_cluster(n_workers=2) as local, Client(local) as client:
         yield client
 
 

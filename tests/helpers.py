@@ -83,6 +83,21 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60
         time.sleep(0.1)
 
 
+def local_cluster(n_workers: int = 1, threads: int = 1, *, processes: bool = False) -> LocalCluster:
+    """Workers without a limit of memory.
+
+    Dask would hold the memory of all of this process, which many tests share, against the share of
+    each worker that is a thread of it, and have it pause for ever.
+    """
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=threads,
+        processes=processes,
+        memory_limit=0,
+        dashboard_address=":0",
+    )
+
+
 @contextmanager
 def a_worker_is_killed(once: str) -> Iterator[Client]:
     """A client of two worker processes, of which one is killed while the block runs.

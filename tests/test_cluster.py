@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 from distributed import LocalCluster
+from distributed.system import MEMORY_LIMIT
 
 from dtl import cluster
 from dtl.config import ClusterConfig
@@ -66,6 +67,8 @@ def test_local_threads() -> None:
         assert all(w.startswith("inproc://") for w in workers)
         # One writes a chunk while the next is computed.
         assert {w["nthreads"] for w in workers.values()} == {2}
+        # Each takes the memory of the whole process for its own.
+        assert {w["memory_limit"] for w in workers.values()} == {MEMORY_LIMIT}
         assert {pid for pid, _ in on_each_worker(client, in_worker).values()} == {os.getpid()}
         assert len(psutil.Process().children(recursive=True)) == n_before
     assert client.status == "closed"

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from dask_ml import model_selection as dask_ml_selection
 from dask_ml.wrappers import ParallelPostFit
-from distributed import Client, LocalCluster
+from distributed import Client
+from helpers import local_cluster
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -234,12 +235,7 @@ def test_same_bits_on_any_workers(threads: Client, one_thread: Client) -> None:
             for data in ((x, y), as_dask(x, y))
         ]
 
-    with (
-        LocalCluster(
-            n_workers=4, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster) as four,
-    ):
+    with local_cluster(n_workers=4) as cluster, Client(cluster) as four:
         two, one, more = (train(client) for client in (threads, one_thread, four))
     for models in zip(two, one, more, strict=True):
         assert all(np.array_equal(model.coef_, models[0].coef_) for model in models)
@@ -281,10 +277,7 @@ def test_the_package_imports_neither_scikit_learn_nor_dask() -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[Client]:
     """A worker process of one thread: a task that waits for another there waits forever."""
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+    with local_cluster(processes=True) as cluster, Client(cluster) as client:
         yield client
 
 

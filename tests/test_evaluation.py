@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import threadpoolctl
-from distributed import Client, LocalCluster
-from helpers import MakeStore
+from distributed import Client
+from helpers import MakeStore, local_cluster
 from sklearn import metrics as sk
 
 from dtl import evaluation, trainer
@@ -159,12 +159,7 @@ def test_the_same_bits_on_any_workers(
 ) -> None:
     store = make_store(n_classes=N_CLASSES, chunk_images=30, distance=0.3)
     head = rough_head(store)
-    with (
-        LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as local,
-        Client(local) as client,
-    ):
+    with local_cluster(n_workers) as local, Client(local) as client:
         found = evaluate(store, head, client)
     assert evaluation.to_json(found) == evaluation.to_json(evaluate(store, head, threads))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
-from helpers import MakeStore, a_worker_is_killed
+from distributed import Client
+from helpers import MakeStore, a_worker_is_killed, local_cluster
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -73,12 +73,7 @@ def test_same_bits_on_any_workers(
     config = replace(CONFIG, lbfgs_max_iterations=10)
     expected, _ = trainer.train(store, config, "fc2", 1, threads)
     with (
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=3 - min(n_workers, 2),
-            processes=processes,
-            dashboard_address=":0",
-        ) as local,
+        local_cluster(n_workers, 3 - min(n_workers, 2), processes=processes) as local,
         Client(local) as client,
     ):
         head, _ = trainer.train(store, config, "fc2", 1, client)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
-from helpers import MakeStore, a_worker_is_killed, descend_keras_model
+from distributed import Client
+from helpers import MakeStore, a_worker_is_killed, descend_keras_model, local_cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -147,12 +147,7 @@ def test_same_bits_on_any_workers(
     store, ways = make_store(), (CONFIG, HIDDEN)
     expected = [trainer.train(store, config, "fc2", 1, threads)[0] for config in ways]
     with (
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=3 - min(n_workers, 2),
-            processes=processes,
-            dashboard_address=":0",
-        ) as local,
+        local_cluster(n_workers, 3 - min(n_workers, 2), processes=processes) as local,
         Client(local) as client,
     ):
         heads = [trainer.train(store, config, "fc2", 1, client)[0] for config in ways]
@@ -210,12 +205,7 @@ def test_same_bits_on_other_workers_with_every_option(
     store, config = make_store(), replace(EVERYTHING, hidden_units=n_units)
     expected, history = trainer.train(store, config, "fc2", 1, threads)
     assert history[0].loss > history[-1].loss
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=4, processes=False, dashboard_address=":0"
-        ) as local,
-        Client(local) as client,
-    ):
+    with local_cluster(threads=4) as local, Client(local) as client:
         head, _ = trainer.train(store, config, "fc2", 1, client)
     assert head.to_bytes() == expected.to_bytes()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
-from helpers import MakeStore, a_worker_is_killed
+from distributed import Client
+from helpers import MakeStore, a_worker_is_killed, local_cluster
 
 from dtl import config, pipeline, report, storage, trainer, tuning
 from dtl.config import TrainConfig, TuneConfig
@@ -154,12 +154,7 @@ def test_test_rows_make_no_difference(make_store: MakeStore, threads: Client) ->
 
 @pytest.mark.parametrize("n_workers", [1, 4])
 def test_same_bits_on_any_workers(store: FeatureStore, found: Tuning, n_workers: int) -> None:
-    with (
-        LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as local,
-        Client(local) as client,
-    ):
+    with local_cluster(n_workers) as local, Client(local) as client:
         again = tuning.tune(store, CONFIG, TUNED, "fc2", 0, client)
     assert again == found
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -8,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
+from helpers import local_cluster, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,18 +25,14 @@ from dtl.workers import (
     in_groups,
     map_chunks,
     on_each_worker,
+    tell_of_pauses,
     tree_reduce,
 )
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[Client]:
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as local,
-        Client(local) as client,
-    ):
+    with local_cluster() as local, Client(local) as client:
         yield client
 
 
@@ -233,6 +232,64 @@ def test_a_function_may_take_long_and_raise_what_it_likes(
 
     with pytest.raises(TimeoutError, match="the function's own"):
         on_each_worker(threads, times_out)
+
+
+def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late:
+        """It is done just after it was waited for in vain."""
+
+        asked = 0
+
+        def done(self) -> bool:
+            return self.asked > 0
+
+        def result(self, timeout: float | None = None) -> int:
+            self.asked += 1
+            if timeout is not None:
+                raise TimeoutError(f"timed out after {timeout} s.")
+            return 7
+
+    monkeypatch.setattr(threads, "submit", lambda *_, **__: Late())
+    assert set(on_each_worker(threads, abs).values()) == {7}
+
+
+def test_a_worker_that_pauses_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.1)
+    before = set(threading.enumerate())
+    with (
+        dask.config.set({f"distributed.worker.memory.{w}": False for w in ("target", "spill")}),
+        # This process has more than that already.
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, memory_limit="50MiB",
+            dashboard_address=":0", silence_logs=False,
+        ) as local,
+        Client(local) as client,
+        tell_of_pauses(client),
+    ):  # fmt: skip
+        (address,) = workers.known_workers(client)
+        wait_until(lambda: "has paused" in caplog.text, "a word of the pause")
+        time.sleep(0.5)
+    (record,) = (record for record in caplog.records if record.name == "dtl.workers")
+    message = (
+        rf"Worker {address} has paused: \S+ .iB of its 50\.00 MiB are taken\. It goes on by itself "
+        r".*nothing that is done is lost\. Give each worker more memory \(--cluster\.memory-limit"
+    )
+    assert re.match(message, record.message)
+    assert "dtl-pauses" not in {t.name for t in set(threading.enumerate()) - before}
+
+
+def test_nothing_is_told_of_workers_at_work_nor_when_the_scheduler_goes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)
+    with local_cluster() as local, Client(local) as client, tell_of_pauses(client):
+        assert client.submit(abs, -3).result() == 3
+        time.sleep(0.3)
+        client.close()
+        time.sleep(0.3)
+    assert not [record for record in caplog.records if record.name == "dtl.workers"]
 
 
 def test_memory_of_one_process_is_refused_with_processes(
