@@ -72,10 +72,3 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     except IndexError:
         memory = np.empty(n_bytes, np.uint8)
     return np.asarray(_Lease(memory)).view(dtype).reshape(shape)
-
-
-def copy(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in an array of `empty`."""
-    new = empty(array.shape, array.dtype)
-    new[...] = array
-    return new

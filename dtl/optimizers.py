@@ -1,4 +1,4 @@
-"""Steps of gradient descent on a head, in place: a loop, and a rule for each optimizer.
+"""Steps of gradient descent on a head: a loop, and a rule for each optimizer.
 
 The kernel is larger than a core's cache and the rest is small, so what a step costs beside its two
 products is how often the kernel's memory is passed over. It is twice: for the logits, and then in
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from dtl import buffers, hidden
 from dtl.config import TrainConfig
 from dtl.softmax import Params, Rows, log_softmax, residuals
-from dtl.types import WEIGHTS
 
 Array = NDArray[np.float32]
 
@@ -142,23 +141,23 @@ STATE: Mapping[str, tuple[str, ...]] = {
 """The state that each optimizer keeps of kernel and bias: ``kernel_velocity`` and so on."""
 
 
-def _add_state(params: Params, optimizer: str) -> None:
-    """Zeros for the state that is missing."""
-    for name in [name for name in WEIGHTS if name in params]:
-        for slot in STATE[optimizer]:
-            if f"{name}_{slot}" not in params:
-                params[f"{name}_{slot}"] = np.zeros_like(params[name])
-
-
 class _Layer:
-    """Kernel and bias of a layer with their state; `prefix` is what their names begin with."""
+    """Kernel and bias of a layer with their state; `prefix` is what their names begin with.
 
-    def __init__(self, params: Params, prefix: str, optimizer: str) -> None:
-        names = f"{prefix}kernel", f"{prefix}bias"
-        self.kernel, self.bias = (params[name] for name in names)
-        self._kernel_state, self._bias_state = (
-            [params[f"{name}_{slot}"] for slot in STATE[optimizer]] for name in names
+    What is given stays as it is. The kernel and its state are copied by the first step, block by
+    block as it comes to them: a copy before that would pass over their memory once more.
+    """
+
+    def __init__(self, start: Params, prefix: str, optimizer: str) -> None:
+        self._kernel_names, self._bias_names = (
+            [name, *(f"{name}_{slot}" for slot in STATE[optimizer])]
+            for name in (f"{prefix}kernel", f"{prefix}bias")
         )
+        self._start = start
+        self.kernel, bias = start[f"{prefix}kernel"], start[f"{prefix}bias"]
+        self._kernels: list[Array] = []
+        self._biases = [np.array(start.get(n, np.zeros_like(bias))) for n in self._bias_names]
+        self.bias = self._biases[0]
         self._rule = _RULES[optimizer]
         n_inputs, n_outputs = self.kernel.shape
         n_block = min(max(1, _BLOCK // n_outputs), n_inputs)
@@ -169,18 +168,45 @@ class _Layer:
         """Take a step, along ``inputs.T @ residual + decay * kernel`` and the residual's sum."""
         n_inputs, n_block = len(self.kernel), len(self._gradient)
         decays = np.any(decay)
+        is_first = not self._kernels
+        if is_first:
+            shape, dtype = self.kernel.shape, self.kernel.dtype
+            self._kernels = [buffers.empty(shape, dtype) for _ in self._kernel_names]
         for start in range(0, n_inputs, n_block):
             here = slice(start, min(start + n_block, n_inputs))
-            weights, scratch = self.kernel[here], self._scratch[: here.stop - start]
+            if is_first:
+                self._copy(here)
+            weights, *state = (value[here] for value in self._kernels)
+            scratch = self._scratch[: here.stop - start]
             g = np.matmul(inputs[:, here].T, residual, out=self._gradient[: here.stop - start])
             if decays:
                 g += np.multiply(weights, decay, out=scratch)
-            self._rule(weights, g, [value[here] for value in self._kernel_state], scratch, step)
-        self._rule(self.bias, residual.sum(axis=0), self._bias_state, self._bias_scratch, step)
+            self._rule(weights, g, state, scratch, step)
+        self.kernel = self._kernels[0]
+        bias, *state = self._biases
+        self._rule(bias, residual.sum(axis=0), state, self._bias_scratch, step)
+
+    def _copy(self, rows: slice) -> None:
+        for name, value in zip(self._kernel_names, self._kernels, strict=True):
+            value[rows] = self._start[name][rows] if name in self._start else 0
+
+    def params(self) -> Params:
+        """All of it, after the last step."""
+        if not self._kernels:
+            self._kernels = [np.empty_like(self.kernel) for _ in self._kernel_names]
+            self._copy(slice(None))
+        names, values = self._kernel_names + self._bias_names, self._kernels + self._biases
+        return dict(zip(names, values, strict=True))
+
+
+def _in_order(start: Params, layers: Iterable[_Layer]) -> Params:
+    """The layers' parameters, in the order that they were given in, so that all sums are alike."""
+    params = {name: value for layer in layers for name, value in layer.params().items()}
+    return {name: params[name] for name in dict.fromkeys([*start, *params]) if name in params}
 
 
 def descend(
-    params: Params,
+    start: Params,
     features: Rows,
     labels: NDArray[np.int32],
     batches: Iterable[NDArray[np.intp]],
@@ -191,8 +217,8 @@ def descend(
     first_step: int = 0,
     n_before: int = 0,
     seed: Sequence[int] = (0,),
-) -> float:
-    r"""Steps of an optimizer, changing the parameters and its state in place.
+) -> tuple[Params, float]:
+    r"""Steps of an optimizer, from parameters and state that stay as they are.
 
     The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, or with a hidden layer
     what `hidden.residuals` says, clipped to the norm `config.clip_norm`. Dropout is of the inputs
@@ -203,8 +229,8 @@ def descend(
 
     Parameters
     ----------
-    params : Params
-        State that is missing is added, as zeros.
+    start : Params
+        Weights, and the optimizer's state; what is missing of that begins at zero.
     features : (n, n_features) float32 array, or what reads ahead
     labels : (n,) int32
     batches : iterable of (batch_size,) int
@@ -223,7 +249,9 @@ def descend(
 
     Returns
     -------
-    float
+    params : Params
+        Weights and state after the last step.
+    loss : float
         Mean cross-entropy of the batches, each before its step and weighted by its rows; NaN if
         there were none. Neither smoothing, weights nor penalty are in it; dropout is.
 
@@ -235,9 +263,8 @@ def descend(
     "Adadelta". Srivastava et al. (2014), "Dropout". Pascanu et al. (2013), "On the difficulty of
     training recurrent neural networks", for clipping.
     """
-    _add_state(params, config.optimizer)
-    top = _Layer(params, "", config.optimizer)
-    below = _Layer(params, "hidden_", config.optimizer) if "hidden_kernel" in params else None
+    top = _Layer(start, "", config.optimizer)
+    below = _Layer(start, "hidden_", config.optimizer) if "hidden_kernel" in start else None
     total, n_rows = 0.0, 0
     for i, (rows, learning_rate) in enumerate(zip(batches, learning_rates, strict=True)):
         x, y = _take(features, rows), labels[rows]
@@ -266,7 +293,8 @@ def descend(
         for layer, taken, r, _ in passes:
             r *= factor
             layer.descend(taken, r, config.l2 * factor, step)
-    return total / n_rows if n_rows else float("nan")
+    params = _in_order(start, [top, below] if below else [top])
+    return params, total / n_rows if n_rows else float("nan")
 
 
 def stack(heads: Sequence[Params]) -> Params:
@@ -301,7 +329,7 @@ def unstack(params: Params, index: int, n_heads: int) -> Params:
 
 
 def descend_stack(
-    params: Params,
+    start: Params,
     features: Rows,
     labels: NDArray[np.int32],
     batches: Iterable[NDArray[np.intp]],
@@ -313,8 +341,8 @@ def descend_stack(
     first_step: int = 0,
     n_before: int = 0,
     seed: Sequence[int] = (0,),
-) -> float:
-    """Steps of many heads on the same batches, each as `descend` takes it, changed in place.
+) -> tuple[Params, float]:
+    """Steps of many heads on the same batches, each as `descend` takes it.
 
     Rows are taken and dropped out once, and a product is as wide as all heads: BLAS and Python
     need little more time for some narrow heads than for one. A head has the numbers that `descend`
@@ -323,8 +351,8 @@ def descend_stack(
 
     Parameters
     ----------
-    params : Params
-        A `stack`; state that is missing is added, as zeros.
+    start : Params
+        A `stack`.
     learning_rates : iterable of (n_heads,) float
         For each step.
     config : TrainConfig
@@ -335,12 +363,13 @@ def descend_stack(
 
     Returns
     -------
-    float
+    params : Params
+        A `stack`, too.
+    loss : float
         What `descend` returns, averaged over the heads; NaN if one has diverged.
     """
     n_heads = len(l2s)
-    _add_state(params, config.optimizer)
-    top = _Layer(params, "", config.optimizer)
+    top = _Layer(start, "", config.optimizer)
     n_columns = len(top.bias)
     n_classes = n_columns // n_heads
     total, n_rows = 0.0, 0
@@ -365,7 +394,7 @@ def descend_stack(
         decays = [l2 * factor for l2, factor in zip(l2s, factors, strict=True)]
         step = _Step(_columns(rates, n_classes), config.momentum, n_before + i + 1)
         top.descend(x, residual, _columns(decays, n_classes), step)
-    return total / n_rows if n_rows else float("nan")
+    return _in_order(start, [top]), total / n_rows if n_rows else float("nan")
 
 
 def _columns(values: Sequence[float], n_classes: int) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
-from dtl import averaging, buffers, hidden, optimizers, softmax
+from dtl import averaging, hidden, optimizers, softmax
 from dtl.averaging import Mean, Moments
 from dtl.config import TrainConfig
 from dtl.feature_store import FeatureStore
@@ -230,7 +230,7 @@ def local_steps(
     config: TrainConfig,
     seed: int,
     class_weights: NDArray[np.float32] | None,
-    descend: Callable[..., float] = optimizers.descend,
+    descend: Callable[..., tuple[Params, float]] = optimizers.descend,
 ) -> Partial:
     """A group's part of a round, whose first step is number `first_step` of the training.
 
@@ -243,15 +243,10 @@ def local_steps(
         nonlocal took
         if shard.n_train == 0:
             return Partial()
-        local = {
-            name: buffers.copy(value)
-            for name, value in start.items()
-            if not name.endswith(averaging.OUTER)
-        }
         batches = list(local_batches(shard, first_step, len(rates), config.batch_size, seed))
         began = time.perf_counter()
-        loss = descend(
-            local, shard.rows(batches), shard.labels, batches, rates, config,
+        local, loss = descend(
+            start, shard.rows(batches), shard.labels, batches, rates, config,
             class_weights=class_weights,
             first_step=first_step,
             n_before=first_step if config.average_optimizer else 0,

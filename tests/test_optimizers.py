@@ -82,11 +82,10 @@ def test_twenty_steps_are_kerass(optimizer, options):
     features, labels = problem()
     batches = some_batches(20)
     rates = (RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 20)).tolist()
-    params = start()
-    kernel_before = params["kernel"].copy()
-    expected, expected_loss = descend_with_keras(config, params, features, labels, batches, rates)
-    loss = descend(params, features, labels, batches, rates, config)
-    assert np.abs(params["kernel"] - kernel_before).max() > 1e-3
+    before = start()
+    expected, expected_loss = descend_with_keras(config, before, features, labels, batches, rates)
+    params, loss = descend(before, features, labels, batches, rates, config)
+    assert np.abs(params["kernel"] - before["kernel"]).max() > 1e-3
     for name, value in zip(("kernel", "bias"), expected, strict=True):
         assert params[name].dtype == np.float32
         np.testing.assert_allclose(params[name], value, rtol=2e-5, atol=2e-6)
@@ -102,7 +101,7 @@ def test_blocks_change_nothing(optimizer):
         batches, rates = some_batches(5), [RATES.get(optimizer, 0.1)] * 5
         params = start(n_features, n_classes)
         expected, _ = descend_with_keras(config, params, features, labels, batches, rates)
-        descend(params, features, labels, batches, rates, config)
+        params, _ = descend(params, features, labels, batches, rates, config)
         np.testing.assert_allclose(params["kernel"], expected[0], rtol=1e-4, atol=1e-5)
 
 
@@ -119,12 +118,11 @@ def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
     batches = some_batches(10)
     rates = (RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 10)).tolist()
     weights = np.array([0.5, 1, 2, 0.7], np.float32)
-    params = start(500, n_units=300)
-    before = {name: value.copy() for name, value in params.items()}
+    before = start(500, n_units=300)
     optimizer = keras_optimizer(optimizer, config.momentum)
     rows = features, labels, batches, rates
-    expected = descend_keras_model(optimizer, config, params, *rows, class_weights=weights)
-    descend(params, features, labels, batches, rates, config, class_weights=weights)
+    expected = descend_keras_model(optimizer, config, before, *rows, class_weights=weights)
+    params, _ = descend(before, *rows, config, class_weights=weights)
     for name, value in zip(WEIGHTS, expected, strict=True):
         assert params[name].dtype == np.float32
         moved = np.linalg.norm(value - before[name])
@@ -135,10 +133,9 @@ def test_dropout_leaves_out_that_share_of_the_hidden_units():
     """A unit that is left out of the only row learns nothing, above it or below."""
     features, labels = np.ones((1, 3), np.float32), np.zeros(1, np.int32)
     config = TrainConfig(optimizer="sgd", dropout=0.25, l2=0.0)
-    params = start(3, n_units=20_000)
-    params["hidden_kernel"] = np.abs(params["hidden_kernel"])  # so that all units are above 0
-    before = {name: value.copy() for name, value in params.items()}
-    descend(params, features, labels, [np.arange(1)], [1e-3], config)
+    before = start(3, n_units=20_000)
+    before["hidden_kernel"] = np.abs(before["hidden_kernel"])  # so that all units are above 0
+    params, _ = descend(before, features, labels, [np.arange(1)], [1e-3], config)
     above, below = (params[n] != before[n] for n in ("kernel", "hidden_kernel"))
     assert (above.any(axis=1) == below.any(axis=0)).all()
     assert above.any(axis=1).mean() == pytest.approx(0.75, abs=0.01)
@@ -151,27 +148,38 @@ def test_goes_on_where_it_stopped_to_the_same_bits(optimizer, n_units):
     config = TrainConfig(optimizer=optimizer, dropout=0.3)
     features, labels = problem()
     batches, rates = some_batches(7), [0.01] * 7
-    whole, parts = start(n_units=n_units), start(n_units=n_units)
-    descend(whole, features, labels, batches, rates, config)
-    arrays = None
-    for part in (slice(0, 3), slice(3, 7)):
-        descend(
-            parts, features, labels, batches[part], rates[part], config,
+    params = start(n_units=n_units)
+    whole, _ = descend(params, features, labels, batches, rates, config)
+    for part in (slice(0, 3), slice(3, 3), slice(3, 7)):
+        before = {name: value.copy() for name, value in params.items()}
+        after, _ = descend(
+            params, features, labels, batches[part], rates[part], config,
             first_step=part.start, n_before=part.start,
         )  # fmt: skip
-        arrays = arrays or dict(parts)
-    assert parts.keys() == whole.keys()
+        for name, value in before.items():
+            np.testing.assert_array_equal(params[name], value)  # what was given is as it was
+            assert not np.shares_memory(params[name], after[name])
+        params = after
+    assert list(params) == list(whole)
     assert len(whole) == (4 if n_units else 2) * (1 + len(STATE[optimizer]))
     for name in whole:
-        assert parts[name] is arrays[name]  # in place
-        np.testing.assert_array_equal(parts[name], whole[name])
+        np.testing.assert_array_equal(params[name], whole[name])
+
+
+def test_what_is_of_no_optimizer_is_left_out():
+    features, labels = problem()
+    before = start() | {"kernel_outer_velocity": np.ones((5, 4), np.float32)}
+    params, _ = descend(before, features, labels, some_batches(2), [0.1] * 2, TrainConfig())
+    assert list(params) == ["kernel", "bias", "kernel_velocity", "bias_velocity"]
 
 
 def test_no_batches_change_nothing():
     features, labels = problem()
-    params = zeros(5, 4)
-    assert np.isnan(descend(params, features, labels, [], [], TrainConfig()))
-    assert not any(value.any() for value in params.values())
+    params, loss = descend(start(), features, labels, [], [], TrainConfig())
+    assert np.isnan(loss)
+    for name, value in start().items():
+        np.testing.assert_array_equal(params[name], value)
+    assert not params["kernel_velocity"].any()
 
 
 def test_every_batch_needs_its_learning_rate():
@@ -207,12 +215,12 @@ def test_converges_to_scikit_learns_logistic_regression(l2, class_weight):
     features, labels = problem(200, seed=3)
     kept = (labels != 2) | (np.arange(200) % 5 == 0)  # unbalanced
     features, labels = features[kept], labels[kept]
-    n, steps, params = len(labels), 1500, zeros(5, 4)
+    n, steps = len(labels), 1500
     weights = None
     if class_weight:
         weights = balanced_weights(np.bincount(labels)).astype(np.float32)
-    descend(
-        params, features, labels, [np.arange(n)] * steps, [0.3] * steps, TrainConfig(l2=l2),
+    params, _ = descend(
+        zeros(5, 4), features, labels, [np.arange(n)] * steps, [0.3] * steps, TrainConfig(l2=l2),
         class_weights=weights,
     )  # fmt: skip
     best = LogisticRegression(
@@ -230,8 +238,8 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean():
     config = TrainConfig(optimizer="sgd", dropout=0.25, l2=0.0)
 
     def kernel(**where):
-        params = zeros(n_features, 2)
-        descend(params, features, labels, [np.arange(4)], [1.0], config, **where)
+        before = zeros(n_features, 2)
+        params, _ = descend(before, features, labels, [np.arange(4)], [1.0], config, **where)
         return params["kernel"][:, 0]
 
     first = kernel(first_step=3, seed=(0, 1))
@@ -262,13 +270,15 @@ def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, op
     for k in range(3):
         rates.append((RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 12) / (k + 1)).tolist())
         alone.append(start(*shape, seed=k))
-    params = stack(alone)
+    together = stack(alone)
     more = {"class_weights": np.linspace(0.5, 2, shape[1]).astype(np.float32), "first_step": 7}
-    for head, l2, some in zip(alone, l2s, rates, strict=True):
+    for k, l2 in enumerate(l2s):
         settings = replace(config, l2=l2)
-        losses.append(descend(head, features, labels, batches, some, settings, **more))
+        alone[k], loss = descend(alone[k], features, labels, batches, rates[k], settings, **more)
+        losses.append(loss)
     steps = list(zip(*rates, strict=True))
-    loss = descend_stack(params, features, labels, batches, steps, config, l2s=l2s, **more)
+    rows = features, labels, batches
+    params, loss = descend_stack(together, *rows, steps, config, l2s=l2s, **more)
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
     for k, head in enumerate(alone):
         one = unstack(params, k, n_heads=3)
@@ -281,13 +291,12 @@ def test_a_stacked_head_that_diverges_spoils_no_other():
     config = TrainConfig()
     features, labels = problem()
     batches, rates = some_batches(60), (0.1, 1e9, 0.1)
-    params = stack([start() for _ in rates])
-    alone = start()
+    together = stack([start() for _ in rates])
     with np.errstate(all="ignore"):
-        descend_stack(
-            params, features, labels, batches, [rates] * 60, config, l2s=(0.01, 0.01, 0.01)
+        params, _ = descend_stack(
+            together, features, labels, batches, [rates] * 60, config, l2s=(0.01, 0.01, 0.01)
         )
-    descend(alone, features, labels, batches, [0.1] * 60, config)
+    alone, _ = descend(start(), features, labels, batches, [0.1] * 60, config)
     assert not np.isfinite(unstack(params, 1, 3)["kernel"]).all()
     for k in (0, 2):
         np.testing.assert_allclose(

@@ -63,7 +63,9 @@ def theirs():
 params = {"kernel": np.zeros((N_FEATURES, N_CLASSES), "f4"), "bias": np.zeros(N_CLASSES, "f4")}
 
 def ours():
-    optimizers.descend(params, x, y, batches, [settings.learning_rate] * N_STEPS, settings)
+    global params
+    rates = [settings.learning_rate] * N_STEPS
+    params, _ = optimizers.descend(params, x, y, batches, rates, settings)
     return params["kernel"]
 
 with one_blas_thread():
