@@ -280,7 +280,7 @@ def test_a_worker_that_pauses_is_told(
     assert "dtl-pauses" not in {t.name for t in set(threading.enumerate()) - before}
 
 
-def test_nothing_is_told_of_workers_at_work_nor_when_the_scheduler_goes(
+def test_nothing_is_told_of_workers_at_work_nor_when_the_client_is_closed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)
