@@ -106,7 +106,7 @@ class Partial:
     losses : dict of shard to float
         Of those that have training rows.
     step_s, average_s : float
-        Seconds of the steps of the slowest task, and of copying and merging, from level to level.
+        Seconds of the steps of the slowest task, and of merging, from level to level.
     """
 
     mean: Mean = field(default_factory=Mean)

@@ -336,7 +336,7 @@ class Round:
     spread : float
         Root mean square distance of the replicas from their average, over the average's norm.
     step_s, average_s, wait_s : float
-        Seconds in local steps (of the slowest task), in copying and averaging, and the rest.
+        Seconds in local steps (of the slowest task), in averaging, and the rest.
     train_accuracy, validation_accuracy, validation_loss, train_loss : float
         Of all rows, with the parameters at the round's end. NaN in rounds without validation.
     kernel_norm : float

@@ -128,7 +128,7 @@ def test_a_round_costs_little_beside_its_steps(
     overhead = 1e3 * statistics.median(r.average_s + r.wait_s for r in rounds)
     print(
         f"\n{read} rows of {n_features}, {n_classes} classes, 8 shards on 2 threads: a round's "
-        f"steps {step:.1f} ms, all else {overhead:.1f} ms (copies and averages {average:.1f}, "
+        f"steps {step:.1f} ms, all else {overhead:.1f} ms (averages {average:.1f}, "
         f"wait {wait:.1f})"
     )
     assert overhead < 25
