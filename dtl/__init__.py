@@ -1,8 +1,9 @@
 """Distributed transfer learning: folders of photographs to an image classifier, on Dask.
 
-The stages, each a function to call with a `distributed.Client`: `dtl.listing.list_images`,
-`dtl.features.featurize`, `dtl.listing.split_images`, `dtl.trainer.train`,
-`dtl.evaluation.evaluate`. `python -m dtl.pipeline` runs them in order.
+The stages, each a function to call with a `distributed.Client`: `dtl.images.listing.list_images`,
+`dtl.features.featurization.featurize`, `dtl.features.splitting.split_images`,
+`dtl.training.trainer.train`,
+`dtl.evaluation.scoring.evaluate`. `python -m dtl.pipeline` runs them in order.
 
 `dtl.SoftmaxRegression` is the same training as a scikit-learn classifier, on arrays.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dtl.estimator import SoftmaxRegression
+    from dtl.training.estimator import SoftmaxRegression
 
 __all__ = ["SoftmaxRegression"]
 
@@ -20,7 +21,7 @@ __all__ = ["SoftmaxRegression"]
 def __getattr__(name: str) -> object:
     # A run needs neither scikit-learn nor Dask's arrays.
     if name == "SoftmaxRegression":
-        from dtl.estimator import SoftmaxRegression
+        from dtl.training.estimator import SoftmaxRegression
 
         return SoftmaxRegression
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,11 @@ import sys
 
 from distributed import Client, LocalCluster
 
-from dtl import config, evaluation, features, listing, trainer
+from dtl import config
+from dtl.evaluation import scoring
+from dtl.features import featurization, splitting
+from dtl.images import listing
+from dtl.training import trainer
 
 
 def main(
@@ -21,10 +25,12 @@ def main(
         }
     )
     listed = listing.list_images(c.images, c.seed)
-    store = features.featurize(f"{out}/features.zarr", listed, c.features, c.images, c.seed, client)
-    listing.split_images(store, c.split, c.seed)
+    store = featurization.featurize(
+        f"{out}/features.zarr", listed, c.features, c.images, c.seed, client
+    )
+    splitting.split_images(store, c.split, c.seed)
     head, history = trainer.train(store, c.train, layer, c.seed, client)
-    scores = evaluation.evaluate(store, head, client)
+    scores = scoring.evaluate(store, head, client)
 
     print(f"{len(listed)} images, {len(history)} rounds, last loss {history[-1].loss:.3f}")
     print({name: round(s.accuracy, 3) for name, s in scores.scores.items()})

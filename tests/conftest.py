@@ -14,9 +14,10 @@ import pytest
 from distributed import Client
 from helpers import MakeStore, command, draw, local_cluster
 
-from dtl import cluster, config, storage
-from dtl.feature_store import FeatureStore
-from dtl.types import ImageList
+from dtl import config, storage
+from dtl.cluster import connection
+from dtl.features.store import FeatureStore
+from dtl.images.values import ImageList
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
@@ -85,7 +86,7 @@ def threads() -> Iterator[Client]:
 def processes() -> Iterator[Client]:
     """One worker process, as a run has it."""
     settings = config.build({"cluster": {"n_workers": 1, "dashboard_address": ":0"}})
-    with cluster.connect(settings.cluster) as client:
+    with connection.connect(settings.cluster) as client:
         yield client
 
 

@@ -20,9 +20,10 @@ from PIL import Image
 
 from dtl import storage
 from dtl.config import TrainConfig
-from dtl.feature_store import FeatureStore
-from dtl.softmax import Params
-from dtl.types import WEIGHTS, ImageList
+from dtl.features.store import FeatureStore
+from dtl.head.model import WEIGHTS
+from dtl.head.softmax import Params
+from dtl.images.values import ImageList
 
 ROOT = Path(__file__).parents[1]
 MakeStore = Callable[..., FeatureStore]

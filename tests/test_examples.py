@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dtl import config, pipeline
+from dtl import config
+from dtl.pipeline import commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,7 +54,7 @@ def test_readme_has_every_option() -> None:
 
 
 def test_readme_names_every_command() -> None:
-    for name in pipeline._COMMANDS:
+    for name in commands.COMMANDS:
         assert f"dtl.pipeline {name}" in README or f"`{name}`" in README
 
 

@@ -20,10 +20,13 @@ from helpers import synthetic_store
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
-from dtl import cluster, config, trainer
+from dtl import config
+from dtl.cluster import connection
 from dtl.config import TrainConfig
-from dtl.feature_store import FeatureStore
-from dtl.types import TRAIN, VALIDATION, Round
+from dtl.features.store import FeatureStore
+from dtl.images.values import TRAIN, VALIDATION
+from dtl.training import trainer
+from dtl.training.values import Round
 
 N_IMAGES = int(os.environ.get("DTL_BENCH_IMAGES", "30607"))
 NEAR = 0.005
@@ -115,7 +118,7 @@ def test_averaging_reaches_the_optimum_and_how_soon(tmp_path: Path) -> None:
         return history
 
     print(f"\n{N_IMAGES} x 4096, 257 classes, {os.cpu_count()} processors")
-    with cluster.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
+    with connection.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
         optimum = train(client, replace(standard, solver="lbfgs"))[-1]
         averaged = train(client, standard)[-1]
         goal = optimum.validation_accuracy - NEAR

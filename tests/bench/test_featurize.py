@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 from distributed import Client
 
-from dtl import cluster, config, features, images, listing
+from dtl import config
+from dtl.cluster import connection
+from dtl.features import featurization
+from dtl.images import formats, listing
 
 N_IMAGES = 1024
 N_TURNS = 3
@@ -24,7 +27,7 @@ def _bare_loop(root: str, paths: list[str], batch_images: int, precision: str) -
     """Images/s of Keras alone, on a worker; the decoding is not counted."""
     import keras
 
-    arrays = np.stack([images.decode((Path(root) / p).read_bytes(), (224, 224)) for p in paths])
+    arrays = np.stack([formats.decode((Path(root) / p).read_bytes(), (224, 224)) for p in paths])
     policy = precision if precision == "float32" else f"mixed_{precision}"
     keras.config.set_dtype_policy(policy)
     whole = keras.applications.VGG16(weights=None)
@@ -51,14 +54,14 @@ def test_featurize_is_as_fast_as_a_bare_keras_loop(data: Path, tmp_path: Path) -
     listed = listing.list_images(c.images, c.seed)
     paths = [str(p) for p in listed.path]
     ours, bare = [], []
-    with cluster.connect(c.cluster) as client:
+    with connection.connect(c.cluster) as client:
         warm_up = listing.list_images(c.images, c.seed)
         for turn in range(N_TURNS):
             url = str(tmp_path / f"{turn}.zarr")
             # The network is loaded, as after the first seconds of a long run.
-            features.extraction.prepare(client, c.features, c.images, c.seed)
+            featurization.extraction.prepare(client, c.features, c.images, c.seed)
             started = time.perf_counter()
-            store = features.featurize(url, warm_up, c.features, c.images, c.seed, client)
+            store = featurization.featurize(url, warm_up, c.features, c.images, c.seed, client)
             ours.append(len(paths) / (time.perf_counter() - started))
             precision = store.settings["precision"]
             bare.append(_on_the_worker(client, listed.root, paths, 16, precision))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from minicluster import MiniCluster
 
-from dtl import cluster, config, extraction, features, listing, storage
+from dtl import config, storage
+from dtl.cluster import connection
+from dtl.features import extraction, featurization
+from dtl.images import listing
 
 N_IMAGES = 768
 N_TURNS = 3
@@ -25,7 +28,7 @@ def test_hdfs_is_as_fast_as_a_local_disk(data: Path, tmp_path: Path, hadoop: Min
     speed: dict[str, list[float]] = {place: [] for place in places}
     options = {"weights": "random"}
     c = config.build({"features": options})
-    with cluster.connect(c.cluster) as client:
+    with connection.connect(c.cluster) as client:
         extraction.prepare(client, c.features, c.images, c.seed)
         for turn in range(N_TURNS):
             for name, place in places.items():
@@ -33,7 +36,7 @@ def test_hdfs_is_as_fast_as_a_local_disk(data: Path, tmp_path: Path, hadoop: Min
                 listed = listing.list_images(c.images, c.seed)
                 started = time.perf_counter()
                 url = f"{place}/{turn}.zarr"
-                features.featurize(url, listed, c.features, c.images, c.seed, client)
+                featurization.featurize(url, listed, c.features, c.images, c.seed, client)
                 speed[name].append(len(listed) / (time.perf_counter() - started))
             print(f"turn {turn}:", {name: round(s[-1], 2) for name, s in speed.items()}, "images/s")
     ratio = statistics.median(speed["hdfs"]) / statistics.median(speed["disk"])

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from dtl import cluster, config, features, listing
+from dtl import config
+from dtl.cluster import connection
+from dtl.features import featurization
+from dtl.images import listing
 
 LISTED = """
 import json, sys, tracemalloc
@@ -58,8 +61,8 @@ def test_worker_memory_does_not_grow_with_the_images(data: Path, tmp_path: Path)
             {"images": {"url": str(few)}, "features": {"weights": "random", "chunk_images": 64}}
         )
         listed = listing.list_images(c.images, c.seed)
-        with cluster.connect(c.cluster) as client:
-            features.featurize(
+        with connection.connect(c.cluster) as client:
+            featurization.featurize(
                 str(tmp_path / f"{n}.zarr"), listed, c.features, c.images, c.seed, client
             )
             (peaks[n],) = client.run(_peak_bytes).values()

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dtl import cluster, config, extraction, listing, packing, storage, tars
+from dtl import config, storage
+from dtl.cluster import connection
 from dtl.config import ImagesConfig, PackConfig
+from dtl.images import listing, packing, tars
 
 N_FILES, N_CLASSES = 30_607, 257
 N_READ, N_BYTES = 2_000, 38_000
@@ -68,7 +70,7 @@ def read(files: list[Any], n_threads: int) -> None:
         if n_threads == 1:
             n_bytes = sum(len(reader.read(row)) for row in rows)
         else:
-            n_bytes = sum(len(d) for d in extraction.read_ahead(pool, reader.read, rows, 48))
+            n_bytes = sum(len(d) for d in storage.read_ahead(pool, reader.read, rows, 48))
     assert n_bytes > 0.9 * N_READ * N_BYTES
 
 
@@ -80,7 +82,7 @@ def test_listing_and_reading_small_files(place: str, request: pytest.FixtureRequ
     plant(f"{place}/photographs", N_READ, N_BYTES)
     photographs = listing.list_images(ImagesConfig(url=f"{place}/photographs"), 0)
     settings = config.build({"cluster": {"n_workers": 1, "processes": False}})
-    with cluster.connect(settings.cluster) as client:
+    with connection.connect(settings.cluster) as client:
         started = time.perf_counter()
         packing.pack(f"{place}/tars", photographs, PackConfig(shard_mib=32), client)
         packing_s = time.perf_counter() - started

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from helpers import synthetic_store
 
-from dtl import cluster, config, softmax, trainer
+from dtl import config
+from dtl.cluster import connection
 from dtl.config import TrainConfig
-from dtl.replica import Shard
+from dtl.head import softmax
+from dtl.training import trainer
+from dtl.training.sharding import Shard
 
 N_TURNS = 5
 
@@ -107,7 +110,7 @@ def test_a_round_costs_little_beside_its_steps(
     n_rounds = 60
     settings = TrainConfig(n_shards=8, validate_every=1_000_000, checkpoint_every=0)
     c = config.build({"cluster": {"n_workers": 1, "threads_per_worker": 2}})
-    with cluster.connect(c.cluster) as client:
+    with connection.connect(c.cluster) as client:
         groups, moments = trainer.load_groups(store, "fc2", 8, client, "bench")
         start = client.submit(softmax.zeros, n_features, n_classes)
         n_train = np.concatenate(client.gather([client.submit(rows_of, g) for g in groups]))
@@ -115,7 +118,7 @@ def test_a_round_costs_little_beside_its_steps(
         asked = replace(settings, epochs=n_rounds * settings.averaging_frequency / per_epoch)
         rounds = []
         for turn in range(N_TURNS):
-            _, history = trainer.fit(
+            _, history = rounds.fit(
                 groups, n_train, start, asked, 0, client, run=f"{turn}", has_validation=False,
                 show=False,
             )  # fmt: skip

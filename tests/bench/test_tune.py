@@ -13,9 +13,11 @@ import pytest
 from distributed import Client
 from helpers import synthetic_store
 
-from dtl import cluster, config, tuning
+from dtl import config
+from dtl.cluster import connection
 from dtl.config import TrainConfig, TuneConfig
-from dtl.feature_store import FeatureStore
+from dtl.features.store import FeatureStore
+from dtl.training import tuning
 
 TURNS = 3
 EIGHT = TuneConfig(learning_rates=(0.005, 0.01, 0.02, 0.04), l2s=(0.001, 0.01), eta=1)
@@ -45,7 +47,7 @@ def test_stacks_of_narrow_heads_are_faster(
     limits = {"stacked": heads * n_features * n_classes, "alone": 0}
     best = dict.fromkeys(limits, float("inf"))
     made = max(1, tuning._STACKED // (n_features * n_classes))
-    with cluster.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
+    with connection.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
         load_s = seconds(store, 1e-6, client)  # one step
         for _ in range(TURNS):
             for way, limit in limits.items():

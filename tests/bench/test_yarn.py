@@ -8,7 +8,8 @@ from pathlib import Path
 from helpers import COLOURS, CUT, command, draw
 from minicluster import MiniCluster
 
-from dtl import environment, storage
+from dtl import storage
+from dtl.cluster.yarn import environment
 
 NOTE_FIRST_TASK = """
 import time

@@ -19,9 +19,10 @@ import xarray
 from helpers import COLOURS, CUT, command, draw
 from minicluster import MiniCluster
 
-from dtl import lock, storage
-from dtl.feature_store import FeatureStore
-from dtl.results import Results
+from dtl import storage
+from dtl.features.store import FeatureStore
+from dtl.pipeline.results import Results
+from dtl.storage import lock
 
 
 def put(folder: Path, url: str) -> None:

@@ -37,10 +37,13 @@ from localhadoop.configuration import user_name
 from minicluster import MiniCluster
 
 import dtl
-from dtl import cluster, config, pipeline, storage, yarn_specification
-from dtl import yarn as on_yarn
-from dtl.feature_store import FeatureStore
-from dtl.workers import known_workers
+from dtl import config, storage
+from dtl.cluster import connection
+from dtl.cluster.workers import known_workers
+from dtl.cluster.yarn import application as on_yarn
+from dtl.cluster.yarn import capacity
+from dtl.features.store import FeatureStore
+from dtl.pipeline import command_line
 
 SMALL = [
     "--cluster", "yarn", "--cluster.threads-per-worker", "1", "--yarn.worker-vcores", "1",
@@ -234,9 +237,9 @@ def test_submit_status_logs(
     assert re.search(r"ended +SUCCEEDED", done.stdout)
     assert not FeatureStore.open(f"{out}/features.zarr").pending_chunks()
     assert storage.exists(f"{out}/report.html")
-    assert pipeline.main(["logs", app_id]) == 0
+    assert command_line.main(["logs", app_id]) == 0
     assert f"Report: {out}/report.html" in capfd.readouterr().out
-    assert pipeline.main(["kill", app_id]) == 0
+    assert command_line.main(["kill", app_id]) == 0
     assert "had ended before" in capfd.readouterr().out
 
 
@@ -244,21 +247,21 @@ def test_submitted_and_killed_or_for_nothing(
     yarn: MiniCluster, pictures: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--out", f"{yarn.url}/killed", *CUT, *SMALL]
-    assert pipeline.main(["submit", "--images", pictures, *options]) == 0
+    assert command_line.main(["submit", "--images", pictures, *options]) == 0
     app_id = capsys.readouterr().out.strip()
-    assert pipeline.main(["status", app_id]) == 4
-    assert pipeline.main(["kill", app_id]) == 0
-    assert pipeline.main(["status", app_id]) == 3
+    assert command_line.main(["status", app_id]) == 4
+    assert command_line.main(["kill", app_id]) == 0
+    assert command_line.main(["status", app_id]) == 3
     shown = capsys.readouterr().out
     assert re.search(r"ended +not yet", shown)
     assert f"{app_id} is killed." in shown
     assert re.search(r"ended +KILLED", shown)
     missing = f"{yarn.url}/nowhere"
-    assert pipeline.main(["submit", "--wait", "--images", missing, *options]) == 1
+    assert command_line.main(["submit", "--wait", "--images", missing, *options]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"ended +FAILED", shown)
     assert f"message      error: No such folder: {missing}" in shown
-    assert pipeline.main(["status", "application_1_0001"]) == 1
+    assert command_line.main(["status", "application_1_0001"]) == 1
     assert "YARN knows no application 'application_1_0001'" in capsys.readouterr().err
 
 
@@ -296,13 +299,13 @@ def test_what_yarn_cannot_give_is_refused_before(
 ) -> None:
     asked = settings(**options)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        yarn_specification.check(manager, asked.yarn, driver=driver)
+        capacity.check(manager, asked.yarn, driver=driver)
 
 
 def test_what_yarn_gives_is_not_refused(manager: skein.Client) -> None:
     for queue in ("default", "small", "root.default"):
         asked = settings(queue=queue)
-        yarn_specification.check(manager, asked.yarn)
+        capacity.check(manager, asked.yarn)
 
 
 def test_no_resource_manager(
@@ -323,7 +326,7 @@ def test_no_resource_manager(
     asked = settings()
     with (
         pytest.raises(ConnectionError, match=message),
-        cluster.connect(asked.cluster, asked.yarn),
+        connection.connect(asked.cluster, asked.yarn),
     ):
         pass
 
@@ -342,7 +345,7 @@ def test_an_environment_that_breaks_when_unpacked(yarn: MiniCluster) -> None:
     asked = settings(environment=url)
     with (
         pytest.raises(ConnectionError, match=message),
-        cluster.connect(asked.cluster, asked.yarn),
+        connection.connect(asked.cluster, asked.yarn),
     ):
         pass
 
@@ -352,7 +355,7 @@ def test_no_such_environment_on_the_node(yarn: MiniCluster, tmp_path: Path) -> N
     message = rf"The last that dask\.scheduler said:\n.*{tmp_path}/bin/python: No such file"
     with (
         pytest.raises(ConnectionError, match=message),
-        cluster.connect(asked.cluster, asked.yarn),
+        connection.connect(asked.cluster, asked.yarn),
     ):
         pass
 
@@ -380,7 +383,7 @@ def test_waits_for_capacity_then_follows_the_work(
     helper = threading.Thread(target=make_room)
     helper.start()
     caplog.set_level(logging.INFO)
-    with cluster.connect(asked.cluster, asked.yarn) as client:
+    with connection.connect(asked.cluster, asked.yarn) as client:
         helper.join()
         assert re.search(
             r"has no container for its scheduler yet, since \d+ s: queue default uses \d+ % of its "

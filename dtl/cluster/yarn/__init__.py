@@ -1,0 +1,1 @@
+"""A Dask cluster in YARN's containers, by skein."""

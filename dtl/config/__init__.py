@@ -1,0 +1,38 @@
+"""Options: declared once, read from TOML and the command line, and compared with stored results."""
+
+from dtl.config.forms import Option, build, options, parse_text, parse_toml, to_dict
+from dtl.config.options import NO_URL
+from dtl.config.sections import (
+    ClusterConfig,
+    Config,
+    FeaturesConfig,
+    ImagesConfig,
+    PackConfig,
+    ReportConfig,
+    SplitConfig,
+    StorageConfig,
+    YarnConfig,
+)
+from dtl.config.training import CompareConfig, TrainConfig, TuneConfig
+
+__all__ = [
+    "NO_URL",
+    "ClusterConfig",
+    "CompareConfig",
+    "Config",
+    "FeaturesConfig",
+    "ImagesConfig",
+    "Option",
+    "PackConfig",
+    "ReportConfig",
+    "SplitConfig",
+    "StorageConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "YarnConfig",
+    "build",
+    "options",
+    "parse_text",
+    "parse_toml",
+    "to_dict",
+]

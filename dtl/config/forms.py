@@ -1,0 +1,143 @@
+"""The forms of a configuration: TOML tables, options of the command line, texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dtl.config.options import NO_URL, hints_of, members_of
+from dtl.config.sections import Config
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the command line and README.md show it."""
+
+    key: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line; a section's main key goes by the section's name."""
+        short = {"cluster.address": "cluster", "images.url": "images"}
+        return "--" + short.get(self.key, self.key).replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        """What its value looks like."""
+        if typing.get_origin(self.type) is Literal:
+            return "|".join(typing.get_args(self.type))
+        if typing.get_origin(self.type) is tuple:
+            return "A,B"
+        if self.type is bool:
+            return "true|false"
+        names = {int: "N", float: "X", str: "TEXT"}
+        return "|".join(names[member] for member in members_of(self.type) if member is not str) or (
+            "URL" if self.key in ("out", "images.url", "train.start_from") else "TEXT"
+        )
+
+    @property
+    def described(self) -> str:
+        """Its help and its default."""
+        many = isinstance(self.default, tuple)
+        shown = ", ".join(map(str, self.default)) if many else self.default
+        return f"{self.help} (default: {shown})" if shown != NO_URL else self.help
+
+
+def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
+    """All options in the order of declaration."""
+    hints = hints_of(section)
+    for spec in dataclasses.fields(section):
+        kind = hints[spec.name]
+        if dataclasses.is_dataclass(kind):
+            yield from options(typing.cast(type, kind), f"{spec.name}.")
+        else:
+            yield Option(prefix + spec.name, kind, spec.default, spec.metadata["help"])
+
+
+def build(*layers: Mapping[str, Any]) -> Config:
+    """Make a configuration from nested tables, the later over the earlier.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key (the known ones are listed) or a value of the wrong type or range.
+
+    Examples
+    --------
+    >>> build({"train": {"learning_rate": 0.1}}, {"train": {"epochs": 2}}).train.epochs
+    2.0
+    >>> build({"train": {"learning_rat": 0.1}})
+    Traceback (most recent call last):
+        ...
+    ValueError: Unknown key train.learning_rat. Did you mean learning_rate? ...
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    hints = hints_of(Config)
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in hints:
+                raise ValueError(_unknown(name, "", list(hints)))
+            kind = hints[name]
+            if not dataclasses.is_dataclass(kind):
+                top[name] = value
+                continue
+            if not isinstance(value, Mapping):
+                raise ValueError(f"[{name}] must be a table of options. Received: {value!r}.")
+            known = [spec.name for spec in dataclasses.fields(kind)]
+            for key in value:
+                if key not in known:
+                    raise ValueError(_unknown(key, f"{name}.", known))
+            merged.setdefault(name, {}).update(value)
+    sections = {name: hints[name](**values) for name, values in merged.items()}
+    return Config(**top, **sections)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Read a TOML text; `where` names it in the message."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not valid TOML: {error}.") from error
+
+
+def parse_text(option: Option, text: str) -> Any:
+    """Turn a command line's text into the option's type."""
+    for kind in members_of(option.type):
+        try:
+            if kind is bool:
+                return {"true": True, "false": False}[text.lower()]
+            if typing.get_origin(kind) is tuple:
+                item = typing.get_args(kind)[0]
+                return tuple(item(part.strip()) for part in text.split(",") if part.strip())
+            if kind is int or kind is float:
+                return kind(text)
+        except (ValueError, KeyError):
+            continue
+    return text
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested tables with TOML's types; `build` makes the same configuration of them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    } | {
+        spec.name: to_dict(getattr(config, spec.name))
+        for spec in dataclasses.fields(config)
+        if dataclasses.is_dataclass(getattr(config, spec.name))
+    }
+
+
+def _unknown(key: str, prefix: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"Unknown key {prefix}{key}. {hint}Known: {', '.join(known)}."

@@ -1,0 +1,1 @@
+"""Scores of a head, and its predictions for new images."""

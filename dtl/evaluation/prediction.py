@@ -1,0 +1,203 @@
+"""Another use of a trained head: the classes of images that nobody has labelled."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from distributed import Client
+
+from dtl import storage
+from dtl.cluster.progress import track
+from dtl.cluster.spread import map_chunks
+from dtl.cluster.workers import check_memory, check_visible
+from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config.provenance import differences
+from dtl.features import extraction
+from dtl.features.extraction import Extractor
+from dtl.head import blas
+from dtl.head.model import Head
+from dtl.head.softmax import log_softmax
+from dtl.images import tars
+from dtl.storage import Extent
+
+log = logging.getLogger(__name__)
+
+_N_TOP = 5
+_Part = tuple[str, Sequence[str], Sequence[str | Extent]]
+"""A part's URL, and the names and places of its images."""
+
+
+def predict(
+    url: str,
+    root: str,
+    paths: Sequence[str],
+    head: Head,
+    features: FeaturesConfig,
+    image: ImagesConfig,
+    seed: int,
+    client: Client,
+    *,
+    places: Sequence[str | Extent] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Classify images; writes a Parquet dataset, one part a chunk.
+
+    Each row has ``path``, ``class`` (null for an unreadable image), ``probability``, ``top5`` (a
+    list of class and probability) and ``error``. Parts that are there already are not computed
+    again.
+
+    Parameters
+    ----------
+    url : str
+        Folder of the dataset.
+    root : str
+        URL that `paths` are relative to.
+    features : FeaturesConfig
+        As the head's features were made.
+    places : sequence of str or Extent, optional
+        Where the images of `paths` are, if not at their paths: in tars.
+
+    Returns
+    -------
+    int
+        How many images could not be read.
+
+    Raises
+    ------
+    ValueError
+        If features would be made otherwise than the head's, or the workers' network is not the
+        head's; or something else is there: with `overwrite`, predictions of other images or another
+        head are replaced, and nothing else is.
+    """
+    extraction.check_options(features, image, head)
+    check_memory(client, root, url)
+    check_visible(client, root)
+    chunk_images = features.chunk_images
+    asked = {
+        "head": head.fingerprint,
+        "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
+        "n_images": len(paths),
+        "chunk_images": chunk_images,
+    }
+    ledger = storage.join(url, "_dtl.json")  # Parquet readers pass over names that begin with _
+    replaced = False
+    if storage.exists(ledger):
+        if found := differences(asked, json.loads(storage.read_bytes(ledger))):
+            if not overwrite:
+                raise ValueError(
+                    f"{url} holds other predictions:\n  "
+                    + "\n  ".join(found)
+                    + "\nChoose another --out, or --overwrite."
+                )
+            replaced = True
+    elif storage.exists(url) and not _is_empty(url):
+        raise ValueError(f"{url} holds something that is no predictions. Choose another --out.")
+    precision = str(head.provenance["features"]["precision"])
+    extractor = extraction.prepare(client, features, image, seed, precision)
+    if extractor.weights_sha256 != head.provenance["weights_sha256"]:
+        raise ValueError(
+            f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
+            f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
+        )
+    if replaced:
+        storage.clear(url)  # but for the lock of the driver
+    elif storage.exists(url):
+        storage.clean(url)  # Parquet readers would read what is half-written
+    storage.write_bytes(ledger, json.dumps(asked).encode())
+    head_url = storage.join(url, "_head.npz")
+    storage.write_bytes(head_url, head.to_bytes())
+    check_visible(client, url)
+    files = tars.locate(root, paths) if places is None else places
+    parts: list[_Part] = []
+    for i, start in enumerate(range(0, len(paths), chunk_images)):
+        rows = slice(start, start + chunk_images)
+        parts.append((storage.join(url, f"part-{i:06d}.parquet"), paths[rows], files[rows]))
+    done = {part[0] for part in parts if storage.exists(part[0])}
+    pending = [part for part in parts if part[0] not in done]
+    n_unread = sum(_count_unread(part) for part in sorted(done))
+    with track("predictions", sum(len(part[1]) for part in pending), "images") as advance:
+        for n_images, unread in map_chunks(
+            client,
+            _predict_chunk,
+            pending,
+            head_url=head_url,
+            fingerprint=head.fingerprint,
+            extractor=extractor,
+        ):
+            n_unread += unread
+            advance(n_images)
+    return n_unread
+
+
+def _predict_chunk(
+    part: _Part,
+    *,
+    head_url: str,
+    fingerprint: str,
+    extractor: Extractor,
+) -> tuple[int, int]:
+    url, paths, files = part
+    head = _head(head_url, fingerprint)
+    features, _, errors = extraction.extract(files, extractor)
+    with blas.one_blas_thread():
+        logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
+    probability = np.exp(log_softmax(logits))
+    top = np.argsort(-probability, axis=1, kind="stable")[:, :_N_TOP]
+    named = [
+        [{"class": head.class_names[k], "probability": float(p[k])} for k in best]
+        for p, best in zip(probability, top, strict=True)
+    ]
+    table = pa.table(
+        {
+            "path": list(paths),
+            "class": [None if e else t[0]["class"] for e, t in zip(errors, named, strict=True)],
+            "probability": [
+                None if e else t[0]["probability"] for e, t in zip(errors, named, strict=True)
+            ],
+            "top5": [None if e else t for e, t in zip(errors, named, strict=True)],
+            "error": [e or None for e in errors],
+        },
+        schema=_SCHEMA,
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(url, buffer.getvalue())
+    return len(paths), sum(e != "" for e in errors)
+
+
+def _is_empty(url: str) -> bool:
+    """Whether nothing is there but hidden files, such as a lock."""
+    try:
+        return all(path.startswith(".") for path, _ in storage.walk(url))
+    except NotADirectoryError:
+        return False
+
+
+def _count_unread(part: str) -> int:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=["class"])
+    return int(table["class"].null_count)
+
+
+@functools.lru_cache(maxsize=1)
+def _head(url: str, fingerprint: str) -> Head:
+    """Another head may have been there before."""
+    return Head.from_bytes(storage.read_bytes(url))
+
+
+_SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "class": pa.string(),
+        "probability": pa.float64(),
+        "top5": pa.list_(pa.struct({"class": pa.string(), "probability": pa.float64()})),
+        "error": pa.string(),
+    }
+)

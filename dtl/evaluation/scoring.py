@@ -1,0 +1,170 @@
+"""The fourth stage: how well a head classifies each split, counted by chunks on the workers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from distributed import Client
+
+from dtl.cluster.spread import hold, tree_reduce
+from dtl.config.provenance import check_same
+from dtl.evaluation import metrics
+from dtl.evaluation.metrics import Counts
+from dtl.evaluation.values import Evaluation, Mistake, SplitScores
+from dtl.features.store import FeatureStore
+from dtl.head import blas
+from dtl.head.model import Head
+from dtl.head.softmax import log_softmax
+from dtl.images.values import SPLITS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    counts: Mapping[int, Counts]
+    mistakes: tuple[Mistake, ...]
+    differ: bool
+    """Whether any image's scores are not what a head without features would give."""
+
+
+def evaluate(
+    store: FeatureStore, head: Head, client: Client, *, n_mistakes: int = 24
+) -> Evaluation:
+    """Score a head on every split of the store that it was trained on.
+
+    Parameters
+    ----------
+    n_mistakes : int
+        How many of the most confident mistakes on images outside the training split to keep; on
+        the training split, if there are no others.
+
+    Raises
+    ------
+    ValueError
+        If the head was trained on other features, or on another split of them.
+    """
+    check_trained_on(store, head)
+    run = uuid4().hex[:8]
+    head_future = hold(client, head, f"head-{run}")
+    parts = [
+        client.submit(
+            _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
+        )
+        for chunk in range(store.n_chunks)
+    ]
+    combine = functools.partial(_combine, n_mistakes=n_mistakes)
+    part: _Part = tree_reduce(client, parts, combine, name=f"combine-scores-{run}").result()
+    if head.n_units and not part.differ:
+        log.warning(
+            "The hidden layer is dead: all %d units are 0 for every image, so all images get the "
+            "same scores, and no further training would change that. Most likely steps were too "
+            "long: train with a lower train.learning_rate.",
+            head.n_units,
+        )
+    scores = {
+        SPLITS[index]: metrics.scores(counts, head.class_names)
+        for index, counts in sorted(part.counts.items())
+    }
+    held_out = [m for m in part.mistakes if m.split != SPLITS[0]]
+    return Evaluation(
+        scores=scores,
+        mistakes=tuple((held_out or list(part.mistakes))[:n_mistakes]),
+        class_names=head.class_names,
+        provenance={"head_sha256": head.fingerprint, "n_mistakes": n_mistakes},
+    )
+
+
+def check_trained_on(store: FeatureStore, head: Head) -> None:
+    """Refuse a head of features that were made otherwise, or of another split than is stored.
+
+    `compare`, `tune` and a training that was interrupted store the split that they are asked for.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    check_same(
+        head.provenance["features"], store.settings,
+        f"The head was not trained on the features of {store.url}",
+    )  # fmt: skip
+    check_same(
+        {"split": head.provenance["split"]}, {"split": store.split_settings},
+        f"The head was not trained on the split that {store.url} has now, so images that it was "
+        "trained on would count as ones that it has not seen",
+        "Run the train stage again: with --split.* and --seed as they were it keeps the head, and "
+        "with others it trains another.",
+    )  # fmt: skip
+
+
+def to_json(evaluation: Evaluation) -> bytes:
+    """The text of evaluation.json."""
+    return (json.dumps(asdict(evaluation), indent=1, sort_keys=True) + "\n").encode()
+
+
+def from_json(data: bytes) -> Evaluation:
+    """Read what `to_json` wrote."""
+    values = json.loads(data)
+    scores = {
+        name: SplitScores(**(s | {"confusion": tuple((t, p, n) for t, p, n in s["confusion"])}))
+        for name, s in sorted(values["scores"].items(), key=lambda item: SPLITS.index(item[0]))
+    }
+    return Evaluation(
+        scores=scores,
+        mistakes=tuple(Mistake(**mistake) for mistake in values["mistakes"]),
+        class_names=tuple(values["class_names"]),
+        provenance=values["provenance"],
+    )
+
+
+def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Part:
+    layer = head.provenance["layer"]
+    split, labels = store.read("split", chunk), store.read("label", chunk)
+    features = store.read(layer, chunk)
+    with blas.one_blas_thread():
+        logits = head.logits(features)
+    counts = {
+        index: Counts.of(logits[split == index], labels[split == index])
+        for index in range(len(SPLITS))
+        if (split == index).any()
+    }
+    predicted = logits.argmax(axis=1)
+    wrong = np.flatnonzero((predicted != labels) & (split >= 0))
+    probability = np.exp(log_softmax(logits[wrong].astype(np.float64))).max(axis=1, initial=0)
+    paths = store.read("path", chunk)
+    mistakes = [
+        Mistake(
+            path=str(paths[row]),
+            split=SPLITS[split[row]],
+            true=head.class_names[labels[row]],
+            predicted=head.class_names[predicted[row]],
+            probability=float(p),
+        )
+        for row, p in zip(wrong, probability, strict=True)
+    ]
+    differ = bool((logits[split >= 0] != head.bias).any())
+    return _Part(counts, _most_confident(mistakes, n_mistakes), differ)
+
+
+def _combine(parts: list[_Part], n_mistakes: int) -> _Part:
+    indices = {index for part in parts for index in part.counts}
+    return _Part(
+        {i: metrics.combine([p.counts[i] for p in parts if i in p.counts]) for i in indices},
+        _most_confident([m for part in parts for m in part.mistakes], n_mistakes),
+        any(part.differ for part in parts),
+    )
+
+
+def _most_confident(mistakes: list[Mistake], n: int) -> tuple[Mistake, ...]:
+    def rank(mistake: Mistake) -> tuple[Any, ...]:
+        return mistake.split == SPLITS[0], -mistake.probability, mistake.path
+
+    return tuple(sorted(mistakes, key=rank)[:n])

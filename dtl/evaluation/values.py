@@ -1,0 +1,54 @@
+"""Scores and mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong prediction, and how sure the head was of it."""
+
+    path: str
+    split: str
+    true: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """How well one split was classified.
+
+    Parameters
+    ----------
+    n_images : int
+    accuracy, top5, log_loss, mean_precision, mean_recall, mean_f1 : float
+        The means are over the classes that the split has (macro); log loss in nats.
+    classes : dict
+        By class name: ``{"n_images", "precision", "recall", "f1"}``.
+    confusion : tuple of (true label, predicted label, n_images)
+        The entries that are not zero, sorted.
+    """
+
+    n_images: int
+    accuracy: float
+    top5: float
+    log_loss: float
+    mean_precision: float
+    mean_recall: float
+    mean_f1: float
+    classes: Mapping[str, Mapping[str, float]]
+    confusion: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of a head on every split, and its most confident mistakes."""
+
+    scores: Mapping[str, SplitScores]
+    mistakes: tuple[Mistake, ...]
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)

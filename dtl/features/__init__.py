@@ -1,0 +1,1 @@
+"""Photographs to rows: the network, its weights, and the feature store."""

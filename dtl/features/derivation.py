@@ -1,0 +1,215 @@
+"""Another way to the second stage: features of later layers from stored ones of an earlier layer.
+
+The convolutions, which are nearly all of the work, are not computed again: fc1 becomes fc2 and
+predictions with what lies between them in the network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+from dtl import storage
+from dtl.cluster.progress import track
+from dtl.cluster.spread import map_chunks
+from dtl.cluster.workers import check_memory, check_visible, on_each_worker
+from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config.provenance import check_same
+from dtl.features import extraction, featurization
+from dtl.features.extraction import Extractor
+from dtl.features.store import FeatureStore
+from dtl.features.values import DONE, PENDING, BackboneSpec
+from dtl.images.values import ImageList
+
+log = logging.getLogger(__name__)
+
+_AS_BEFORE = ("network", "pooling", "preprocess", "batch_images", "chunk_images")
+
+
+def derive(
+    url: str,
+    source: FeatureStore,
+    asked_features: FeaturesConfig,
+    seed: int,
+    client: Client,
+    *,
+    overwrite: bool = False,
+) -> FeatureStore:
+    """Compute features of later layers for the rows of a store.
+
+    Parameters
+    ----------
+    url : str
+        Where the new store is, or is to be. It has the same rows in the same chunks.
+    source : FeatureStore
+        Finished, with a layer that the new ones follow from and that has no positions, such as fc1.
+    asked_features : FeaturesConfig
+        As the source's features were made, but for `layers`, the new ones.
+    client : distributed.Client
+        Whose workers read both stores and the weights.
+
+    Raises
+    ------
+    ValueError
+        If no stored layer leads to the new ones, the weights are others, or a store of other
+        settings is there.
+    """
+    check_memory(client, source.url, url)
+    check_visible(client, source.url)
+    asked = settings(source, asked_features)
+    precision = str(asked["precision"])
+    # No image is read: those settings do not matter here.
+    layers, stored = asked_features.layers, tuple(source.settings["layers"])
+    both = replace(asked_features, layers=tuple(dict.fromkeys(stored + layers)))
+    extractor = extraction.prepare(client, both, ImagesConfig(), seed, precision)
+    found = on_each_worker(client, _follow, extractor.spec, stored, layers)
+    layer, source_sha256, weights_sha256 = next(iter(found.values()))
+    if source_sha256 != source.attrs["weights_sha256"]:
+        raise ValueError(
+            f"{source.url} was made with weights of SHA-256 {source.attrs['weights_sha256']}, the "
+            f"same layers of the workers' network have {source_sha256}. Give --features.weights "
+            "and --seed as they were."
+        )
+    try:
+        store = featurization.open_matching(url, asked)
+    except ValueError:
+        if not overwrite:
+            raise
+        store = None
+    if store is None:
+        store = FeatureStore.create(
+            url,
+            _listed(source),
+            {name: extractor.n_features[name] for name in layers},
+            dtype=asked_features.dtype,
+            chunk_images=source.chunk_images,
+            attrs={
+                **_inherited(source),
+                "settings": asked,
+                "weights_sha256": weights_sha256,
+                "versions": featurization.versions(),
+                "derived_from": {"layer": layer, "dtype": str(source.dtype(layer))},
+            },
+        )
+    else:
+        store.clean()
+    check_visible(client, url)
+    n_pending = int((store.read("status") == PENDING).sum())
+    log.info("%s from %s of %s", ", ".join(asked_features.layers), layer, source.url)
+    with track("features", n_pending, "images") as advance:
+        for n_images in map_chunks(
+            client,
+            _derive_chunk,
+            store.pending_chunks(),
+            store=store,
+            source=source,
+            layer=layer,
+            extractor=extractor,
+        ):
+            advance(n_images)
+    return store
+
+
+def settings(source: FeatureStore, asked: FeaturesConfig) -> dict[str, Any]:
+    """All that derived features depend on: what they are from, and which layers.
+
+    The same as of features that were computed from the images, where the source has lost nothing,
+    for then the bits are the same.
+
+    Raises
+    ------
+    ValueError
+        If an option that the source fixes is another.
+    """
+    made_with = {name: source.settings[name] for name in _AS_BEFORE}
+    check_same(
+        {name: getattr(asked, name) for name in _AS_BEFORE}, made_with,
+        f"The features of {source.url} were made otherwise",
+    )  # fmt: skip
+    new: dict[str, Any] = source.settings | {"layers": list(asked.layers), "dtype": asked.dtype}
+    if source.settings["dtype"] != "float32":
+        new["derived_from"] = source.settings["dtype"]
+    return new
+
+
+def _inherited(source: FeatureStore) -> Mapping[str, Any]:
+    return {k: source.attrs[k] for k in ("weights", "seed", "root", "n_left_out", "left_out")}
+
+
+def _listed(source: FeatureStore) -> ImageList:
+    """The rows of a store as a list; what no chunk needs any more is left out."""
+    shards = tuple(source.attrs.get("shards", ()))
+    listed = ImageList(
+        root=str(source.attrs["root"]),
+        path=source.read("path"),
+        label=source.read("label"),
+        given_split=source.read("given_split"),
+        size_bytes=source.read("size_bytes") if shards else np.zeros(source.n_images, np.int64),
+        class_names=source.class_names,
+    )
+    if not shards:
+        return listed
+    return replace(listed, shards=shards, shard=source.read("shard"), offset=source.read("offset"))
+
+
+def _follow(
+    spec: BackboneSpec, stored: tuple[str, ...], layers: tuple[str, ...]
+) -> tuple[str, str, str]:
+    from dtl.features import backbone
+
+    network = backbone.load(spec)
+    last = network.last_before(layers, stored)
+    return last, network.sha256_up_to(stored), network.sha256_up_to(layers)
+
+
+def _derive_chunk(
+    chunk: int,
+    *,
+    store: FeatureStore,
+    source: FeatureStore,
+    layer: str,
+    extractor: Extractor,
+) -> int:
+    """Compute and store one chunk, on a worker."""
+    from dtl.features import backbone
+
+    if (store.read("status", chunk) != PENDING).all():
+        return len(store.read("status", chunk))  # run again, as a featurized chunk is
+    network, layers = backbone.load(extractor.spec), tuple(store.settings["layers"])
+    values = source.read(layer, chunk).astype(np.float32)
+    with network.lock:
+        computed = network.features_from(layer, values, layers, extractor.batch_images)
+    unread = source.read("status", chunk) != DONE
+    for array in computed.values():
+        array[unread] = 0
+    store.write_chunk(
+        chunk, computed, source.read("content_hash", chunk), source.read("error", chunk)
+    )
+    return len(values)
+
+
+def finished(url: str, source: FeatureStore, asked: FeaturesConfig) -> FeatureStore | None:
+    """The derived store, if it is there and nothing is left to do.
+
+    Raises
+    ------
+    ValueError
+        If a store has other settings.
+    """
+    return featurization.finished(url, settings(source, asked))
+
+
+def check_not_same(url: str, source: FeatureStore) -> None:
+    """Refuse to derive a store from itself.
+
+    Raises
+    ------
+    ValueError
+    """
+    if storage.absolute(url) == storage.absolute(source.url):
+        raise ValueError(f"--out is the run of --model. Choose another --out for {url}.")

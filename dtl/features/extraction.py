@@ -1,0 +1,314 @@
+"""Image files to features, on a worker: read, decode, preprocess, through the network."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from dtl import storage
+from dtl.cluster.workers import MORE_MEMORY, known_workers, on_each_worker
+from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config.provenance import check_same
+from dtl.features.values import BackboneSpec
+from dtl.head.model import Head
+from dtl.images import formats
+from dtl.storage import Extent
+from dtl.storage.ranges import read_ahead
+
+# Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
+# `dtl.features.backbone`: the driver and a command that finds its work done stay light.
+
+_READERS = 8
+"""Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How images become features: all that a task needs besides the images' URLs.
+
+    Parameters
+    ----------
+    spec : BackboneSpec
+    weights_sha256 : str
+        Of the network that every worker must have.
+    image : ImagesConfig
+    batch_images : int
+    input_size : (height, width)
+    n_features : dict of layer name to int
+    """
+
+    spec: BackboneSpec
+    weights_sha256: str
+    image: ImagesConfig
+    batch_images: int
+    input_size: tuple[int, int]
+    n_features: dict[str, int]
+
+
+def prepare(
+    client: Client,
+    features: FeaturesConfig,
+    image: ImagesConfig,
+    seed: int,
+    precision: str | None = None,
+) -> Extractor:
+    """Check the network against the workers, and load it on all of them, before work starts.
+
+    Parameters
+    ----------
+    precision : str, optional
+        Instead of that of `features`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown network or layer, weights that do not fit, workers with too little memory,
+        with different weights, or without the precision.
+    OSError
+        If the weights cannot be had.
+    """
+    probes = on_each_worker(client, _probe, features.network, features.layers, features.pooling)
+    description = next(iter(probes.values()))[0]
+    needed = _memory_needed(description.weights_bytes)
+    for address, worker in known_workers(client).items():
+        limit = worker["memory_limit"]
+        if limit and limit < needed:
+            raise ValueError(
+                f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
+                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
+            )
+    available = [precisions for _, precisions in probes.values()]
+    spec = backbone_spec(features, seed, _precision(precision or features.precision, available))
+    hashes = on_each_worker(client, _load, spec)
+    if len(set(hashes.values())) > 1:
+        raise ValueError(f"The workers have different weights: {hashes}. Give them one file.")
+    return Extractor(
+        spec=spec,
+        weights_sha256=next(iter(hashes.values())),
+        image=image,
+        batch_images=features.batch_images,
+        input_size=description.input_size,
+        n_features=description.n_features,
+    )
+
+
+def memory_needed(features: FeaturesConfig) -> int:
+    """Bytes that a worker with the network needs, found in a process beside the light driver."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        probe = pool.submit(_probe, features.network, features.layers, features.pooling)
+        return _memory_needed(probe.result()[0].weights_bytes)
+
+
+def _memory_needed(weights_bytes: int) -> int:
+    # The weights, the copy that they are loaded from, and what TensorFlow and a batch take.
+    return 3 * weights_bytes + (1 << 30)
+
+
+def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> BackboneSpec:
+    """The network that the configuration asks for, at a precision."""
+    named = features.weights in ("imagenet", "random")
+    return BackboneSpec(
+        network=features.network,
+        layers=features.layers,
+        pooling=features.pooling,
+        weights=features.weights if named else storage.absolute(features.weights),
+        seed=seed,
+        preprocess=features.preprocess,
+        precision=precision,
+    )
+
+
+def options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
+    """The options, but for the weights, that say what an image's features mean."""
+    return {
+        "network": features.network,
+        "layers": list(features.layers),
+        "pooling": features.pooling,
+        "preprocess": features.preprocess,
+        "resize": image.resize,
+    }
+
+
+def check_options(features: FeaturesConfig, image: ImagesConfig, head: Head) -> None:
+    """Refuse to make features of new images otherwise than those that a head was trained on.
+
+    Raises
+    ------
+    ValueError
+        Naming each difference.
+    """
+    asked = options(features, image)
+    made = {name: head.provenance["features"].get(name) for name in asked}
+    check_same(
+        asked, made, "The head was trained on features that were made otherwise",
+        "Give these options as they were.",
+    )  # fmt: skip
+
+
+def describe_weights(weights: str, seed: int) -> str:
+    """What a network's weights are, wherever their file lies.
+
+    Parameters
+    ----------
+    weights : str
+        As ``features.weights``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is gone.
+
+    Examples
+    --------
+    >>> describe_weights("random", seed=3)
+    'random, seed 3'
+    """
+    if weights == "random":
+        return f"random, seed {seed}"
+    return weights if weights == "imagenet" else f"file, SHA-256 {storage.sha256(weights)}"
+
+
+def extract(
+    files: Sequence[str | Extent], extractor: Extractor
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:
+    """Compute the features of image files, on a worker; one call of a process at a time computes.
+
+    Parameters
+    ----------
+    files : sequence of str or Extent
+        URLs, and where in tars images lie.
+
+    Returns
+    -------
+    features : dict of layer name to (n_images, n_features) float32
+        Zeros where an image could not be read.
+    content_hash : (n_images,) uint64
+        64 bits of the bytes' BLAKE2b; 0 where there are none.
+    errors : list of str
+        Why an image cannot be used, or nothing.
+
+    Raises
+    ------
+    OSError
+        If the storage failed; a file that is gone or forbidden is one of `errors` instead.
+    """
+    from dtl.features import backbone
+
+    network = backbone.load(extractor.spec)
+    if network.weights_sha256 != extractor.weights_sha256:
+        raise ValueError(
+            f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
+            f"{extractor.weights_sha256}. Give all workers one file."
+        )
+
+    def read(row: int) -> tuple[int, str, NDArray[np.uint8] | None]:
+        return read_image(
+            files[row], extractor.input_size, extractor.image, lambda: reader.read(row)
+        )
+
+    n_images, batch_images = len(files), extractor.batch_images
+    content_hash = np.zeros(n_images, np.uint64)
+    errors = [""] * n_images
+    features = {
+        layer: np.zeros((n_images, n), np.float32) for layer, n in extractor.n_features.items()
+    }
+    with (
+        storage.Reader(files) as reader,
+        ThreadPoolExecutor(_READERS, initializer=_give_way) as pool,
+    ):
+        ahead = read_ahead(pool, read, range(n_images), 3 * batch_images)
+        with network.lock:
+            for start in range(0, n_images, batch_images):
+                # Always of one shape, so that Keras traces it once; the rest stays black.
+                batch = np.zeros((batch_images, *extractor.input_size, 3), np.uint8)
+                rows = range(start, min(start + batch_images, n_images))
+                for row in rows:
+                    content_hash[row], errors[row], pixels = next(ahead)
+                    if pixels is not None:
+                        batch[row - start] = pixels
+                for layer, values in network.features(batch).items():
+                    features[layer][rows.start : rows.stop] = values[: len(rows)]
+    unread = [row for row, error in enumerate(errors) if error]
+    for values in features.values():
+        values[unread] = 0
+    return features, content_hash, errors
+
+
+def _give_way() -> None:
+    """Let the network's threads go first where both want a processor: it waits for its slowest."""
+    if sys.platform == "linux":  # elsewhere a priority is the whole process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def read_image(
+    file: str | Extent,
+    size: tuple[int, int],
+    image: ImagesConfig,
+    read: Callable[[], bytes] | None = None,
+) -> tuple[int, str, NDArray[np.uint8] | None]:
+    """Read and decode one image file: content hash, error, and pixels (height, width, 3).
+
+    Parameters
+    ----------
+    read : callable, optional
+        What gives the file's bytes, where something is known that reads it with others.
+
+    Raises
+    ------
+    OSError
+        As `extract`.
+    """
+    try:
+        data = read() if read else storage.read_file(file)
+    except FileNotFoundError:
+        return 0, "the file is gone", None
+    except PermissionError:
+        return 0, "no permission to read", None
+    except OSError as error:
+        where = file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
+        error.add_note(f"while reading {where}")
+        raise
+    content_hash = formats.content_hash(data)
+    try:
+        pixels = formats.decode(data, size, resize=image.resize, max_pixels=image.max_pixels)
+    except ValueError as error:
+        return content_hash, str(error) or "damaged", None
+    return content_hash, "", pixels
+
+
+def _precision(asked: str, available: Sequence[Sequence[str]]) -> str:
+    if asked == "auto":
+        return next(
+            p
+            for p in ("float16", "bfloat16", "float32")
+            if all(p in precisions for precisions in available)
+        )
+    if not all(asked in precisions for precisions in available):
+        raise ValueError(
+            f"features.precision = {asked}: not every worker's processor computes it at speed. "
+            f"They have: {available}. Use auto or float32."
+        )
+    return asked
+
+
+def _probe(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
+    from dtl.features import backbone
+
+    return backbone.describe(network, layers, pooling), backbone.precisions()
+
+
+def _load(spec: BackboneSpec) -> str:
+    from dtl.features import backbone
+
+    return backbone.load(spec).weights_sha256

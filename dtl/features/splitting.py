@@ -1,0 +1,79 @@
+"""The split of a store's rows into training, validation and test."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from dtl.config import SplitConfig
+from dtl.features.store import FeatureStore
+from dtl.features.values import DONE
+from dtl.images import split
+from dtl.images.values import ImageList
+
+log = logging.getLogger(__name__)
+
+
+def check_split(listed: ImageList, config: SplitConfig, seed: int) -> None:
+    """Refuse a split that the list cannot give, before the features are made.
+
+    Raises
+    ------
+    ValueError
+    """
+    split.assign_splits(
+        listed.path,
+        listed.label,
+        listed.given_split,
+        np.arange(len(listed), dtype=np.uint64),
+        np.ones(len(listed), bool),
+        listed.class_names,
+        config,
+        seed,
+    )
+
+
+def split_settings(config: SplitConfig, seed: int) -> dict[str, Any]:
+    """All that the split of given features follows from."""
+    names = ("method", "duplicates", "train", "validation", "test", "train_per_class")
+    return {name: getattr(config, name) for name in names} | {"seed": seed}
+
+
+def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
+    """Say of every row of a finished store which split it is in, and store that.
+
+    It comes after the features because the bytes of all files have then been seen: identical files
+    stay together, and unreadable ones are not counted.
+
+    Raises
+    ------
+    ValueError
+        If the classes have too few readable images for the splits.
+    """
+    settings = split_settings(config, seed)
+    if store.split_settings == settings:
+        return
+    label, content_hash = store.read("label"), store.read("content_hash")
+    usable = store.read("status") == DONE
+    rows = split.assign_splits(
+        store.read("path"),
+        label,
+        store.read("given_split"),
+        content_hash,
+        usable,
+        store.class_names,
+        config,
+        seed,
+    )
+    store.write_split(rows, settings)
+    log.info("split: %s", split.describe(rows))
+    n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], label[usable])
+    if n_duplicates:
+        log.info(
+            "%d images repeat another's bytes (%d of them in another class): %s",
+            n_duplicates,
+            n_conflicting,
+            "kept on one side" if config.duplicates == "together" else "dropped",
+        )

@@ -1,0 +1,279 @@
+"""The feature store: rows of images in a Zarr group. The only importer of Zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import ZstdCodec
+from zarr.storage import FsspecStore, LocalStore
+
+from dtl import storage
+from dtl.features.values import DONE, PENDING, SKIPPED
+from dtl.images import tars
+from dtl.images.values import NO_SPLIT, ImageList
+from dtl.storage import Extent
+
+# Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
+# second to close a file, however small.
+_ROWS_A_FILE = 65_536
+
+_LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
+_TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
+_TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
+
+
+class FeatureStore:
+    """Rows of images: features, labels, and the ledger of what is done.
+
+    A Zarr v3 group. Every array has one row an image, along the dimension ``image``, in chunks of
+    `chunk_images` rows:
+
+    ================  ==========================  =================================================
+    a layer's name    (n_images, n_features)      float32 or float16
+    ``path``          (n_images,) str             relative to the listed root
+    ``label``         (n_images,) int32           index into ``class_names``
+    ``given_split``   (n_images,) int8            what the source's folders say of the split
+    ``split``         (n_images,) int8            0 train, 1 validation, 2 test, -1 none
+    ``content_hash``  (n_images,) uint64          of the file's bytes; 0 if they could not be read
+    ``error``         (n_images,) str             why a row was skipped
+    ``status``        (n_images,) int8            0 pending, 1 done, 2 skipped
+    ================  ==========================  =================================================
+
+    Where images lie in tars, there are ``shard``, ``offset`` and ``size_bytes``, too, and the
+    attribute ``shards``, as in `ImageList`.
+
+    A chunk's ``status`` is written after all else of the chunk: it says that the chunk is whole.
+    The attributes hold ``class_names``, ``settings`` (all that the features depend on) and what
+    made them. The object pickles without its data, so tasks carry it.
+    """
+
+    def __init__(self, url: str, group: zarr.Group) -> None:
+        self.url = url
+        self._group = group
+        self.attrs: dict[str, Any] = dict(group.attrs)
+
+    @classmethod
+    def create(
+        cls,
+        url: str,
+        images: ImageList,
+        layers: Mapping[str, int],
+        *,
+        dtype: str,
+        chunk_images: int,
+        attrs: Mapping[str, Any],
+    ) -> FeatureStore:
+        """Make an empty store, over whatever lies there.
+
+        Parameters
+        ----------
+        layers : mapping of layer name to n_features
+        attrs : mapping
+            The attributes; ``class_names`` is added. Written last: without them, a store was
+            interrupted while it was made, and `open` says so.
+        """
+        storage.remove(url)
+        n_images = len(images)
+        group = zarr.create_group(_backing(url), zarr_format=3, attributes={"dtl": "unfinished"})
+        for name, kind in (_LIST_COLUMNS | _TASK_COLUMNS).items():
+            _create_column(group, name, kind, n_images, chunk_images)
+        for name, n_features in layers.items():
+            group.create_array(
+                name,
+                shape=(n_images, n_features),
+                dtype=dtype,
+                chunks=(chunk_images, n_features),
+                compressors=ZstdCodec(level=1),
+                fill_value=0,
+                dimension_names=("image", f"{name}_feature" if len(layers) > 1 else "feature"),
+            )
+        store = cls(url, group)
+        for name in ("path", "label", "given_split"):
+            store._array(name)[:] = getattr(images, name)
+        store.write_places(images)
+        tar_attrs = {"shards": list(images.shards)} if images.shards else {}
+        class_names = list(images.class_names)
+        group.attrs.put({**attrs, **tar_attrs, "class_names": class_names, "dtl": "features"})
+        store.attrs = dict(group.attrs)
+        return store
+
+    @classmethod
+    def open(cls, url: str) -> FeatureStore:
+        """Open a store.
+
+        Raises
+        ------
+        FileNotFoundError
+            If nothing is there, or a store whose making was interrupted (no work is in it yet).
+        ValueError
+            If something else is there.
+        """
+        if not storage.exists(url):
+            raise FileNotFoundError(f"No feature store at {url}. Run the featurize stage first.")
+        try:
+            group = zarr.open_group(_backing(url), mode="r+", zarr_format=3)
+        except FileNotFoundError:
+            fs, path = storage.filesystem(url)
+            if fs.isdir(path) and not fs.ls(path):
+                raise FileNotFoundError(f"The feature store at {url} is empty.") from None
+            raise ValueError(
+                f"{url} is no feature store: it has no zarr.json. "
+                "Choose another --out, or --overwrite to replace it."
+            ) from None
+        except (ValueError, FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{url} is no feature store: {error} "
+                "Choose another --out, or --overwrite to replace it."
+            ) from error
+        made_by = group.attrs.get("dtl")
+        if made_by == "unfinished":
+            raise FileNotFoundError(f"The feature store at {url} was interrupted while made.")
+        if made_by != "features":
+            raise ValueError(
+                f"{url} is a Zarr group that dtl did not make. "
+                "Choose another --out, or --overwrite to replace it."
+            )
+        return cls(url, group)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the features depend on."""
+        return dict(self.attrs["settings"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels."""
+        return tuple(self.attrs["class_names"])
+
+    @property
+    def n_images(self) -> int:
+        """Rows."""
+        return int(self._array("status").shape[0])
+
+    @property
+    def chunk_images(self) -> int:
+        """Rows of a chunk; the last may have fewer."""
+        return int(self._array("status").chunks[0])
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks along ``image``."""
+        return -(-self.n_images // self.chunk_images)
+
+    def n_features(self, layer: str) -> int:
+        """Columns of a layer's array."""
+        columns = {*_LIST_COLUMNS, *_TASK_COLUMNS, *_TAR_COLUMNS}
+        if layer not in self._group or layer in columns:
+            known = sorted(set(self._group) - columns)
+            raise ValueError(f"No features of layer {layer!r} in {self.url}. It has: {known}.")
+        return int(self._array(layer).shape[1])
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """An array's type."""
+        return np.dtype(self._array(name).dtype)
+
+    def rows(self, chunk: int) -> slice:
+        """The rows of a chunk."""
+        start = chunk * self.chunk_images
+        return slice(start, min(start + self.chunk_images, self.n_images))
+
+    def read(self, name: str, chunk: int | None = None) -> NDArray[Any]:
+        """An array's rows of one chunk, or all of them."""
+        rows = slice(None) if chunk is None else self.rows(chunk)
+        return np.asarray(self._array(name)[rows])
+
+    def files(self, root: str, chunk: int | None = None) -> list[str | Extent]:
+        """Where the images of a chunk, or all, are below a root."""
+        shards = self.attrs.get("shards", [])
+        places = [self.read(name, chunk) for name in _TAR_COLUMNS] if shards else []
+        return tars.locate(root, map(str, self.read("path", chunk)), shards, *places)
+
+    def write_places(self, images: ImageList) -> None:
+        """Keep in which tars the images lie, and where; these may have been packed again."""
+        shards = list(images.shards)
+        if shards == self.attrs.get("shards", []) and all(
+            np.array_equal(self.read(name), getattr(images, name))
+            for name in (_TAR_COLUMNS if shards else ())
+        ):
+            return
+        for name, kind in (_TAR_COLUMNS if shards else {}).items():
+            if name not in self._group:
+                _create_column(self._group, name, kind, self.n_images, self.chunk_images)
+            self._array(name)[:] = getattr(images, name)
+        self._group.attrs.update({"shards": shards, "root": images.root})
+        self.attrs = dict(self._group.attrs)
+
+    def write_chunk(
+        self,
+        chunk: int,
+        features: Mapping[str, NDArray[Any]],
+        content_hash: NDArray[np.uint64],
+        error: ArrayLike,
+    ) -> None:
+        """Store all of a chunk and then, last, that it is done."""
+        rows = self.rows(chunk)
+        error = np.asarray(error, dtype=np.dtypes.StringDType())
+        for layer, values in features.items():
+            self._array(layer)[rows] = values
+        self._array("content_hash")[rows] = content_hash
+        self._array("error")[rows] = error
+        self._array("status")[rows] = np.where(error == "", DONE, SKIPPED).astype(np.int8)
+
+    @property
+    def n_done(self) -> int:
+        """Rows that are done or skipped."""
+        return int((self.read("status") != PENDING).sum())
+
+    def pending_chunks(self) -> list[int]:
+        """The chunks that are not done."""
+        status = self.read("status")
+        return [int(c) for c in np.unique(np.flatnonzero(status == PENDING) // self.chunk_images)]
+
+    def clean(self) -> None:
+        """Remove the half-written files that a killed process left."""
+        storage.clean(self.url)
+
+    def write_split(self, split: NDArray[np.int8], settings: Mapping[str, Any]) -> None:
+        """Store the split of every row and what it follows from."""
+        array = self._array("split")
+        array.attrs.put({})  # no settings stand beside rows that they did not make
+        array[:] = split
+        array.attrs.put({"settings": dict(settings)})
+
+    @property
+    def split_settings(self) -> dict[str, Any] | None:
+        """What the stored split follows from; None before there is one."""
+        settings = zarr.open_array(self._array("split").store_path, mode="r").attrs.get("settings")
+        return None if settings is None else dict(settings)  # type: ignore[arg-type]
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+
+def _create_column(
+    group: zarr.Group, name: str, kind: str, n_images: int, chunk_images: int
+) -> None:
+    file_rows = chunk_images * max(1, _ROWS_A_FILE // chunk_images)
+    group.create_array(
+        name,
+        shape=(n_images,),
+        dtype=kind,
+        chunks=(chunk_images,),
+        shards=None if name in _TASK_COLUMNS else (file_rows,),
+        compressors=ZstdCodec(level=1),
+        fill_value=NO_SPLIT if name.endswith("split") else "" if kind == "str" else 0,
+        dimension_names=("image",),
+    )
+
+
+def _backing(url: str) -> LocalStore | FsspecStore:
+    if storage.is_local(url):
+        return LocalStore(storage.absolute(url))
+    fs, path = storage.asynchronous(url)
+    return FsspecStore(fs, path=path)

@@ -1,0 +1,1 @@
+"""The softmax head and how it learns: pure NumPy, without Dask, files or networks."""

@@ -1,0 +1,133 @@
+"""The head: weights, standardisation, class names, and the file that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WEIGHTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
+"""What a head has learnt, from the features on; the first two where it has a hidden layer."""
+
+KERNELS = ("hidden_kernel", "kernel")
+"""Those of `WEIGHTS` that the penalty is on, and that changes and distances are told of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A softmax layer on standardised features, or on hidden units of them.
+
+    ``logits = (features - mean) / scale @ kernel + bias``, or ``units @ kernel + bias`` with
+    ``units = max(0, (features - mean) / scale @ hidden_kernel + hidden_bias)``.
+
+    Parameters
+    ----------
+    kernel : (n_features or n_units, n_classes) float32
+    bias : (n_classes,) float32
+    mean, scale : (n_features,) float32
+        Of the training rows; `scale` is 1 for a constant feature.
+    class_names : tuple of str
+    provenance : dict
+        What it was trained on and how, as JSON's types.
+    hidden_kernel : (n_features, n_units) float32, optional
+    hidden_bias : (n_units,) float32, optional
+    """
+
+    kernel: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    hidden_kernel: NDArray[np.float32] | None = None
+    hidden_bias: NDArray[np.float32] | None = None
+
+    @property
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Those of `WEIGHTS` that it has, by name."""
+        found = {name: getattr(self, name) for name in WEIGHTS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Kernel and bias of each layer, from the features on."""
+        weights = list(self.weights.values())
+        return list(zip(weights[::2], weights[1::2], strict=True))
+
+    @property
+    def n_units(self) -> int:
+        """Hidden units; 0 without a hidden layer."""
+        return 0 if self.hidden_bias is None else len(self.hidden_bias)
+
+    def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Scores (n, n_classes) of features (n, n_features) as they are stored."""
+        outputs: NDArray[Any] = (features.astype(np.float32) - self.mean) / self.scale
+        *hidden, (kernel, bias) = self.layers
+        for hidden_kernel, hidden_bias in hidden:
+            outputs = np.maximum(outputs @ hidden_kernel + hidden_bias, 0)
+        logits: NDArray[np.float32] = outputs @ kernel + bias
+        return logits
+
+    def folded(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Kernel and bias of each layer, of which the first takes features as they are.
+
+        Examples
+        --------
+        >>> one = np.ones(1, "f4")
+        >>> Head(kernel=np.full((1, 1), 6, "f4"), bias=one, mean=3 * one, scale=2 * one,
+        ...      class_names=("a",)).folded()
+        [(array([[3.]], dtype=float32), array([-8.], dtype=float32))]
+        """
+        (kernel, bias), *others = self.layers
+        wide: NDArray[np.float64] = kernel.astype(np.float64) / self.scale[:, None]
+        shifted = bias - self.mean.astype(np.float64) @ wide
+        return [(wide.astype(np.float32), shifted.astype(np.float32)), *others]
+
+    def to_bytes(self) -> bytes:
+        """The bytes of an .npz file, without pickles; the same head gives the same bytes."""
+        buffer = io.BytesIO()
+        meta = json.dumps(
+            {"class_names": self.class_names, "provenance": self.provenance}, sort_keys=True
+        )
+        np.savez(
+            buffer,
+            **self.weights,  # type: ignore[arg-type]
+            mean=self.mean,
+            scale=self.scale,
+            meta=np.frombuffer(meta.encode(), np.uint8),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Head:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            For other or damaged bytes.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                meta = json.loads(arrays["meta"].tobytes())
+                return cls(
+                    **{name: arrays[name] for name in WEIGHTS if name in arrays},
+                    mean=arrays["mean"],
+                    scale=arrays["scale"],
+                    class_names=tuple(meta["class_names"]),
+                    provenance=meta["provenance"],
+                )
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"Not a head that dtl wrote: {error}.") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its numbers, class names and provenance."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Photographs: which files, which class, which split; tars; public data sets."""

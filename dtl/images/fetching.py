@@ -1,0 +1,333 @@
+"""A public data set from its official archive to where the work is: class folders, splits or tars.
+
+The archive is downloaded to this machine, checked, and listed as any tar is; nothing but the images
+of that list is written, so no path of the archive leads anywhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from dtl import storage
+from dtl.cluster.progress import track
+from dtl.config import Config, ImagesConfig
+from dtl.images import formats, listing, packing, split, tars
+from dtl.images.values import NO_SPLIT, SPLITS, ImageList
+from dtl.storage import ledger, read_ahead
+
+log = logging.getLogger(__name__)
+
+LAYOUTS = ("folders", "split", "tars")
+"""Class folders; those in train/, validation/ and test/; tars as `dtl.packing` makes them."""
+
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_S = 60
+_ATTEMPTS = 5
+"""That fail in a row, without getting further between."""
+_PAUSE_S = 1.0
+"""After the first of them; each further pause is twice as long."""
+_WRITERS = 32
+"""Files written at the same time: on HDFS each waits about half a second when it is closed."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A public data set.
+
+    Parameters
+    ----------
+    url : str
+        Of the archive, a tar.
+    n_bytes : int
+    md5 : str
+    image : str
+        Regular expression of the paths of its images, without the archive's top folder.
+    licence : str
+    """
+
+    url: str
+    n_bytes: int
+    md5: str
+    image: str
+    licence: str
+
+
+DATASETS = {
+    "caltech256": Dataset(
+        # https://data.caltech.edu/records/nyy15-4j048 has the file with this MD5, as has
+        # torchvision/datasets/caltech.py; the size is what the server says in Content-Range.
+        url="https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar",
+        n_bytes=1_183_006_720,
+        md5="67b4f42ca05d46448c6bb8ecd2220f6d",
+        image=r"\d{3}\.[^/]+/\d{3}_\d{4}\.jpg",
+        licence="Griffin, Holub, Perona (2007), Caltech-256. CC BY 4.0. doi:10.22002/D1.20087",
+    )
+}
+
+
+def fetch(
+    name: str,
+    settings: Config,
+    *,
+    source: str = "",
+    md5: str = "",
+    layout: str = "folders",
+    scratch: str = "",
+) -> None:
+    """Bring a data set to ``settings.out``; goes on where it was interrupted.
+
+    Parameters
+    ----------
+    name : str
+        One of `DATASETS`.
+    settings : Config
+        ``out``, ``overwrite`` and ``seed``; ``split`` for that layout, ``pack`` for tars.
+    source : str
+        The archive elsewhere: http(s), a file of this machine, or any URL that fsspec reads.
+    md5 : str
+        Of another archive than the official one; ``none``: not checked.
+    layout : {"folders", "split", "tars"}
+    scratch : str
+        Folder of this machine that the archive is downloaded to, ``~/.cache/dtl`` unless given.
+
+    Raises
+    ------
+    ValueError
+        If the archive has another size or checksum, is no tar, or the target holds something else.
+    OSError
+        If the archive cannot be had or the target cannot be written; what is done stays done.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}.")
+    dataset = DATASETS[name]
+    if md5:
+        dataset = replace(dataset, md5=md5.lower(), n_bytes=0)
+    asked: dict[str, Any] = {"dataset": name, "md5": dataset.md5, "layout": layout}
+    asked["seed"] = settings.seed
+    if layout == "split":
+        asked["split"] = asdict(settings.split)
+    if layout == "tars":
+        asked["shard_mib"] = settings.pack.shard_mib
+    if ledger.is_finished(settings.out, asked):
+        log.info("fetch: done before")
+        return
+    ledger.claim(settings.out, asked, overwrite=settings.overwrite)
+    with _archive(name, dataset, source or dataset.url, scratch) as archive:
+        listed = _list(archive, dataset, settings.seed)
+        if layout == "split":
+            listed = _split(listed, settings)
+        if layout == "tars":
+            _write_tars(listed, settings)
+        else:
+            _write_files(listed, settings.out)
+        ledger.finish(settings.out, asked)
+    log.info("%s", dataset.licence)
+
+
+# --- the archive ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator[str]:
+    """The checked archive: where it is, or downloaded to here, and removed once it was used."""
+    by_http = source.startswith(("http://", "https://"))
+    if not by_http and not storage.is_file(source):
+        raise FileNotFoundError(f"No such file: {source}. Check --from.")
+    if not by_http and storage.is_local(source):
+        archive = Path(storage.absolute(source))
+        _check(archive, dataset)
+        yield str(archive)
+        return
+    folder = Path(scratch or Path.home() / ".cache" / "dtl")
+    folder.mkdir(parents=True, exist_ok=True)
+    # One file a source: what was begun from one is not gone on with from another.
+    tag = hashlib.sha256(f"{source} {dataset.md5}".encode()).hexdigest()[:8]
+    archive = folder / f"{name}-{tag}.tar"
+    if not archive.exists():
+        partial = archive.with_suffix(".tar.partial")
+        _download(source, partial, _open_http if by_http else _open_file, dataset.n_bytes)
+        try:
+            _check(partial, dataset)
+        except ValueError:
+            partial.unlink()
+            raise
+        partial.rename(archive)
+    yield str(archive)
+    archive.unlink()
+
+
+Open = Callable[[str, int], tuple[IO[bytes], int, int | None]]
+"""Opens a source at an offset: the stream, where it starts in fact, and the whole size if known."""
+
+
+def _download(source: str, partial: Path, open_at: Open, expected_bytes: int) -> None:
+    """Download into a file, from where it ends; a connection that breaks is made again."""
+    failures, most = 0, partial.stat().st_size if partial.exists() else 0
+    with track("download", expected_bytes >> 20, "MiB") as advance:
+        advance(most >> 20)
+        while True:
+            have = partial.stat().st_size if partial.exists() else 0
+            try:
+                stream, start, n_bytes = open_at(source, have)
+                with stream, partial.open("r+b" if have else "wb") as file:
+                    _check_size(source, n_bytes, expected_bytes)
+                    file.seek(start)
+                    file.truncate()
+                    while block := stream.read(_BLOCK_BYTES):
+                        file.write(block)
+                        if (now := file.tell()) > most:
+                            advance((now >> 20) - (most >> 20))
+                            failures, most = 0, now
+                    if n_bytes is None or file.tell() == n_bytes:
+                        return
+                    problem: Exception = OSError(f"it ended after {file.tell()} of {n_bytes} bytes")
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 416 and have:
+                    if error.headers.get("Content-Range") == f"bytes */{have}":
+                        return
+                    partial.unlink()  # more than there is: it was of another archive
+                    continue
+                if error.code < 500 and error.code not in (408, 429):
+                    raise OSError(f"{source}: {error}. Check --from.") from error
+                problem = error
+            except (OSError, http.client.HTTPException) as error:
+                problem = error
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise OSError(
+                    f"{source} cannot be downloaded: {problem}. What came is kept in {partial}; "
+                    "the same command goes on. Without internet here, bring the archive by other "
+                    "means and give it with --from."
+                ) from problem
+            log.warning("%s: %s; trying again", source, problem)
+            time.sleep(_PAUSE_S * 2 ** (failures - 1))
+
+
+def _open_http(url: str, start: int) -> tuple[IO[bytes], int, int | None]:
+    request = urllib.request.Request(url, headers={"User-Agent": "dtl"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    # "bytes 100-999/1000"; a server without ranges answers 200 and begins at the beginning.
+    ranged = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if response.status == 206 and ranged:
+        return response, int(ranged[1]), int(ranged[2])
+    length = response.headers.get("Content-Length")
+    return response, 0, None if length is None else int(length)
+
+
+def _open_file(url: str, start: int) -> tuple[IO[bytes], int, int | None]:
+    n_bytes = storage.size(url)
+    start = min(start, n_bytes)
+    return storage.open_at(url, start), start, n_bytes
+
+
+def _check(archive: Path, dataset: Dataset) -> None:
+    _check_size(str(archive), archive.stat().st_size, dataset.n_bytes)
+    if dataset.md5 == "none":
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    with archive.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    if digest.hexdigest() != dataset.md5:
+        raise ValueError(
+            f"The archive has the MD5 {digest.hexdigest()} instead of {dataset.md5}: it is "
+            "damaged, or another one. Try again, or say --md5 with its checksum."
+        )
+
+
+def _check_size(source: str, n_bytes: int | None, expected_bytes: int) -> None:
+    if expected_bytes and n_bytes not in (None, expected_bytes):
+        raise ValueError(
+            f"{source} has {n_bytes} bytes, the official archive has {expected_bytes}. For another "
+            "archive say --md5 with its checksum, or --md5 none."
+        )
+
+
+# --- what is in it -------------------------------------------------------------------------------
+
+
+def _list(archive: str, dataset: Dataset, seed: int) -> ImageList:
+    listed = listing.list_images(ImagesConfig(url=archive), seed, keep_order=False)
+    known = np.array([re.fullmatch(dataset.image, str(path)) is not None for path in listed.path])
+    if not known.any():
+        raise ValueError(f"{archive} has no image such as the data set's. Check --from.")
+    left_out = [(path.removeprefix(f"{Path(archive).name}/"), why) for path, why in listed.left_out]
+    left_out += [(str(path), "no image of the data set") for path in listed.path[~known]]
+    if left_out:
+        log.info(
+            "%d members of the archive are left out:\n  %s",
+            len(left_out), "\n  ".join(f"{path}: {why}" for path, why in sorted(left_out)),
+        )  # fmt: skip
+    return _take(listed, known)
+
+
+def _split(listed: ImageList, settings: Config) -> ImageList:
+    """The same images in folders of their splits."""
+    with storage.Reader(tars.locate_listed(listed)) as reader:
+        hashes = [formats.content_hash(reader.read(row)) for row in range(len(listed))]
+    rows = split.assign_splits(
+        listed.path,
+        listed.label,
+        listed.given_split,
+        np.array(hashes, np.uint64),
+        np.ones(len(listed), bool),
+        listed.class_names,
+        settings.split,
+        settings.seed,
+    )
+    kept = _take(replace(listed, given_split=rows), rows != NO_SPLIT)
+    path = [f"{SPLITS[k]}/{path}" for k, path in zip(kept.given_split, kept.path, strict=True)]
+    log.info("split: %s", split.describe(rows))
+    return replace(kept, path=np.array(path, np.dtypes.StringDType()))
+
+
+def _take(listed: ImageList, rows: Any) -> ImageList:
+    columns = ("path", "label", "given_split", "size_bytes", "shard", "offset")
+    return replace(listed, **{name: getattr(listed, name)[rows] for name in columns})
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _write_files(listed: ImageList, url: str) -> None:
+    there = dict(storage.walk(url))
+    wanted = zip(listed.path.tolist(), listed.size_bytes.tolist(), strict=True)
+    pending = [row for row, (path, size) in enumerate(wanted) if there.get(path) != size]
+    files = tars.locate_listed(listed)
+
+    with (
+        storage.Reader([files[row] for row in pending]) as reader,
+        ThreadPoolExecutor(_WRITERS) as pool,
+        track("writing", len(pending), "images") as advance,
+    ):
+
+        def write(index: int) -> None:
+            data = reader.read(index)
+            storage.write_bytes(storage.join(url, str(listed.path[pending[index]])), data)
+
+        for _ in read_ahead(pool, write, range(len(pending)), 4 * _WRITERS):
+            advance(1)
+
+
+def _write_tars(listed: ImageList, settings: Config) -> None:
+    pending = packing.missing(settings.out, listed, settings.pack)
+    with track("packing", sum(map(len, pending.values())), "images") as advance:
+        for url, rows in pending.items():
+            advance(packing.write_shard(packing.gather(url, rows, listed)))

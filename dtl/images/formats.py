@@ -1,0 +1,157 @@
+"""Image files: which files are images, and their pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# `decode` checks the size itself, before anything is decompressed, and raises instead of warning.
+Image.MAX_IMAGE_PIXELS = None
+Image.init()
+
+# Not images of pixels, or handed to another program by Pillow.
+# FPX and MIC are there only with the package olefile, and would take every Thumbs.db for an image.
+_EXCLUDED_FORMATS = frozenset(
+    {"EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF", "FPX", "MIC"}
+)
+_FORMATS = tuple(name for name in Image.OPEN if name not in _EXCLUDED_FORMATS)
+_EXTENSIONS = frozenset(
+    extension for extension, name in Image.EXTENSION.items() if name in _FORMATS
+)
+
+N_MAGIC_BYTES = 32
+"""How much of a file's start `is_image` wants."""
+
+
+def has_image_name(path: str) -> bool:
+    """Whether a file's extension is one of an image format that Pillow reads.
+
+    Examples
+    --------
+    >>> has_image_name("a/b.JPG"), has_image_name("a/RENAME2")
+    (True, False)
+    """
+    return PurePosixPath(path).suffix.lower() in _EXTENSIONS
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that starts with these bytes is in a format that Pillow reads.
+
+    Examples
+    --------
+    >>> is_image(bytes.fromhex("ffd8ffe0") + bytes(28)), is_image(b"2 4 6 8")
+    (True, False)
+    """
+    for name in _FORMATS:
+        accept = Image.OPEN[name][1]
+        try:
+            if accept is not None and accept(start[:16]) is True:
+                return True
+        except (IndexError, struct.error):  # fewer bytes than the format's signature
+            continue
+    return False
+
+
+def decode(
+    data: bytes, size: tuple[int, int], *, resize: str = "stretch", max_pixels: int = 100_000_000
+) -> NDArray[np.uint8]:
+    """Decode an image file to RGB of the network's size.
+
+    EXIF orientation is honoured; transparency lies over white; 16-bit grey keeps its upper bits;
+    of an animation, the first frame.
+
+    Parameters
+    ----------
+    data : bytes
+    size : (height, width)
+    resize : {"stretch", "crop"}
+        Bilinear with antialiasing to the size; or so that the short side fits, then the middle.
+    max_pixels : int
+        More are refused before anything is decompressed.
+
+    Returns
+    -------
+    (height, width, 3) uint8
+
+    Raises
+    ------
+    ValueError
+        If the file is empty, no image, damaged or too large; the message is fit for a report.
+    """
+    height, width = size
+    # A JPEG decoder scales by 1/2, 1/4, 1/8 for nearly nothing; twice the size is kept for a resize
+    # that sees no difference.
+    image = _open(data, (2 * width, 2 * height), max_pixels)
+    if resize == "crop":
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    else:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:
+    """Make a small JPEG of an image file, its longer side at most `side` pixels.
+
+    Raises
+    ------
+    ValueError
+        As `decode`.
+    """
+    image = _open(data, (side, side), max_pixels)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def content_hash(data: bytes) -> int:
+    """The first 64 bits of a file's BLAKE2b: what tells that two files are the same.
+
+    Examples
+    --------
+    >>> content_hash(b"same") == content_hash(b"same") != content_hash(b"other")
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _open(data: bytes, least_size: tuple[int, int], max_pixels: int) -> Image.Image:
+    """Decode to RGB, upright, of `least_size` (width, height) or larger where the file is."""
+    if not data:
+        raise ValueError("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            n_pixels = opened.width * opened.height
+            if n_pixels > max_pixels:
+                raise ValueError(
+                    f"{opened.width} x {opened.height} pixels, more than images.max_pixels = "
+                    f"{max_pixels}"
+                )
+            opened.draft(None, least_size)
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except ValueError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image that Pillow reads (starts with {data[:8]!r})") from None
+    except Exception as error:  # decoders raise what they like on damaged files
+        raise ValueError(f"damaged: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling.
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

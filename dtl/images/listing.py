@@ -1,0 +1,288 @@
+"""The first stage: which files are images of which class; and, later, which of them train."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl import storage
+from dtl.config import ImagesConfig
+from dtl.images import formats, layout, split, tars
+from dtl.images.values import ImageList
+from dtl.storage import Extent, ledger
+
+log = logging.getLogger(__name__)
+
+_SNIFFERS = 16
+"""Threads that look into tars and files without an image extension; they wait for the storage."""
+
+
+@dataclass
+class Found:
+    """The image files of a source, in the order in which they were found.
+
+    Parameters
+    ----------
+    root : str
+        The URL that paths and shards are relative to.
+    paths : list of str
+        Of an image in a tar, its path if the tar were unpacked where it is; or CLASS/KEY.jpg, where
+        its class lies beside it.
+    sizes : list of int
+        Bytes.
+    left_out : list of (path, reason)
+    shards : list of str
+        The tars that have images.
+    shard, offset : list of int
+        As in `ImageList`.
+    """
+
+    root: str
+    paths: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
+    shard: list[int] = field(default_factory=list)
+    offset: list[int] = field(default_factory=list)
+
+    def add(self, path: str, n_bytes: int, shard: int = -1, offset: int = 0) -> None:
+        """Add an image."""
+        self.paths.append(path)
+        self.sizes.append(n_bytes)
+        self.shard.append(shard)
+        self.offset.append(offset)
+
+    def sort(self) -> None:
+        """Sort by tar, then by place in it; files of their own by path."""
+        rows = sorted(
+            range(len(self.paths)),
+            key=lambda row: (self.shard[row], self.offset[row], self.paths[row]),
+        )
+        for name in ("paths", "sizes", "shard", "offset"):
+            column = getattr(self, name)
+            column[:] = [column[row] for row in rows]
+
+    def files(self) -> list[str | Extent]:
+        """Where the images are."""
+        return tars.locate(self.root, self.paths, self.shards, self.shard, self.offset, self.sizes)
+
+
+def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> ImageList:
+    """List the labelled images of a source, in a seeded random order.
+
+    Reads names and sizes, the headers of tars, and the first bytes of files whose extension is no
+    image format's. Images that all lie in tars keep the tars' order, which can be read from start
+    to end, unless it is no random one.
+
+    Parameters
+    ----------
+    keep_order : bool
+        False: give images in tars the order that they would have in folders.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    ValueError
+        If there is no image, or only one class; if a tar is damaged, or two images have one path.
+    """
+    found = find_images(config.url)
+    paths, left_out = _without_top(found), found.left_out
+    tops = {path.split("/")[0] for path in paths if "/" in path}
+    with_splits = layout.folders_are_splits(tops)
+    places = [layout.split_and_class(path, with_splits) for path in paths]
+    named = np.array([place[1] is not None for place in places], bool)
+    left_out += [
+        (path, "in no class folder") for path, ok in zip(paths, named, strict=True) if not ok
+    ]
+    class_names = tuple(sorted({name for _, name in places if name is not None}))
+    if not class_names:
+        raise ValueError(
+            f"No images in class folders below {config.url} ({len(left_out)} other files). "
+            "Expected CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in "
+            "tars, too, or KEY.jpg with its class in KEY.cls or KEY.json."
+        )
+    if len(class_names) == 1:
+        raise ValueError(
+            f"Only one class, {class_names[0]!r}, below {config.url}. A classifier needs two: give "
+            "the folder above the class folders."
+        )
+    index = {name: k for k, name in enumerate(class_names)}
+    path_column = np.array(paths, np.dtypes.StringDType())[named]
+    label = np.array([index[c] for _, c in places if c is not None], np.int32)
+    given_split = np.array([s for s, c in places if c is not None], np.int8)
+    shard = np.array(found.shard, np.int32)[named]
+    in_order = keep_order and bool((shard >= 0).all())
+    if in_order and not _is_sorted(label, given_split, config.url):
+        order = np.arange(len(shard))
+    else:
+        # Ties in the hash are broken by the path, so that the order is the same on any machine.
+        order = np.lexsort(
+            (path_column.astype(object).argsort().argsort(),
+             split.hash_keys(path_column, seed, "order"))
+        )  # fmt: skip
+    offset = np.array(found.offset, np.int64)[named]
+    in_tars = order if found.shards else order[:0]
+    listed = ImageList(
+        root=found.root,
+        path=path_column[order],
+        label=label[order],
+        given_split=given_split[order],
+        size_bytes=np.array(found.sizes, np.int64)[named][order],
+        class_names=class_names,
+        left_out=tuple(sorted(left_out)),
+        shards=tuple(found.shards),
+        shard=shard[in_tars],
+        offset=offset[in_tars],
+    )
+    log.info(
+        "%d images of %d classes below %s; %d other files left out",
+        len(listed), len(class_names), config.url, len(left_out),
+    )  # fmt: skip
+    return listed
+
+
+def _without_top(found: Found) -> list[str]:
+    """The paths without the folder that all of them have in common, as archives have one."""
+    tops = {path.split("/", 1)[0] for path in found.paths}
+    if len(tops) != 1 or not found.shards or layout.folders_are_splits(tops):
+        return found.paths
+    if any(path.count("/") < 2 for path in found.paths):
+        return found.paths
+    return [path.split("/", 1)[1] for path in found.paths]
+
+
+def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str) -> bool:
+    if not tars.is_clumped(label) and not tars.is_clumped(given_split):
+        return False
+    log.warning(
+        "The images in the tars of %s are not in random order, so they are read in another order "
+        "than they lie in, which is slow. `pack` writes tars that are read from start to end.",
+        url,
+    )
+    return True
+
+
+def find_images(url: str) -> Found:
+    """Find the image files below a folder, or in a tar, whatever its folders mean.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, ValueError
+        If there is no such folder, or none is given; if a tar is damaged.
+    """
+    if not url:
+        raise ValueError("No images given. Say --images URL.")
+    root = storage.absolute(url)
+    if root.endswith(".tar") and storage.is_file(root):
+        root, name = root.rsplit("/", 1)
+        found = Found(root)
+        _add_tars(found, [name])
+        return found
+    found = Found(root)
+    unsure: list[tuple[str, int]] = []
+    tar_names: list[str] = []
+    for path, size in storage.walk(root):
+        if any(part.startswith(".") for part in path.split("/")):
+            found.left_out.append((path, "hidden file"))
+        elif formats.has_image_name(path):
+            found.add(path, size)
+        elif path.lower().endswith(".tar"):
+            tar_names.append(path)
+        elif path == ledger.LEDGER:
+            _check_complete(storage.join(root, path))
+        else:
+            unsure.append((path, size))
+    with ThreadPoolExecutor(_SNIFFERS) as pool:
+        starts = pool.map(lambda file: _start(storage.join(root, file[0])), unsure)
+        for (path, size), start in zip(unsure, starts, strict=True):
+            if start is None:
+                found.left_out.append((path, "cannot be read"))
+            elif formats.is_image(start):
+                found.add(path, size)
+            else:
+                found.left_out.append((path, "not an image"))
+    _add_tars(found, sorted(tar_names))
+    return found
+
+
+def _check_complete(url: str) -> None:
+    if json.loads(storage.read_bytes(url)).get("complete") is False:
+        raise ValueError(
+            f"{url} says that its folder is not complete: the command that fills it was "
+            "interrupted. Give that command again first; it goes on where it was."
+        )
+
+
+def _add_tars(found: Found, names: list[str]) -> None:
+    urls = [storage.join(found.root, name) for name in names]
+    with ThreadPoolExecutor(_SNIFFERS) as pool:
+        for name, (rows, left_out) in zip(names, pool.map(_list_tar, urls), strict=True):
+            folder = name.rpartition("/")[0]
+            prefix = f"{folder}/" if folder else ""
+            for path, n_bytes, offset in rows:
+                found.add(prefix + path, n_bytes, len(found.shards), offset)
+            found.left_out += [(f"{name}/{path}", reason) for path, reason in left_out]
+            if rows:
+                found.shards.append(name)
+    if found.shards and len(set(found.paths)) < len(found.paths):
+        path = next(path for path, n in Counter(found.paths).items() if n > 1)
+        twins = [found.shard[row] for row, other in enumerate(found.paths) if other == path]
+        places = ", ".join(found.shards[k] if k >= 0 else "a file" for k in twins)
+        raise ValueError(
+            f"{len(twins)} images have the path {path} ({places} in {found.root}). Every image "
+            "needs its own: remove the tars that repeat others, or number their members through."
+        )
+
+
+def _list_tar(url: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]]]:
+    """Path, size and offset of the images in a tar; and what is left out."""
+    rows: list[tars.Member] = []
+    sidecars: dict[str, list[str]] = {}
+    classes: dict[str, str] = {}
+    left_out: list[tuple[str, str]] = []
+    try:
+        with storage.Ranges(url) as file:
+            window = file.window()
+            for member in tars.read_members(window):
+                name = member.name
+                if member.problem:
+                    left_out.append((name, member.problem))
+                elif any(part.startswith(".") for part in name.split("/")):
+                    left_out.append((name, "hidden file"))
+                elif formats.has_image_name(name):
+                    rows.append(member)
+                elif PurePosixPath(name).suffix.lower() in tars.SIDECARS:
+                    sidecars.setdefault(tars.key(name), []).append(name)
+                    named = tars.read_class(window, member)
+                    if named and (name.lower().endswith(".cls") or tars.key(name) not in classes):
+                        classes[tars.key(name)] = named
+                elif formats.is_image(window.at(member.offset, formats.N_MAGIC_BYTES)):
+                    rows.append(member)
+                else:
+                    left_out.append((name, "not an image"))
+    except ValueError as error:
+        raise ValueError(f"{url} is {error} Copy or make it again, or remove it.") from error
+    listed = []
+    for name, offset, n_bytes, _ in rows:
+        key = tars.key(name)
+        sidecars.pop(key, None)
+        # The class of a sample is kept as the folder that it stands for.
+        path = f"{classes[key]}/{name}" if key in classes else name
+        listed.append((path, n_bytes, offset))
+    left_out += [(name, "not an image") for names in sidecars.values() for name in names]
+    return listed, left_out
+
+
+def _start(url: str) -> bytes | None:
+    try:
+        return storage.read_start(url, formats.N_MAGIC_BYTES)
+    except (FileNotFoundError, PermissionError):  # such as a link to nowhere
+        return None

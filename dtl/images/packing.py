@@ -1,0 +1,141 @@
+"""Many small image files into few tars: a stage beside the others, and optional.
+
+A shard is written by one task, from the files that it is to hold, and appears whole. The rows keep
+the shuffled order of the list, so that a chunk of the feature store is read from one tar or two,
+from start to end.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from distributed import Client
+
+from dtl import storage
+from dtl.cluster.progress import track
+from dtl.cluster.spread import map_chunks
+from dtl.cluster.workers import check_memory, check_visible
+from dtl.config import PackConfig
+from dtl.images import tars
+from dtl.images.values import ImageList
+from dtl.storage import Extent, read_ahead
+from dtl.storage.ledger import claim, finish
+
+log = logging.getLogger(__name__)
+
+_READERS = 16
+"""Threads of a task that read small files; each waits for the storage."""
+
+
+class Shard(NamedTuple):
+    """What a tar is to hold: names in it, sizes in bytes, and where the bytes are now."""
+
+    url: str
+    paths: list[str]
+    sizes: list[int]
+    files: list[str | Extent]
+
+
+def pack(
+    url: str, images: ImageList, config: PackConfig, client: Client, *, overwrite: bool = False
+) -> None:
+    """Write the listed images into tars, or those tars that are still missing.
+
+    The list of the tars is that of the images: same rows, labels and fingerprint.
+
+    Parameters
+    ----------
+    url : str
+        Folder for ``shard-000000.tar`` and so on; empty, or one that `pack` began.
+    client : distributed.Client
+        Whose workers all read the images and write the tars.
+    overwrite : bool
+        Replace tars of other images or other sizes instead of refusing them.
+
+    Raises
+    ------
+    ValueError
+        If `url` holds something else; if an image has changed since it was listed.
+    OSError
+        If an image cannot be read, for none is to be lost; what is done stays done.
+    """
+    check_memory(client, images.root, url)
+    check_visible(client, images.root)
+    asked = settings(images, config)
+    claim(url, asked, overwrite=overwrite)
+    check_visible(client, url)
+    pending = missing(url, images, config)
+    shards = (gather(shard, rows, images) for shard, rows in pending.items())
+    with track("packing", sum(map(len, pending.values())), "images") as advance:
+        for n_images in map_chunks(client, write_shard, shards):
+            advance(n_images)
+    finish(url, asked)
+
+
+def settings(images: ImageList, config: PackConfig) -> dict[str, Any]:
+    """All that the tars depend on, for the ledger beside them."""
+    return {
+        "images": images.description,
+        "shard_mib": config.shard_mib,
+    }
+
+
+def missing(url: str, images: ImageList, config: PackConfig) -> dict[str, range]:
+    """The tars that are not there yet, and the rows that each is to hold."""
+    there = {path for path, _ in storage.walk(url)}
+    planned = enumerate(tars.plan_shards(images.size_bytes, config.shard_mib << 20))
+    return {
+        storage.join(url, tars.shard_name(index)): rows
+        for index, rows in planned
+        if tars.shard_name(index) not in there
+    }
+
+
+def gather(url: str, rows: range, images: ImageList) -> Shard:
+    """Say where the images of a tar are now."""
+    taken = slice(rows.start, rows.stop)
+    return Shard(
+        url,
+        images.path[taken].tolist(),
+        images.size_bytes[taken].tolist(),
+        tars.locate_listed(images, taken),
+    )
+
+
+def write_shard(shard: Shard) -> int:
+    """Write one tar; returns how many images it holds.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `pack`; a note names the image.
+    """
+    n_images = len(shard.files)
+    buffer = io.BytesIO()
+    with storage.Reader(shard.files) as reader, ThreadPoolExecutor(_READERS) as pool:
+
+        def read(row: int) -> bytes:
+            try:
+                return reader.read(row)
+            except OSError as error:
+                error.add_note(
+                    f"while packing {shard.paths[row]}: mend it or remove it, then pack again"
+                )
+                raise
+
+        ahead = read_ahead(pool, read, range(n_images), 4 * _READERS)
+        for path, n_bytes, data in zip(shard.paths, shard.sizes, ahead, strict=True):
+            if len(data) != n_bytes:
+                raise ValueError(
+                    f"{path} has {len(data)} bytes, and had {n_bytes} when it was listed. "
+                    "Pack when nothing changes the images."
+                )
+            buffer.write(tars.header(path, n_bytes))
+            buffer.write(data)
+            buffer.write(tars.padding(n_bytes))
+    buffer.write(tars.END)
+    storage.write_bytes(shard.url, buffer.getvalue())
+    return n_images

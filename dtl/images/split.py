@@ -1,0 +1,247 @@
+"""The order of the images, and which of them train, validate and test.
+
+Both follow from hashes of (seed, path), not from a generator's stream: they are the same on any
+machine and with any version of NumPy, and an image that is added moves few others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl.config import SplitConfig
+from dtl.images.values import NO_SPLIT, SPLITS, TRAIN
+
+
+def hash_keys(
+    names: Sequence[str] | NDArray[np.generic], seed: int, use: str
+) -> NDArray[np.uint64]:
+    """A pseudo-random uint64 for every name; sorting by it shuffles.
+
+    Examples
+    --------
+    >>> hash_keys(["a.jpg", "b.jpg"], seed=0, use="order").argsort().tolist()
+    [0, 1]
+    """
+    prefix = f"{seed}\0{use}\0".encode()
+    digests = b"".join(
+        hashlib.blake2b(prefix + str(name).encode(), digest_size=8).digest() for name in names
+    )
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def shares(n: int, wanted: Sequence[float | int | str]) -> list[int]:
+    """How many of n rows each split takes.
+
+    Parameters
+    ----------
+    n : int
+    wanted : sequence of float, int or "rest"
+        A fraction of all rows, a number of rows, or what the others leave.
+
+    Examples
+    --------
+    >>> shares(10, ("rest", 0.15, 0.2))
+    [6, 2, 2]
+    >>> shares(30607, ("rest", 5000, 6000))
+    [19607, 5000, 6000]
+    """
+    counts = [
+        0 if w == "rest" else round(w * n) if isinstance(w, float) else int(w) for w in wanted
+    ]
+    excess = sum(counts) - n
+    covers = all(isinstance(w, float) for w in wanted) and math.isclose(sum(map(float, wanted)), 1)
+    if excess > 0 or covers:
+        counts[int(np.argmax(counts))] -= excess  # rounding took a row too many, or left one
+    return [n - sum(counts) if w == "rest" else c for w, c in zip(wanted, counts, strict=True)]
+
+
+def apportion(
+    sizes: NDArray[np.int64], total: int, most: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Divide a total over classes in proportion to their sizes, by largest remainders.
+
+    Every class gets one at least, where the total allows, and `most` at most.
+
+    Parameters
+    ----------
+    sizes : (n_classes,) int64
+    total : int
+        No more than the sum of `most`.
+    most : (n_classes,) int64
+        The sizes, unless given.
+
+    Examples
+    --------
+    >>> apportion(np.array([100, 50, 3]), 15).tolist()
+    [9, 5, 1]
+    """
+    most = sizes if most is None else most
+    exact = sizes * (total / max(sizes.sum(), 1))
+    least = 1 if total >= len(sizes) else 0
+    counts: NDArray[np.int64] = np.clip(np.floor(exact).astype(np.int64), least, most)
+    while (missing := total - counts.sum()) != 0:
+        if missing > 0:
+            counts[np.argmin(np.where(counts < most, counts - exact, np.inf))] += 1
+        else:
+            counts[np.argmax(np.where(counts > least, counts - exact, -np.inf))] -= 1
+    return counts
+
+
+def check_split(config: SplitConfig, n_images: int) -> None:
+    """Refuse parts that do not add up.
+
+    Raises
+    ------
+    ValueError
+    """
+    parts = {"train": config.train, "validation": config.validation, "test": config.test}
+    if list(parts.values()).count("rest") > 1:
+        raise ValueError(f"Only one split can be the rest. Received: {parts}.")
+    taken = sum(
+        p * n_images if isinstance(p, float) else p
+        for name, p in parts.items()
+        if not isinstance(p, str) and not (name == "train" and config.train_per_class)
+    )
+    if taken > n_images * (1 + 1e-9):
+        raise ValueError(
+            f"The splits ask for {taken:.0f} of {n_images} images: {parts}. Make them smaller."
+        )
+
+
+def describe(split: NDArray[np.int8]) -> str:
+    """How many rows each split has, for people.
+
+    Examples
+    --------
+    >>> describe(np.array([0, 0, 2, -1], np.int8))
+    '2 train, 0 validation, 1 test'
+    """
+    return ", ".join(f"{(split == k).sum()} {name}" for k, name in enumerate(SPLITS))
+
+
+def assign_splits(
+    path: NDArray[np.generic],
+    label: NDArray[np.int32],
+    given_split: NDArray[np.int8],
+    content_hash: NDArray[np.uint64],
+    usable: NDArray[np.bool_],
+    class_names: Sequence[str],
+    config: SplitConfig,
+    seed: int,
+) -> NDArray[np.int8]:
+    """The split of every row.
+
+    Rows with the same bytes are one unit and stay together (or all but the first are dropped).
+    Within a class, or among all rows for ``method="random"``, units in the order of a seeded hash
+    fill the splits one after the other.
+
+    Parameters
+    ----------
+    path, label, given_split, content_hash, usable : (n_images,)
+        `usable` is false for rows without features, which take no part.
+
+    Returns
+    -------
+    (n_images,) int8
+        Index into `SPLITS`, or -1.
+
+    Raises
+    ------
+    ValueError
+        If a class has too few images for the splits asked, or the folders give no split.
+    """
+    n_images = len(label)
+    usable_rows = np.flatnonzero(usable)
+    check_split(config, len(usable_rows))
+    # By path, so that which of two identical files is the first does not depend on their rows.
+    usable_rows = usable_rows[np.argsort(path[usable_rows].astype(object), kind="stable")]
+    _, first, unit_of_row = np.unique(
+        content_hash[usable_rows], return_index=True, return_inverse=True
+    )
+    leader = usable_rows[first]
+    split = np.full(n_images, NO_SPLIT, np.int8)
+    method = config.method
+    if method == "auto":
+        method = "folders" if (given_split[leader] >= 0).all() else "stratified"
+    if method == "folders":
+        if (given_split[leader] < 0).any():
+            raise ValueError(
+                "split.method = folders needs train/, validation/ or test/ above the class "
+                f"folders. Not so: {path[leader[given_split[leader] < 0][0]]}."
+            )
+        unit_split = given_split[leader].copy()
+    else:
+        unit_split = np.full(len(leader), NO_SPLIT, np.int8)
+        order = np.argsort(hash_keys(path[leader], seed, "split"), kind="stable")
+        by_class = method == "stratified" or bool(config.train_per_class)
+        groups = (
+            [order[label[leader[order]] == k] for k in range(len(class_names))]
+            if by_class
+            else [order]
+        )
+        sizes = _sizes([len(g) for g in groups], config, class_names if by_class else None)
+        for group, size in zip(groups, sizes, strict=True):
+            ends = np.cumsum(size)
+            for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+                unit_split[group[start:end]] = part
+    if config.duplicates == "drop":
+        split[leader] = unit_split
+    else:
+        split[usable_rows] = unit_split[unit_of_row]
+    if not (split == TRAIN).any():
+        raise ValueError("No image is left to train on. Change [split], or add images.")
+    return split
+
+
+def count_duplicates(content_hash: NDArray[np.uint64], label: NDArray[np.int32]) -> tuple[int, int]:
+    """How many rows repeat another's bytes, and how many of those bear another label.
+
+    Examples
+    --------
+    >>> count_duplicates(np.array([7, 8, 7, 7], "u8"), np.array([0, 0, 0, 1], "i4"))
+    (2, 1)
+    """
+    _, first, unit = np.unique(content_hash, return_index=True, return_inverse=True)
+    return len(unit) - len(first), int((label != label[first[unit]]).sum())
+
+
+def _sizes(
+    n_units: Sequence[int], config: SplitConfig, class_names: Sequence[str] | None
+) -> NDArray[np.int64]:
+    """Units of each group in each split, (n_groups, 3)."""
+    n = np.asarray(n_units, np.int64)
+    wanted = shares(int(n.sum()), (config.train, config.validation, config.test))
+    if class_names is None:
+        return np.array([wanted])
+    for name, size in zip(class_names, n, strict=True):
+        if size < np.count_nonzero(wanted):
+            raise ValueError(
+                f"Class {name} has {size} different images for {np.count_nonzero(wanted)} splits. "
+                "Add images, leave the class out, or use --split.method random."
+            )
+        n_others = max(np.count_nonzero(wanted[1:]), 1)
+        if config.train_per_class and size - config.train_per_class < n_others:
+            raise ValueError(
+                f"Class {name} has {size} different images; split.train_per_class = "
+                f"{config.train_per_class} leaves too few for validation and test. Lower it, or "
+                "leave the class out."
+            )
+    if config.train_per_class:
+        train = np.full_like(n, config.train_per_class)
+        left = n - train
+        held_out = max(wanted[1] + wanted[2], 1)
+        n_validation = round(int(left.sum()) * wanted[1] / held_out)
+        least_test = int(left.sum() - n_validation >= len(n))
+        validation = apportion(left, n_validation, left - least_test)
+        return np.stack([train, validation, left - validation], axis=1)
+    # Who comes first leaves the others the one image of every class that they are to have.
+    least_train, _, least_test = (int(count >= len(n)) for count in wanted)
+    validation = apportion(n, wanted[1], n - least_train - least_test)
+    test = apportion(n, wanted[2], n - validation - least_train)
+    train = apportion(n - validation - test, wanted[0])
+    return np.stack([train, validation, test], axis=1)

@@ -1,0 +1,257 @@
+"""Tar files as places of images: what their headers say, and what a header must say.
+
+Pure: bytes come from a callable, so that a file's headers can be read without its data.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl.images.values import ImageList
+from dtl.storage import Extent
+from dtl.storage.ranges import Window
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+END = bytes(2 * BLOCK_BYTES)
+"""What the last member is followed by."""
+
+SIDECARS = frozenset({".cls", ".json", ".txt"})
+"""Beside an image KEY.jpg: its class (WebDataset), its metadata and its caption (img2dataset)."""
+
+_CLASS_KEYS = ("cls", "class", "label")
+_MOST_SIDECAR_BYTES = 1 << 20
+
+
+class Member(NamedTuple):
+    """One entry of a tar.
+
+    Parameters
+    ----------
+    name : str
+        Relative, without ``./``; as it stands where there is a `problem`.
+    offset, n_bytes : int
+        Of its data in the tar.
+    problem : str
+        Why it is not to be used: a link, a device, a name that leads elsewhere; or nothing.
+    """
+
+    name: str
+    offset: int
+    n_bytes: int
+    problem: str = ""
+
+
+def read_members(window: Window) -> Iterator[Member]:
+    """Yield all entries of a tar but its folders, from its headers.
+
+    Raises
+    ------
+    ValueError
+        If it is no tar, or damaged, or shorter than its headers say.
+    """
+    position = 0
+    try:
+        tar = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
+        while info := tar.next():
+            tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
+            if info.size < 0 or tar.offset <= position:
+                raise ValueError("a header with a negative size")
+            position = tar.offset
+            if not info.isdir():
+                yield _member(info)
+    except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
+        compressed = "" if position else " A compressed tar is to be unpacked first."
+        raise ValueError(f"not a whole tar: {error} after byte {position}.{compressed}") from error
+    # tarfile takes a damaged header, and a file that was cut off before one, for the end.
+    if window.at(tar.offset, BLOCK_BYTES) != END[:BLOCK_BYTES]:
+        raise ValueError(f"not a whole tar: it has no end, or is damaged, after byte {tar.offset}.")
+
+
+def _member(info: tarfile.TarInfo) -> Member:
+    problem = ""
+    parts = [part for part in info.name.split("/") if part not in ("", ".")]
+    if info.issym() or info.islnk():
+        problem = "a link in a tar"
+    elif not info.isreg() or info.issparse():
+        problem = "not a plain file in the tar"
+    elif info.name.startswith("/") or ".." in parts or "\0" in info.name or not parts:
+        problem = "unsafe name in a tar"
+    elif not _is_utf8(info.name):
+        problem = "name in a tar that is not UTF-8"
+    shown = info.name.encode("utf-8", "backslashreplace").decode()
+    return Member(shown if problem else "/".join(parts), info.offset_data, info.size, problem)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def key(name: str) -> str:
+    """What an image and its sidecars have in common.
+
+    Examples
+    --------
+    >>> key("a/0001.jpg"), key("a/0001.cls"), key("a/0001.seg.png")
+    ('a/0001', 'a/0001', 'a/0001.seg')
+    """
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def read_class(window: Window, member: Member) -> str | None:
+    """The class that a ``.cls`` or ``.json`` beside an image names; None where it names none.
+
+    Slashes become underlines, for the class is a folder in the image's path.
+    """
+    if member.n_bytes > _MOST_SIDECAR_BYTES or member.name.endswith(".txt"):
+        return None
+    data = window.at(member.offset, member.n_bytes)
+    try:
+        named = json.loads(data) if member.name.lower().endswith(".json") else data.decode()
+    except ValueError:
+        return None
+    if isinstance(named, dict):
+        named = next((named[k] for k in _CLASS_KEYS if _is_class(named.get(k))), None)
+    if not _is_class(named):
+        return None
+    name = str(named).strip().replace("/", "_")
+    return name if name and name.isprintable() and name not in (".", "..") else None
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def header(name: str, n_bytes: int) -> bytes:
+    """What stands before a member's data; the same for the same name and size.
+
+    Examples
+    --------
+    >>> len(header("003.backpack/003_0001.jpg", 10))
+    512
+    """
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = n_bytes, 0o644
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def padding(n_bytes: int) -> bytes:
+    """What stands after a member's data.
+
+    Examples
+    --------
+    >>> len(padding(500)), len(padding(512))
+    (12, 0)
+    """
+    return bytes(-n_bytes % BLOCK_BYTES)
+
+
+def plan_shards(
+    size_bytes: NDArray[np.int64], shard_bytes: int, most_images: int = 10_000
+) -> list[range]:
+    """Divide rows, in their order, into tars of at most `shard_bytes`, if one image is not more.
+
+    Examples
+    --------
+    >>> plan_shards(np.array([500, 500, 500, 9000, 1]), 2048)
+    [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
+    """
+    ends = np.cumsum(BLOCK_BYTES + size_bytes + -size_bytes % BLOCK_BYTES)
+    shards, start = [], 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        fit = int(np.searchsorted(ends, before + shard_bytes, "right"))
+        stop = max(min(fit, start + most_images), start + 1)
+        shards.append(range(start, stop))
+        start = stop
+    return shards
+
+
+def shard_name(index: int) -> str:
+    """The name of a tar that `dtl.packing` writes; names sort as numbers do.
+
+    Examples
+    --------
+    >>> shard_name(3)
+    'shard-000003.tar'
+    """
+    return f"shard-{index:06d}.tar"
+
+
+# --- where images are ----------------------------------------------------------------------------
+
+
+def locate(
+    root: str,
+    path: Iterable[str],
+    shards: Sequence[str] = (),
+    shard: Iterable[int] = (),
+    offset: Iterable[int] = (),
+    size_bytes: Iterable[int] = (),
+) -> list[str | Extent]:
+    """Where the bytes of rows are: URLs of files, and extents of tars.
+
+    Parameters
+    ----------
+    root : str
+        URL that `path` and `shards` are relative to.
+    shards, shard, offset, size_bytes
+        As an `ImageList` has them; nothing where no image is in a tar.
+
+    Examples
+    --------
+    >>> locate("/photos", ["a/1.jpg", "a/2.jpg"], ["0.tar"], [0, -1], [512, 0], [9, 9])
+    [Extent(url='/photos/0.tar', offset=512, n_bytes=9), '/photos/a/2.jpg']
+    """
+    root = root.rstrip("/")
+    if not shards:
+        return [f"{root}/{name}" for name in path]
+    urls = [f"{root}/{name}" for name in shards]
+    return [
+        Extent(urls[k], int(first), int(n)) if k >= 0 else f"{root}/{name}"
+        for name, k, first, n in zip(path, shard, offset, size_bytes, strict=True)
+    ]
+
+
+def locate_listed(images: ImageList, rows: slice = slice(None)) -> list[str | Extent]:
+    """Where the bytes of listed images are."""
+    columns = (images.shard, images.offset, images.size_bytes) if images.shards else ()
+    return locate(
+        images.root,
+        images.path[rows].tolist(),
+        images.shards,
+        *(column[rows].tolist() for column in columns),
+    )
+
+
+def is_clumped(column: NDArray[np.integer]) -> bool:
+    """Whether equal values are neighbours far more often than chance would have it.
+
+    Chance is the sum of the squared shares of the values; far more is five standard deviations,
+    and a twentieth of what is left above it.
+
+    Examples
+    --------
+    >>> is_clumped(np.repeat([0, 1, 2], 20)), is_clumped(np.tile([0, 1, 2], 20))
+    (True, False)
+    """
+    if len(column) < 2:
+        return False
+    shares = np.unique(column, return_counts=True)[1] / len(column)
+    chance = float((shares**2).sum())
+    deviation: float = (chance * (1 - chance) / (len(column) - 1)) ** 0.5
+    together = float((column[1:] == column[:-1]).mean())
+    return together > chance + max(5 * deviation, 0.05 * (1 - chance))

@@ -1,0 +1,72 @@
+"""The list of images that later stages take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+NO_SPLIT = -1
+"""The split of a row that takes no part: skipped, dropped as a duplicate, or left over."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The labelled images of one source, in the order of the feature store's rows.
+
+    Parameters
+    ----------
+    root : str
+        fsspec URL that `path` is relative to.
+    path : (n_images,) StringDType
+        Where a file's class folder is, too: of an image in a tar, its path if it were unpacked.
+    label : (n_images,) int32
+        Index into `class_names`.
+    given_split : (n_images,) int8
+        Index into `SPLITS` where the source's folders say so, else -1.
+    size_bytes : (n_images,) int64
+    class_names : tuple of str
+    left_out : tuple of (path, reason)
+        Files of the source that are no images of a class.
+    shards : tuple of str
+        Tars that images lie in, relative to `root`.
+    shard : (n_images,) int32
+        Index into `shards`, -1 for a file of its own. Empty where there are no shards.
+    offset : (n_images,) int64
+        Of the image's bytes in its tar. Empty where there are no shards.
+    """
+
+    root: str
+    path: NDArray[Any]
+    label: NDArray[np.int32]
+    given_split: NDArray[np.int8]
+    size_bytes: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    shards: tuple[str, ...] = ()
+    shard: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    offset: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all but the place: a copy elsewhere, or in tars, is the same list."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for column in (self.label, self.given_split, self.size_bytes):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        for path in self.path:
+            digest.update(path.encode() + b"\0")
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> str:
+        """Its size and its fingerprint, as settings hold them."""
+        return f"{len(self)} of {len(self.class_names)} classes, SHA-256 {self.fingerprint}"

@@ -1,0 +1,7 @@
+"""``python -m dtl.pipeline``."""
+
+import sys
+
+from dtl.pipeline import main
+
+sys.exit(main())

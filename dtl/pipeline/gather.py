@@ -1,0 +1,106 @@
+"""What the report shows, gathered from the results of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dtl import config, storage
+from dtl.config import Config
+from dtl.config.provenance import differences
+from dtl.evaluation.values import Evaluation
+from dtl.features import featurization
+from dtl.features.store import FeatureStore
+from dtl.features.values import DONE
+from dtl.head.model import Head
+from dtl.images import formats, split
+from dtl.images.values import SPLITS
+from dtl.pipeline.results import Results
+from dtl.report.page import ReportInput
+from dtl.storage import Extent
+from dtl.training.values import Tuning
+
+_PICTURE_SIDE = 256
+"""Pixels of the longer side of a mistake's picture in the report."""
+
+
+def report_input(
+    results: Results, settings: Config, store: FeatureStore, head: Head, scores: Evaluation
+) -> ReportInput:
+    """Gather what the report shows; reads the pictures of the mistakes."""
+    usable = store.read("status") == DONE
+    label, rows = store.read("label"), store.read("split")
+    n_classes = len(store.class_names)
+    n_duplicates, n_conflicting = split.count_duplicates(
+        store.read("content_hash")[usable], label[usable]
+    )
+    root = settings.images.url or str(store.attrs["root"])
+    made_by = {k: v for k, v in store.attrs.items() if k not in _SHOWN_ELSEWHERE}
+    return ReportInput(
+        title=root.rstrip("/").rsplit("/", 1)[-1],
+        config=config.to_dict(settings),
+        provenance={"features": made_by, "head": dict(head.provenance), "files": _files(scores)},
+        class_names=store.class_names,
+        class_counts={
+            name: np.bincount(label[rows == k], minlength=n_classes)
+            for k, name in enumerate(SPLITS)
+        },
+        history=results.history(),
+        evaluation=scores,
+        pictures=_pictures(root, store, scores, settings.images.max_pixels),
+        skipped=featurization.skipped_images(store),
+        left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
+        n_duplicates=n_duplicates,
+        n_conflicting=n_conflicting,
+        timings=results.timings(),
+        warnings=warnings(store),
+        tuning=tuning_of(results.tuning(), head.provenance),
+    )
+
+
+def tuning_of(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
+    """A search on the features and the split that a head was made from; None for another."""
+    names = ("features", "weights_sha256", "split", "layer")
+    if found is None or differences(
+        {name: found.provenance[name] for name in names},
+        {name: made_from[name] for name in names},
+    ):
+        return None
+    return found
+
+
+_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
+
+
+def warnings(store: FeatureStore) -> list[str]:
+    """What whoever reads the scores must know first."""
+    if store.attrs["weights"] != "random":
+        return []
+    return [
+        f"The network was not trained: {store.settings['network']} has random weights, so its "
+        "features are random projections and the scores are far below what ImageNet weights give. "
+        "This shows that everything runs, not how good a classifier can be."
+    ]
+
+
+def _files(scores: Evaluation) -> Mapping[str, Any]:
+    return {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
+
+
+def _pictures(
+    root: str, store: FeatureStore, scores: Evaluation, max_pixels: int
+) -> dict[str, bytes]:
+    files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in scores.mistakes}
+    if store.attrs.get("shards"):
+        places = zip(store.read("path"), store.files(str(store.attrs["root"])), strict=True)
+        files = {str(path): place for path, place in places if path in files}
+    pictures = {}
+    for path, file in files.items():
+        try:
+            data = storage.read_file(file)
+            pictures[path] = formats.thumbnail(data, _PICTURE_SIDE, max_pixels=max_pixels)
+        except (OSError, ValueError):
+            continue  # the photographs may have moved since; the report says which it lacks
+    return pictures

@@ -1,0 +1,187 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tomli_w
+
+from dtl import config, storage
+from dtl.config import Config, TrainConfig
+from dtl.evaluation import scoring
+from dtl.evaluation.values import Evaluation
+from dtl.features.store import FeatureStore
+from dtl.head.model import Head
+from dtl.training import comparison, trainer, tuning
+from dtl.training.values import Comparison, Round, Tuning
+
+
+class Results:
+    """The files of a run under its `--out`.
+
+    ====================  ==============================================================
+    ``config.toml``       the resolved configuration
+    ``features.zarr``     `FeatureStore`
+    ``head.npz``          `Head`: of the last round, or of the best validation (``train.keep``)
+    ``head-best.npz``     that of the best validation, where ``head.npz`` is another's
+    ``head-last.npz``     that of the last round, where ``head.npz`` is another's
+    ``checkpoint.npz``    `Checkpoint`: of a training that is not finished
+    ``history.parquet``   a `Round` a row
+    ``evaluation.json``   `Evaluation`
+    ``timings.json``      how long each stage took; differs from run to run
+    ``report.html``
+    ``compare.json``      `Comparison`
+    ``compare.html``      the page of it
+    ``tune.json``         `Tuning`
+    ``tune.html``         the page of it
+    ``tune.npz``          `Search`: of one that is not finished
+    ``tuned.toml``        the options of training that it found best
+    ====================  ==============================================================
+
+    Every file is written whole or not at all.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = storage.absolute(url)
+        self.features = storage.join(self.url, "features.zarr")
+        self.report = storage.join(self.url, "report.html")
+        self.comparison_page = storage.join(self.url, "compare.html")
+        self.tuning_page = storage.join(self.url, "tune.html")
+        self.tuned = storage.join(self.url, "tuned.toml")
+        self.head_files = tuple(
+            storage.join(self.url, name) for name in ("head.npz", "head-best.npz", "head-last.npz")
+        )
+        self.checkpoint = storage.join(self.url, "checkpoint.npz")
+        self.tuning_checkpoint = storage.join(self.url, "tune.npz")
+
+    def config(self) -> dict[str, Any]:
+        """The options of the run, as tables.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there has been no run.
+        """
+        data = self._read("config.toml")
+        if data is None:
+            raise FileNotFoundError(f"No config.toml in {self.url}. Start with `run --out`.")
+        return config.parse_toml(data.decode(), storage.join(self.url, "config.toml"))
+
+    def write_config(self, value: Config) -> None:
+        """Keep the configuration; a report of another one goes."""
+        data = tomli_w.dumps(config.to_dict(value)).encode()
+        if data != self._read("config.toml"):
+            storage.remove(self.report)
+            self._write("config.toml", data)
+
+    def store(self) -> FeatureStore:
+        """The finished feature store.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is none, or it is not finished.
+        """
+        store = FeatureStore.open(self.features)
+        if pending := store.pending_chunks():
+            raise ValueError(
+                f"{len(pending)} of {store.n_chunks} chunks of {self.features} are not computed "
+                "yet. Run the featurize stage to its end first."
+            )
+        return store
+
+    def head(self) -> Head | None:
+        """The trained head, if there is one."""
+        data = self._read("head.npz")
+        return None if data is None else Head.from_bytes(data)
+
+    def history(self) -> list[Round]:
+        """The rounds of the head's training."""
+        data = self._read("history.parquet")
+        return [] if data is None else trainer.history_from_bytes(data)
+
+    def write_head(
+        self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"
+    ) -> None:
+        """Keep a head, and remove the checkpoint that led to it.
+
+        The head goes last, so that it always has its own history and its own other head.
+
+        Parameters
+        ----------
+        other : Head, optional
+            That of the best validation if `keep` is ``last``; of the last round, if ``best``.
+        """
+        self._write("history.parquet", trainer.history_to_bytes(history))
+        for name, kept in (("best", "last"), ("last", "best")):
+            if other is not None and keep == kept:
+                self._write(f"head-{name}.npz", other.to_bytes())
+            else:
+                storage.remove(storage.join(self.url, f"head-{name}.npz"))
+        self._write("head.npz", head.to_bytes())
+        storage.remove(self.checkpoint)
+
+    def evaluation(self) -> Evaluation | None:
+        """The scores, if there are any."""
+        data = self._read("evaluation.json")
+        return None if data is None else scoring.from_json(data)
+
+    def write_evaluation(self, value: Evaluation) -> None:
+        """Keep scores; a report of others goes."""
+        storage.remove(self.report)
+        self._write("evaluation.json", scoring.to_json(value))
+
+    def write_report(self, html: str) -> None:
+        """Keep the report."""
+        storage.write_bytes(self.report, html.encode())
+
+    def comparison(self) -> Comparison | None:
+        """The comparison, if there is one."""
+        data = self._read("compare.json")
+        return None if data is None else comparison.from_json(data)
+
+    def write_comparison(self, value: Comparison, html: str) -> None:
+        """Keep a comparison; its page goes first, so that a comparison always has its own."""
+        self._write("compare.html", html.encode())
+        self._write("compare.json", comparison.to_json(value))
+
+    def tuning(self) -> Tuning | None:
+        """The search for options, if there was one."""
+        data = self._read("tune.json")
+        return None if data is None else tuning.from_json(data)
+
+    def write_tuning(self, value: Tuning, html: str) -> None:
+        """Keep a search, its page first; a report without it, and its checkpoint, go."""
+        storage.remove(self.report)
+        self._write("tune.html", html.encode())
+        self._write("tune.json", tuning.to_json(value))
+        storage.remove(self.tuning_checkpoint)
+
+    def write_tuned(self, value: TrainConfig) -> None:
+        """Keep options of training as a file that ``train --config`` takes."""
+        self._write("tuned.toml", tomli_w.dumps({"train": config.to_dict(value)}).encode())
+
+    def timings(self) -> dict[str, dict[str, Any]]:
+        """Seconds, number and unit of what each stage did."""
+        data = self._read("timings.json")
+        timings: dict[str, dict[str, Any]] = {} if data is None else json.loads(data)
+        return timings
+
+    def add_timing(
+        self, stage: str, seconds: float, n: int, unit: str, *, add: bool = False
+    ) -> None:
+        """Keep what a stage took; `add` to what it took before it was interrupted."""
+        timings = self.timings()
+        if add and stage in timings:
+            seconds += timings[stage]["seconds"]
+            n += timings[stage]["n"]
+        timings[stage] = {"seconds": round(seconds, 3), "n": n, "unit": unit}
+        self._write("timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+
+    def _read(self, name: str) -> bytes | None:
+        url = storage.join(self.url, name)
+        return storage.read_bytes(url) if storage.exists(url) else None
+
+    def _write(self, name: str, data: bytes) -> None:
+        storage.write_bytes(storage.join(self.url, name), data)

@@ -1,0 +1,80 @@
+"""Tables and lines in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dtl.evaluation.values import Evaluation
+from dtl.training.values import Comparison, Tuning
+
+
+def scores_table(scores: Evaluation) -> str:
+    """Scores of each split."""
+    rows: list[tuple[str, ...]] = [("", "images", "accuracy", "top-5", "mean recall", "log loss")]
+    for name, s in scores.scores.items():
+        shares = (f"{value:.1%}" for value in (s.accuracy, s.top5, s.mean_recall))
+        rows.append((name, f"{s.n_images}", *shares, f"{s.log_loss:.3f}"))
+    return columns(rows, right={1, 2, 3, 4, 5})
+
+
+def comparison_table(compared: Comparison) -> str:
+    """Accuracies, validation loss, distances from the optimum, and what it took."""
+    splits = list(compared.contenders[0].accuracy)
+    rows: list[tuple[str, ...]] = [
+        ("", *splits, "val. loss", "objective", "above", "kernel away", "seconds", "MiB moved")
+    ]
+    rows += [
+        (
+            c.name,
+            *(f"{c.accuracy[split]:.1%}" for split in splits),
+            f"{c.log_loss['validation']:.4f}" if "validation" in c.log_loss else "",
+            f"{c.objective:.5f}",
+            f"{c.objective_gap:.3%}",
+            f"{c.kernel_distance:.2%}",
+            f"{c.seconds:.1f}",
+            f"{c.bytes_moved / 2**20:,.0f}",
+        )
+        for c in compared.contenders
+    ]
+    return columns(rows, right=set(range(1, len(rows[0]))))
+
+
+def trials_table(found: Tuning) -> str:
+    """Trials, the best first, and what they had when they ended."""
+    rows: list[tuple[str, ...]] = [
+        ("", "learning rate", "l2", "dropout", "frequency", "epochs", "val. loss", "validation",
+         "train")
+    ]  # fmt: skip
+    for number, trial in enumerate(found.trials, 1):
+        options = (trial.learning_rate, trial.l2, trial.dropout, trial.averaging_frequency)
+        scores: tuple[str, ...] = ("diverged", "", "", "")
+        if not trial.diverged:
+            last = trial.rungs[-1]
+            accuracies = (f"{a:.1%}" for a in (last.validation_accuracy, last.train_accuracy))
+            scores = (f"{last.epoch:.3g}", f"{last.validation_loss:.5g}", *accuracies)
+        rows.append((f"{number}", *(f"{value:g}" for value in options), *scores))
+    return columns(rows, right=set(range(len(rows[0]))))
+
+
+def columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:
+    """Lay rows out in columns, some of them aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def say(text: str) -> None:
+    """Print to stdout at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Print an error to stderr."""
+    sys.stderr.write(f"error: {text}\n")

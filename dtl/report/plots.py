@@ -1,0 +1,355 @@
+"""The plots of the pages."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bokeh.models
+import bokeh.plotting
+import numpy as np
+from bokeh.embed import json_item
+from bokeh.palettes import interp_palette
+from bokeh.themes import Theme
+from bokeh.transform import linear_cmap
+from numpy.typing import NDArray
+
+from dtl.evaluation.values import SplitScores
+from dtl.images.values import SPLITS
+from dtl.training.values import Comparison, Round, Rung, Trial, Tuning
+
+# Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
+models: Any = bokeh.models
+Figure: Any = bokeh.plotting.figure
+
+COLORS = {"train": "#7d9cc0", "validation": "#2a9d8f", "test": "#1f5fa8"}
+COLORS |= {"wrong": "#d1662a", "grey": "#a3adb8"}
+RIGHT = interp_palette(("#dfe9f5", COLORS["test"]), 32)
+WRONG = interp_palette(("#f9e0d0", COLORS["wrong"], "#8f3c0d"), 32)
+
+NEAREST = 1e-7
+"""The closest to an optimum that is told from it: the objective on the way is float32's."""
+_MOST_ROUNDS = 2_000
+"""Plotted; of more, every second, third, ... is."""
+_MOST_CELLS = 20_000
+"""Confusions that are drawn: a browser stays quick and the page small."""
+_MOST_TICKS = 60
+"""Classes that an axis names."""
+_MOST_CELL_TEXTS = 25
+_MOST_RATES = 8
+"""Learning rates that an axis names."""
+PALEST = 8
+"""The first of a ramp's colours that is seen well as a dot."""
+_MOST_MARKERS = 50
+_MOST_BARS = 150
+
+_TEXT = {"font": "system-ui, sans-serif", "font_size": "12px", "color": "#45505c"}
+_AXIS = {
+    "axis_line_color": "#c5ccd4",
+    "major_tick_line_color": "#c5ccd4",
+    "minor_tick_line_color": None,
+    "axis_label_text_font_style": "normal",
+    **{f"{part}_text_{k}": v for part in ("axis_label", "major_label") for k, v in _TEXT.items()},
+}
+_PLOT = {"outline_line_color": None, "background_fill_color": None}
+_GRID = {"grid_line_color": "#e9edf1"}
+_THEME = Theme(json={"attrs": {"Plot": _PLOT, "Axis": _AXIS, "Grid": _GRID}})
+
+
+def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Mean over a centred window of an odd `width`, of what is finite in it and in reach.
+
+    Parameters
+    ----------
+    values : (n,) float, n >= width
+
+    Examples
+    --------
+    >>> smooth(np.array([1.0, 3.0, np.nan, 4.0]), 3)
+    array([2. , 2. , 3.5, 4. ])
+    """
+    finite = np.isfinite(values)
+    window = np.ones(width)
+    total = np.convolve(np.where(finite, values, 0.0), window, "same")
+    n = np.convolve(finite, window, "same")
+    return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
+
+
+def smoothing_width(history: Sequence[Round]) -> int:
+    """Rounds that `smooth` averages over; odd."""
+    return max(len(history) // 15, 1) | 1
+
+
+def rounds_per_bar(history: Sequence[Round]) -> int:
+    """Rounds that one bar stands for."""
+    return math.ceil(len(history) / _MOST_BARS)
+
+
+def confusions(scores: SplitScores) -> list[tuple[int, int, int, int]]:
+    """True label, predicted label, images, and all of the true label; the most frequent first."""
+    n_true: Counter[int] = Counter()
+    for true, _, n in scores.confusion:
+        n_true[true] += n
+    wrong = [(t, p, n, n_true[t]) for t, p, n in scores.confusion if t != p]
+    return sorted(wrong, key=lambda entry: (-entry[2], entry))
+
+
+def fewest_drawn(scores: SplitScores) -> int:
+    """Images of a confusion that is drawn; a cut amid equal ones would favour some classes."""
+    beyond = confusions(scores)[_MOST_CELLS:]
+    return beyond[0][2] + 1 if beyond else 1
+
+
+# --- plots ---------------------------------------------------------------------------------------
+
+
+def _figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
+    # A plot that takes every drag would keep a phone's page from scrolling.
+    options = {"height": 250, "sizing_mode": "stretch_width", "active_drag": None} | options
+    plot = Figure(x_axis_label=x_label, y_axis_label=y_label, tools="box_zoom,reset", **options)
+    plot.toolbar.update(logo=None, autohide=True)
+    return plot
+
+
+def _column(history: Sequence[Round], name: str) -> NDArray[Any]:
+    return np.array([getattr(row, name) for row in history])
+
+
+def _source(columns: Mapping[str, NDArray[Any]]) -> Any:
+    every = math.ceil(len(columns["round"]) / _MOST_ROUNDS) or 1
+    return models.ColumnDataSource({name: column[::every] for name, column in columns.items()})
+
+
+def _hover(plot: Any, renderer: Any, *names: str, mode: str = "vline") -> None:
+    tooltips = [(name.removesuffix("_s").replace("_", " "), f"@{name}") for name in names]
+    plot.add_tools(models.HoverTool(tooltips=tooltips, renderers=[renderer], mode=mode))
+
+
+def _line_plot(
+    history: Sequence[Round], y_label: str, colors: Mapping[str, str], **options: Any
+) -> Any:
+    """Lines of some columns over the rounds that have a value, with markers if only some do."""
+    plot = _figure(y_label, **options)
+    for name, color in colors.items():
+        value = _column(history, name)
+        # Zero, as the spread of a single replica, has no place on a logarithmic axis.
+        has = value > 0 if options.get("y_axis_type") == "log" else np.isfinite(value)
+        source = _source({"round": _column(history, "round")[has], name: value[has]})
+        line = plot.line("round", name, source=source, line_color=color, line_width=2)
+        if has.sum() < min(len(history), _MOST_MARKERS) or len(history) == 1:
+            plot.scatter("round", name, source=source, size=5, color=color)
+        _hover(plot, line, "round", name)
+    return plot
+
+
+def _loss_plot(history: Sequence[Round]) -> Any:
+    # A shard without training rows has no loss.
+    shards = _column(history, "shard_loss")
+    columns = {name: _column(history, name) for name in ("round", "epoch", "loss")} | {
+        "smoothed": smooth(_column(history, "loss"), smoothing_width(history)),
+        "low": np.fmin.reduce(shards, axis=1),
+        "high": np.fmax.reduce(shards, axis=1),
+    }
+    source, color = _source(columns), COLORS["test"]
+    plot = _line_plot(history, "loss (nats)", {"validation_loss": COLORS["validation"]})
+    plot.varea("round", "low", "high", source=source, fill_color=color, fill_alpha=0.12)
+    dots = plot.scatter("round", "loss", source=source, size=4, color=color, alpha=0.4)
+    plot.line("round", "smoothed", source=source, line_color=color, line_width=2.5)
+    _hover(plot, dots, "round", "epoch", "loss", "smoothed")
+    return plot
+
+
+def _seconds_plot(history: Sequence[Round]) -> Any:
+    colors = {"step_s": COLORS["test"], "average_s": COLORS["wrong"], "wait_s": COLORS["grey"]}
+    starts = np.arange(0, len(history), rounds_per_bar(history))
+    n_rounds = np.diff(starts, append=len(history))
+    means = {
+        name: np.add.reduceat(_column(history, name), starts) / n_rounds
+        for name in ("round", *colors)
+    }
+    plot = _figure("seconds")
+    _stack(plot, means, "round", colors, width=rounds_per_bar(history))
+    return plot
+
+
+def history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[str, Any]:
+    """The plots of a training's rounds."""
+    accuracies = {f"{split}_accuracy": COLORS[split] for split in SPLITS[:2]}
+    updates = {"update_ratio": COLORS["test"], "spread": COLORS["wrong"]}
+    plots = {
+        "loss": _loss_plot(history),
+        "accuracy": _line_plot(history, "accuracy", accuracies),
+        "updates": _line_plot(history, "share of the norm", updates, y_axis_type="log"),
+        "rate": _line_plot(history, "learning rate", {"learning_rate": COLORS["test"]}),
+        "seconds": _seconds_plot(history),
+    }
+    usual = models.BoxAnnotation(bottom=1e-3, top=1e-3 * averaging_frequency)
+    usual.update(fill_color=COLORS["grey"], fill_alpha=0.2, line_color=None)
+    plots["updates"].add_layout(usual)
+    plots["rate"].y_range.start = 0
+    return plots
+
+
+def gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
+    """How far each way of training is above the optimum, over time."""
+    logarithmic = {"x_axis_type": "log", "y_axis_type": "log"}
+    plot = _figure("above the optimum", "seconds", height=420, **logarithmic)
+    # Over less than two decades Bokeh would set even distances, nearly all at the right end.
+    plot.xaxis.ticker = [m * 10.0**exponent for exponent in range(-3, 6) for m in (1, 2, 5)]
+    optimum = comparison.contenders[0].objective
+    for contender in comparison.contenders:
+        curve = contender.curve or ((contender.seconds, contender.objective),)
+        seconds, objective = np.array(curve).T
+        above = objective / optimum - 1
+        drawn = above > NEAREST
+        columns = {"seconds": seconds[drawn], "above": above[drawn]}
+        columns["way"] = np.full(drawn.sum(), contender.name)
+        source, color = models.ColumnDataSource(columns), line_colors[contender.name]
+        plot.line("seconds", "above", source=source, line_color=color, line_width=2)
+        size = 5 if contender.curve else 11
+        dots = plot.scatter("seconds", "above", source=source, size=size, color=color)
+        _hover(plot, dots, "way", "seconds", "above", mode="mouse")
+    return plot
+
+
+def tuning_plots(tuning: Tuning) -> dict[str, Any]:
+    """Where in the options the good trials are, and what each had at each cut."""
+    plots = {"options": _options_plot(tuning)}
+    return {"rungs": _rungs_plot(tuning), **plots} if len(tuning.cuts) > 1 else plots
+
+
+def _rungs_plot(tuning: Tuning) -> Any:
+    plot = _figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
+    plot.xaxis.ticker = list(tuning.cuts)
+    plot.xaxis.major_label_overrides = {cut: f"{cut:.3g}" for cut in tuning.cuts}
+    for place, trial in reversed(list(enumerate(tuning.trials))):
+        source = _trials_source([trial] * len(trial.rungs), trial.rungs, tuning.metric)
+        color, width = (COLORS["grey"], 1.5) if place else (COLORS["test"], 3)
+        plot.line("epoch", tuning.metric, source=source, line_color=color, line_width=width)
+        dots = plot.scatter("epoch", tuning.metric, source=source, size=6, color=color)
+        _hover(plot, dots, *source.data, mode="mouse")
+    return plot
+
+
+def _options_plot(tuning: Tuning) -> Any:
+    label = tuning.metric.replace("_", " ")
+    plot = _figure(label, "learning rate", height=320, x_axis_type="log")
+    trials = [trial for trial in tuning.trials if trial.rungs]
+    source = _trials_source(trials, [trial.rungs[0] for trial in trials], tuning.metric)
+    rates = sorted({trial.learning_rate for trial in trials})
+    if len(rates) <= _MOST_RATES:
+        plot.xaxis.ticker = rates
+        plot.xaxis.major_label_overrides = {rate: f"{rate:g}" for rate in rates}
+    # Colours follow the order of the penalties, for that of 0 has no logarithm.
+    penalties = sorted({trial.l2 for trial in trials})
+    names = [*source.data]
+    source.data["order"] = np.array([penalties.index(trial.l2) for trial in trials])
+    color = linear_cmap("order", RIGHT[PALEST:], 0, max(len(penalties) - 1, 1))
+    dots = plot.scatter("learning_rate", tuning.metric, source=source, size=9, color=color)
+    _hover(plot, dots, *names, mode="mouse")
+    return plot
+
+
+def _trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) -> Any:
+    """The options of trials, and what each has at a rung of its own."""
+    names = ("learning_rate", "l2", "dropout", "averaging_frequency")
+    columns = {name: np.array([getattr(trial, name) for trial in trials]) for name in names}
+    columns |= {k: np.array([getattr(rung, k) for rung in rungs]) for k in ("epoch", metric)}
+    return models.ColumnDataSource(columns)
+
+
+def _stack(
+    plot: Any, columns: Mapping[str, Any], x: str, colors: Mapping[str, str], width: float
+) -> None:
+    look = {"color": list(colors.values()), "line_color": None, "width": width}
+    source = models.ColumnDataSource(dict(columns))
+    bars = plot.vbar_stack(list(colors), x=x, source=source, **look)
+    _hover(plot, bars[0], *(name for name in columns if name != "x"))
+    plot.y_range.start = 0
+    plot.xgrid.visible = False
+
+
+def class_plot(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Any:
+    """Images per class and split."""
+    counts = {split: class_counts[split] for split in SPLITS if split in class_counts}
+    order = np.argsort(-sum(counts.values()), kind="stable")
+    columns: dict[str, Any] = {"x": np.arange(len(order)), "class": [names[k] for k in order]}
+    columns |= {split: n[order] for split, n in counts.items()}
+    plot = _figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
+    _stack(plot, columns, "x", {split: COLORS[split] for split in counts}, width=0.85)
+    _name_classes(plot.xaxis[0], columns["class"])
+    plot.xaxis.major_label_orientation = "vertical"
+    return plot
+
+
+def _name_classes(axis: Any, names: Sequence[str]) -> None:
+    """Put class names at 0, 1, 2, ... of an axis, if there is room for them."""
+    if len(names) > _MOST_TICKS:
+        axis.update(major_label_text_alpha=0, major_tick_line_color=None)
+        return
+    axis.ticker = list(range(len(names)))
+    # Plain text: Bokeh would take a name in $$ for TeX and fetch MathJax from the internet.
+    axis.major_label_overrides = {
+        k: models.PlainText(text=name if len(name) <= 18 else name[:17] + "…")
+        for k, name in enumerate(names)
+    }
+    axis.update(major_label_policy=models.NoOverlap(), major_label_text_font_size="11px")
+
+
+def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
+    """Images per true and predicted class."""
+    true, predicted, n = np.array(scores.confusion, np.int64).reshape(-1, 3).T
+    share = n / np.bincount(true, n)[true]
+    drawn = n >= fewest_drawn(scores)
+    names = np.array(class_names, object)
+    n_classes = len(class_names)
+    ranges = {"x_range": (-0.5, n_classes - 0.5), "y_range": (n_classes - 0.5, -0.5)}
+    square = {"width": 800, "height": 800, "sizing_mode": "scale_width"}
+    plot = _figure("true class", "predicted class", **square, **ranges)
+    # Cells of 1000 classes would be smaller than a pixel; a mistake is to be seen all the same.
+    size = max(0.92, n_classes / 150)
+    for rows, palette in ((drawn & (true != predicted), WRONG), (true == predicted, RIGHT)):
+        source = models.ColumnDataSource(
+            {
+                "x": predicted[rows],
+                "y": true[rows],
+                "true": list(names[true[rows]]),
+                "predicted": list(names[predicted[rows]]),
+                "images": n[rows],
+                "share_of_true": share[rows],
+                "ink": ["white" if s > 0.5 else "black" for s in share[rows]],
+            }
+        )
+        color = linear_cmap("share_of_true", palette, 0, 1)
+        cells = plot.rect("x", "y", size, size, source=source, color=color, line_color=None)
+        _hover(plot, cells, "true", "predicted", "images", "share_of_true", mode="mouse")
+        if n_classes <= _MOST_CELL_TEXTS:
+            look = {"text_font_size": "11px", "text_align": "center", "text_baseline": "middle"}
+            plot.text("x", "y", "images", source=source, text_color="ink", **look)
+    for axis in (plot.xaxis[0], plot.yaxis[0]):
+        _name_classes(axis, class_names)
+    plot.xaxis.major_label_orientation = "vertical"
+    plot.grid.visible = n_classes <= _MOST_TICKS
+    return plot
+
+
+def plot_json(plot: Any, name: str) -> Any:
+    """What `Bokeh.embed.embed_item` draws, with the same identifiers at every call."""
+    ids: dict[str, str] = {}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [renamed(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: ids.setdefault(part, f"{name}-{len(ids)}")
+            if key in ("id", "root_id")
+            else renamed(part)
+            for key, part in value.items()
+        }
+
+    # Bokeh counts its objects over the whole life of the process.
+    return renamed(json_item(plot, theme=_THEME))

@@ -1,0 +1,336 @@
+"""Files, wherever fsspec reaches: its only importer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import getpass
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from dtl.storage.hdfs import Hdfs
+
+SCHEMES = ("file", "hdfs", "webhdfs", "s3", "gs", "abfs", "http", "https", "memory")
+"""What messages offer; any other protocol that fsspec knows works too."""
+
+_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL, and the path on it.
+
+    Raises
+    ------
+    ValueError
+        For a scheme that fsspec does not know.
+    ImportError
+        For one whose package is not installed; the message names it.
+    """
+    scheme = url.split("://", 1)[0] if "://" in url else "file"
+    if scheme not in fsspec.available_protocols():
+        raise ValueError(f"Unknown scheme {scheme}:// in {url!r}. Known: {', '.join(SCHEMES)}.")
+    options: dict[str, Any] = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+    if scheme in _OBJECT_STORES:
+        options["use_listings_cache"] = False  # other processes write there, too
+    if scheme == "webhdfs" and "@" not in url:
+        # As Hadoop's own clients: without Kerberos, the user is who says so.
+        options["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    return fs, path
+
+
+def use_hdfs_client(name: str) -> None:
+    """Choose this process's client for ``hdfs://``.
+
+    Parameters
+    ----------
+    name : {"native", "pyarrow"}
+        hdfs-native, or libhdfs with its JVM and class path, which pyarrow loads.
+    """
+    client: type = Hdfs
+    if name == "pyarrow":
+        from fsspec.implementations.arrow import HadoopFileSystem  # imports pyarrow's, too
+
+        client = HadoopFileSystem
+    fsspec.register_implementation("hdfs", client, clobber=True)
+
+
+use_hdfs_client("native")
+
+
+def absolute(url: str) -> str:
+    """The same place for every process, whatever its working directory.
+
+    Examples
+    --------
+    >>> absolute("/data/photos/")
+    '/data/photos'
+    >>> absolute("memory://photos")
+    'memory://photos'
+    """
+    fs, path = filesystem(url)
+    return path if isinstance(fs, LocalFileSystem) else url.rstrip("/")
+
+
+def join(url: str, name: str) -> str:
+    """The URL of a name in a folder."""
+    return f"{url.rstrip('/')}/{name}"
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path of this machine, which other machines may not have."""
+    return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file or a folder."""
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """A whole file."""
+    fs, path = filesystem(url)
+    return bytes(fs.cat_file(path))
+
+
+def read_start(url: str, n_bytes: int) -> bytes:
+    """The first bytes of a file."""
+    fs, path = filesystem(url)
+    try:
+        return bytes(fs.cat_file(path, start=0, end=n_bytes))
+    except OSError:
+        if fs.exists(path) and fs.size(path) == 0:  # S3 refuses any range of an empty object
+            return b""
+        raise
+
+
+def open_at(url: str, offset: int) -> IO[bytes]:
+    """Open a file to be read from an offset on."""
+    fs, path = filesystem(url)
+    file: IO[bytes] = fs.open(path, "rb")
+    file.seek(offset)
+    return file
+
+
+def size(url: str) -> int:
+    """A file's bytes."""
+    fs, path = filesystem(url)
+    return int(fs.size(path))
+
+
+def is_file(url: str) -> bool:
+    """Whether there is a file, and no folder."""
+    fs, path = filesystem(url)
+    return bool(fs.isfile(path))
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a whole file, so that whoever reads it finds all of it or none.
+
+    Notes
+    -----
+    What was there before stays until the new file takes its place (`replaces_at_once`), but where a
+    filesystem has no rename that overwrites: with pyarrow's client for ``hdfs://``, with an HttpFS
+    behind ``webhdfs://``, and in filesystems that only fsspec knows. There the old file goes a
+    moment before the new one comes, and a process that is killed in between leaves only a
+    ``.partial``.
+    """
+    fs, path = filesystem(url)
+    if _shows_whole_files(fs):
+        fs.pipe_file(path, data)
+    else:
+        _write_whole(fs, path, data)
+
+
+def replaces_at_once(url: str) -> bool:
+    """Whether a file that is written anew is there at every moment, for certain."""
+    fs, _ = filesystem(url)
+    return isinstance(fs, LocalFileSystem) or _shows_whole_files(fs)
+
+
+def _shows_whole_files(fs: Any) -> bool:
+    # Object stores show an object only once it is whole; `Hdfs` sees to it.
+    return isinstance(fs, Hdfs) or bool(fs.async_impl)
+
+
+def put(source: str, url: str) -> None:
+    """Copy a file of this machine, piece by piece; whoever reads it finds all of it or none."""
+    fs, path = filesystem(url)
+    with (
+        _partial(fs, path) as partial, open(source, "rb") as local, fs.open(partial, "wb") as file
+    ):  # fmt: skip
+        shutil.copyfileobj(local, file, 1 << 22)
+
+
+def _write_whole(fs: Any, path: str, data: bytes) -> None:
+    with _partial(fs, path) as partial:
+        fs.pipe_file(partial, data)
+
+
+@contextlib.contextmanager
+def _partial(fs: Any, path: str) -> Iterator[str]:
+    """A path to write to, that takes the place of `path` if all goes well, and else goes."""
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    try:
+        yield partial
+        _replace(fs, partial, path)
+    except BaseException:
+        if fs.exists(partial):
+            fs.rm(partial)
+        raise
+
+
+def _replace(fs: Any, partial: str, path: str) -> None:
+    if isinstance(fs, LocalFileSystem):
+        os.replace(partial, path)
+        return
+    if "webhdfs" in fs.protocol:
+        # A NameNode renames over a file if asked, which fsspec's `mv` does not; HttpFS never does.
+        fs._call("RENAME", "put", path=partial, destination=path, renameoptions="OVERWRITE")
+        if not fs.exists(partial):
+            return
+    if fs.exists(path):
+        fs.rm(path)
+    fs.mv(partial, path)
+
+
+class _Whole(AsyncFileSystemWrapper):  # type: ignore[misc]
+    """For Zarr: a filesystem whose files are whole or not there."""
+
+    async def _pipe_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
+        await asyncio.to_thread(_write_whole, self.sync_fs, path, value)
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[str]:
+    """The path of a file on this machine: the file itself, or a copy that goes afterwards."""
+    fs, path = filesystem(url)
+    if not fs.exists(path):
+        raise FileNotFoundError(f"No such file: {url}.")
+    if isinstance(fs, LocalFileSystem):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(prefix="dtl-") as copy:
+        fs.get_file(path, copy.name)
+        yield copy.name
+
+
+def sha256(url: str) -> str:
+    """Of a file's bytes, as hexadecimal digits; read again only where it has changed."""
+    fs, path = filesystem(url)
+    if not fs.exists(path):
+        raise FileNotFoundError(f"No such file: {url}.")
+    return _sha256(url, repr(fs.info(path)))
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(url: str, version: str) -> str:
+    digest = hashlib.sha256()
+    fs, path = filesystem(url)
+    with fs.open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder with all in it, if it is there."""
+    fs, path = filesystem(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def clear(url: str) -> None:
+    """Remove all that is in a folder, but hidden files, such as a lock."""
+    fs, path = filesystem(url)
+    for inside in fs.ls(path, detail=False):
+        if not inside.rstrip("/").rsplit("/", 1)[-1].startswith("."):
+            fs.rm(inside, recursive=True)
+
+
+def check_writable(url: str) -> None:
+    """Write and remove a small file in a folder, making it where it is missing.
+
+    Raises
+    ------
+    PermissionError
+        With the folder's name and the filesystem's own reason.
+    """
+    probe = join(url, f".dtl-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"dtl")
+        remove(probe)
+    except Exception as error:
+        raise PermissionError(
+            f"Cannot write to {url}: {error}. Choose another --out, or ask for write permission."
+        ) from error
+
+
+def walk(url: str) -> Iterator[tuple[str, int]]:
+    """All files below a folder: path relative to it, size in bytes; sorted within a folder.
+
+    Links to folders are followed.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    ValueError
+        If a link leads to a folder above itself.
+    """
+    fs, root = filesystem(url)
+    root = root.rstrip("/") or root
+    if not fs.exists(root):
+        raise FileNotFoundError(f"No such folder: {url}. Check --images.")
+    if not fs.isdir(root):
+        raise NotADirectoryError(f"Not a folder: {url}. --images takes the folder of the classes.")
+    prefix = len(fs._strip_protocol(root).rstrip("/")) + 1
+    for path, size in _walk(fs, root, ()):
+        yield path[prefix:], size
+
+
+def _walk(fs: Any, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    # One folder at a time: details of all files at once would be the driver's largest value.
+    for folder, _, files in fs.walk(root, detail=True):
+        for name in sorted(files):
+            path = f"{folder}/{name}"
+            if files[name].get("islink") and fs.isdir(path):  # which fsspec gives as a file
+                target = os.path.realpath(path)
+                places = (*above, os.path.realpath(folder))
+                if any(f"{place}/".startswith(f"{target}/") for place in places):
+                    raise ValueError(f"{path} links to a folder above itself. Remove the link.")
+                yield from _walk(fs, path, places)
+            else:
+                yield path, int(files[name]["size"])
+
+
+def clean(url: str) -> None:
+    """Remove the half-written files that a killed process left below a folder."""
+    fs, path = filesystem(url)
+    if not fs.async_impl:  # object stores have none, and listing them all takes long
+        for partial in fs.glob(f"{path}/**/*.partial"):
+            fs.rm_file(partial)
+
+
+def asynchronous(url: str) -> tuple[Any, str]:
+    """The filesystem and path for Zarr, which runs coroutines on a loop of its own."""
+    fs, path = filesystem(url)
+    if fs.async_impl:
+        scheme = url.split("://", 1)[0]
+        return fsspec.filesystem(scheme, asynchronous=True, **fs.storage_options), path
+    if isinstance(fs, Hdfs | MemoryFileSystem):
+        return AsyncFileSystemWrapper(fs, asynchronous=True), path
+    return _Whole(fs, asynchronous=True), path

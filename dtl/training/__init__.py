@@ -1,0 +1,1 @@
+"""Rows to a head: averaging rounds, the exact optimum, tuning, the estimator."""

@@ -1,0 +1,537 @@
+"""A scikit-learn classifier that trains as the pipeline does, on Dask or NumPy arrays.
+
+Blocks of rows take the place of the store's chunks: tasks make `replica.Shard` values of them, and
+`trainer.fit` does the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.system import CPU_COUNT
+from distributed import Client, Future, LocalCluster, get_worker, worker_client
+from numpy.typing import ArrayLike, NDArray
+
+from dtl.cluster.spread import in_groups, tree_reduce
+from dtl.config import FeaturesConfig, TrainConfig
+from dtl.head import averaging, blas, softmax
+from dtl.head.averaging import Moments
+from dtl.training import lbfgs, rounds, trainer
+from dtl.training.sharding import Shard
+from dtl.training.values import Round
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.metrics import accuracy_score
+    from sklearn.utils import check_random_state, column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "dtl.SoftmaxRegression needs scikit-learn. In dtl's folder: pip install -e '.[sklearn]'."
+    ) from error
+
+_NOT_OF_ARRAYS = {
+    *("layer", "start_from", "checkpoint_every", "features_in"),
+    *("patience", "stop_on", "keep"),
+    *("hidden_units", "hidden_start"),
+}
+"""Options of training that speak of a store, of its files, or of validation rows; and those of
+hidden units, with which it were no softmax regression."""
+
+_OPTIONS = tuple(spec for spec in fields(TrainConfig) if spec.name not in _NOT_OF_ARRAYS)
+
+_BLOCK_ROWS = FeaturesConfig.chunk_images
+_BLOCK_BYTES = 8 * 2**20
+"""A NumPy array's blocks are cut as the store's chunks are, and go to the workers in tasks."""
+
+_SIGNATURE = inspect.Signature(
+    [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in [
+                *((spec.name, spec.default) for spec in _OPTIONS),
+                ("random_state", 0),
+                ("client", None),
+                ("verbose", False),
+            ]
+        ),
+    ]
+)
+
+
+class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Softmax regression by local SGD with averaging, on a Dask cluster.
+
+    It minimises ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)`` of the standardised features, as
+    scikit-learn's ``LogisticRegression(C=1 / (l2 * n_rows))`` behind a ``StandardScaler`` does. The
+    result has the same bits on any number of workers, for the same blocks of rows.
+
+    Parameters
+    ----------
+    solver, n_shards, epochs, batch_size, averaging_frequency, learning_rate, momentum, l2, ...
+        The options of `dtl.config.TrainConfig` by their names, with their defaults, but for those
+        that speak of a store or of validation; README.md's table says what each is. They are
+        checked by `fit`. A "chunk" is a block of rows here.
+    random_state : int, RandomState or None, default 0
+        Of the order of the rows; an int is what ``--seed`` is. None: another order each time.
+    client : distributed.Client, optional
+        Where to train. None: within a Dask task, that task's cluster; else the current client;
+        and where there is none, threads of this process for as long as `fit` takes. Copies to
+        other processes are without it, and clones share it.
+    verbose : bool, default False
+        Show how far `fit` is.
+
+    Attributes
+    ----------
+    classes_ : (n_classes,) array
+        Labels, sorted.
+    coef_ : (n_classes, n_features) float64
+        For features as they are given, not standardised; two rows for two classes, too.
+    intercept_ : (n_classes,) float64
+    n_features_in_ : int
+    n_iter_ : int
+        Rounds.
+    history_ : list of Round
+
+    Notes
+    -----
+    A Dask array's blocks are not put in another order: every shard gets whole blocks, so they
+    should be fair samples. Rows sorted by class must be shuffled before. Rows stay on the workers,
+    in float32, besides the blocks until these have been read. The rows of a NumPy array are
+    shuffled, and sent in tasks; for what is larger than a gigabyte, use Dask arrays.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> SoftmaxRegression(epochs=100, l2=0.001).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    random_state: int | np.random.RandomState | None
+    client: Client | None
+    verbose: bool
+    classes_: NDArray[Any]
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64]
+    n_features_in_: int
+    n_iter_: int
+    history_: list[Round]
+
+    def __init__(self, **parameters: Any) -> None:
+        bound = _SIGNATURE.bind(self, **parameters)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if name != "self":
+                setattr(self, name, value)
+
+    # scikit-learn reads the parameters' names and defaults from it.
+    __init__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+
+    def fit(self, X: da.Array | ArrayLike, y: da.Array | ArrayLike) -> SoftmaxRegression:
+        """Train.
+
+        Parameters
+        ----------
+        X : (n_rows, n_features) Dask array or array-like
+            Numbers, finite. Sizes of a Dask array's blocks need not be known.
+        y : (n_rows,) Dask array or array-like
+            Labels of any type that sorts. Where sizes of blocks are unknown, as many blocks as X.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For options out of range, rows that do not fit the labels, features that are not
+            finite, fewer than two classes, more shards than blocks, or a diverging learning rate.
+        """
+        config, seed, run = self._config(), self._seed(), uuid.uuid4().hex[:8]
+        _refuse_frames(X, y)
+        if isinstance(X, da.Array):
+            X = _check_dask(X)
+            validate_data(self, X, skip_check_array=True)
+        else:
+            y = y.compute() if isinstance(y, da.Array) else y
+            checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y)
+            check_classification_targets(checked[1])
+        with _connect(self.client) as client:
+            if isinstance(X, da.Array):
+                rows, labels = _compute_blocks(client, X, y)
+            else:
+                rows, labels = _cut_blocks(client, *checked, config.n_shards, seed, run)
+            n_rows, self.classes_ = _read_labels(client, rows, labels, run)
+            n_shards = config.n_shards or min(trainer.MOST_SHARDS, len(rows))
+            if n_shards > len(rows):
+                raise ValueError(
+                    f"n_shards = {n_shards}, but X has {len(rows)} blocks of rows, and a shard "
+                    "trains on whole ones. Use fewer shards, or rechunk X to smaller blocks."
+                )
+            moments = tree_reduce(
+                client,
+                [
+                    client.submit(_block_moments, block, i, key=f"moments-{run}-{i}")
+                    for i, block in enumerate(rows)
+                ],
+                averaging.combine_moments,
+                name=f"combine-moments-{run}",
+            )
+            groups = [
+                client.submit(
+                    _make_shards,
+                    indices,
+                    [rows[s::n_shards] for s in indices], [labels[s::n_shards] for s in indices],
+                    moments, self.classes_,
+                    key=f"load-shards-{run}-{g}",
+                )
+                for g, indices in enumerate(in_groups(client, n_shards, config.shards_per_task))
+            ]  # fmt: skip
+            del rows, labels  # the workers let go of a block when its shard has been made
+            start = client.submit(
+                softmax.zeros, self.n_features_in_, len(self.classes_), key=f"start-{run}"
+            )
+            n_train = np.array([n_rows[s::n_shards].sum() for s in range(n_shards)])
+            if config.solver == "lbfgs":
+                params, self.history_ = lbfgs.solve(
+                    groups, n_shards, start, config, client, run=run, has_validation=False,
+                    show=self.verbose,
+                )  # fmt: skip
+            else:
+                params, self.history_ = rounds.fit(
+                    groups, n_train, start, config, seed, client, run=run, has_validation=False,
+                    show=self.verbose,
+                )  # fmt: skip
+            final: Moments = moments.result()
+        kernel = params["kernel"].astype(np.float64) / final.scale()[:, None]
+        self.coef_ = np.ascontiguousarray(kernel.T)
+        self.intercept_ = params["bias"] - final.mean @ kernel
+        self.n_iter_ = len(self.history_)
+        return self
+
+    def decision_function(self, X: da.Array | ArrayLike) -> da.Array | NDArray[np.float64]:
+        """Logits; for two classes, the second's less the first's.
+
+        Parameters
+        ----------
+        X : (n_rows, n_features) Dask array or array-like
+
+        Returns
+        -------
+        (n_rows, n_classes) or, for two classes, (n_rows,) float64
+            A lazy Dask array for a Dask array.
+        """
+        width = len(self.classes_) if len(getattr(self, "classes_", ())) > 2 else None
+        return self._map(_decide, X, np.dtype(np.float64), width)
+
+    def predict_proba(self, X: da.Array | ArrayLike) -> da.Array | NDArray[np.float64]:
+        """Probabilities (n_rows, n_classes) of the classes, in the order of `classes_`."""
+        check_is_fitted(self)
+        return self._map(_probabilities, X, np.dtype(np.float64), len(self.classes_))
+
+    def predict(self, X: da.Array | ArrayLike) -> da.Array | NDArray[Any]:
+        """The likeliest label (n_rows,) of each row; lazy for a Dask array."""
+        check_is_fitted(self)
+        return self._map(_predict, X, self.classes_.dtype, None, classes=self.classes_)
+
+    def score(
+        self,
+        X: da.Array | ArrayLike,
+        y: da.Array | ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """Accuracy; only labels come to this process.
+
+        Parameters
+        ----------
+        X : (n_rows, n_features) Dask array or array-like
+        y : (n_rows,) Dask array or array-like
+        sample_weight : (n_rows,) array-like, optional
+        """
+        _refuse_frames(X, y)
+        lazy = {"true": y, "predicted": self.predict(X)}
+        if any(isinstance(value, da.Array) for value in lazy.values()):
+            with _connect(self.client) as client:
+                lazy = client.compute(dask.delayed(lazy)).result()
+        return float(accuracy_score(lazy["true"], lazy["predicted"], sample_weight=sample_weight))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A client belongs to its process.
+        state: dict[str, Any] = super().__getstate__() | {"client": None}
+        return state
+
+    def __sklearn_clone__(self) -> SoftmaxRegression:
+        twin: SoftmaxRegression = BaseEstimator.__sklearn_clone__(copy.copy(self))
+        twin.client = self.client
+        return twin
+
+    def _config(self) -> TrainConfig:
+        values = {spec.name: getattr(self, spec.name) for spec in _OPTIONS}
+        # A search over np.logspace brings NumPy's scalars.
+        return TrainConfig(
+            **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+        )
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _map(
+        self, function: Any, X: Any, dtype: np.dtype[Any], width: int | None, **arguments: Any
+    ) -> Any:
+        """Apply a function of rows; `width` is of its result, None if that has one axis."""
+        check_is_fitted(self)
+        _refuse_frames(X)
+        arguments |= {"coef": self.coef_, "intercept": self.intercept_}
+        if not isinstance(X, da.Array):
+            return function(validate_data(self, X, reset=False), **arguments)
+        X = _check_dask(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        if width is None:
+            return X.map_blocks(
+                function, drop_axis=1, dtype=dtype, meta=np.empty(0, dtype), **arguments
+            )
+        return X.map_blocks(
+            function,
+            chunks=(X.chunks[0], (width,)),
+            dtype=dtype,
+            meta=np.empty((0, 0), dtype),
+            **arguments,
+        )
+
+
+@contextmanager
+def _connect(client: Client | None) -> Iterator[Client]:
+    """The client given, the task's, the current one, or one of threads of this process."""
+    if client is not None:
+        yield client
+        return
+    try:
+        get_worker()
+    except ValueError:
+        pass
+    else:
+        # A task that waits for others must make room for them.
+        with worker_client() as client:
+            yield client
+        return
+    try:
+        client = Client.current()
+    except ValueError:
+        with (
+            LocalCluster(
+                n_workers=1,
+                threads_per_worker=CPU_COUNT,
+                processes=False,
+                memory_limit=0,
+                # Without a dashboard, the scheduler would still want port 8787 for HTTP.
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": ":0"},
+                silence_logs=logging.CRITICAL,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
+        return
+    yield client
+
+
+def _refuse_frames(*values: Any) -> None:
+    for value in values:
+        if dask.is_dask_collection(value) and not isinstance(value, da.Array):
+            raise TypeError(
+                f"Dask arrays are expected. Received: {type(value).__name__}. Use its "
+                "to_dask_array(lengths=True)."
+            )
+
+
+def _check_dask(X: da.Array) -> da.Array:
+    """An array of whole rows of numbers."""
+    if X.ndim != 2:
+        raise ValueError(f"X must be (n_rows, n_features). Received: {X.ndim} axes.")
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"X must hold real numbers. Received: dtype {X.dtype}.")
+    if np.isnan(X.shape[1]):
+        raise ValueError("The number of X's features must be known. Use X.compute_chunk_sizes().")
+    return X if X.numblocks[1] == 1 else X.rechunk({1: -1})
+
+
+def _compute_blocks(client: Client, X: da.Array, y: Any) -> tuple[list[Future], list[Future]]:
+    """Blocks of a Dask array and their labels, computed on the workers."""
+    if y is None:
+        raise ValueError("y must hold a label for every row of X. Received: None.")
+    known = not np.isnan(X.shape[0])
+    if not isinstance(y, da.Array):
+        rows = client.compute(_blocks(X))
+        y = column_or_1d(y, warn=True)
+        sizes = X.chunks[0] if known else client.gather([client.submit(len, r) for r in rows])
+        _check_length(sum(sizes), len(y))
+        ends = np.cumsum(sizes)
+        parts = [y[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return rows, [client.submit(np.asarray, part) for part in parts]
+    if y.ndim != 1:
+        raise ValueError(f"y must be (n_rows,). Received: {y.ndim} axes. Use y.ravel().")
+    if known and not np.isnan(y.shape[0]):
+        _check_length(X.shape[0], y.shape[0])
+        y = y.rechunk((X.chunks[0],))
+    elif y.numblocks[0] != X.numblocks[0]:
+        raise ValueError(
+            f"X has {X.numblocks[0]} blocks and y {y.numblocks[0]}, of unknown sizes. Use "
+            "compute_chunk_sizes() of both."
+        )
+    # In one graph, for both often come from one source.
+    both = client.compute([*_blocks(X), *_blocks(y)])
+    return both[: X.numblocks[0]], both[X.numblocks[0] :]
+
+
+def _blocks(array: da.Array) -> list[Any]:
+    delayed: list[Any] = array.to_delayed().ravel().tolist()
+    return delayed
+
+
+def _check_length(n_rows: int, n_labels: int) -> None:
+    if n_rows != n_labels:
+        raise ValueError(f"X has {n_rows} rows, and y {n_labels} labels. They must be as many.")
+
+
+def _cut_blocks(
+    client: Client, X: NDArray[Any], y: NDArray[Any], n_shards: int, seed: int, run: str
+) -> tuple[list[Future], list[Future]]:
+    """Blocks of a NumPy array's shuffled rows and their labels, of one size and in whole shards.
+
+    They are arguments of tasks, not scattered, so a lost worker's are sent again.
+    """
+    n_rows = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (X.shape[1] * X.itemsize)))
+    n_blocks = -(-len(X) // n_rows)
+    n_shards = n_shards or min(trainer.MOST_SHARDS, n_blocks)
+    n_blocks = min(-(-n_blocks // n_shards) * n_shards, len(X))
+    parts = np.array_split(np.random.default_rng(seed).permutation(len(X)), n_blocks)
+    return (
+        [client.submit(np.asarray, X[p], key=f"rows-{run}-{i}") for i, p in enumerate(parts)],
+        [client.submit(np.asarray, y[p], key=f"labels-{run}-{i}") for i, p in enumerate(parts)],
+    )
+
+
+def _read_labels(
+    client: Client, rows: Sequence[Future], labels: Sequence[Future], run: str
+) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """The number of rows of every block, and the classes of all."""
+    read = client.gather(
+        [
+            client.submit(_block_classes, *block, i, key=f"classes-{run}-{i}")
+            for i, block in enumerate(zip(rows, labels, strict=True))
+        ]
+    )
+    n_rows = np.array([n for n, _ in read], np.intp)
+    classes = np.unique(np.concatenate([found for _, found in read if len(found)] or [[]]))
+    if len(classes):
+        check_classification_targets(classes)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y must hold two classes or more. Received: {len(classes)} class in {n_rows.sum()} "
+            "rows."
+        )
+    return n_rows, classes
+
+
+def _block_classes(
+    rows: NDArray[Any], labels: NDArray[Any], index: int
+) -> tuple[int, NDArray[Any]]:
+    if len(rows) != len(labels):
+        raise ValueError(
+            f"Block {index} of X has {len(rows)} rows, and that of y {len(labels)}. Their blocks "
+            "must be of the same sizes."
+        )
+    return len(rows), np.unique(labels)
+
+
+def _block_moments(rows: NDArray[Any], index: int) -> Moments:
+    _check_finite(rows, f" in block {index}")
+    return Moments.of(rows)
+
+
+def _check_finite(rows: NDArray[Any], where: str = "") -> None:
+    if not np.isfinite(rows).all():
+        raise ValueError(f"Features must be finite. Received: NaN or infinity{where}.")
+
+
+def _make_shards(
+    indices: range,
+    rows: list[list[NDArray[Any]]],
+    labels: list[list[NDArray[Any]]],
+    moments: Moments,
+    classes: NDArray[Any],
+) -> list[Shard]:
+    return [
+        _make_shard(index, of_rows, of_labels, moments, classes)
+        for index, of_rows, of_labels in zip(indices, rows, labels, strict=True)
+    ]
+
+
+def _make_shard(
+    index: int,
+    rows: list[NDArray[Any]],
+    labels: list[NDArray[Any]],
+    moments: Moments,
+    classes: NDArray[Any],
+) -> Shard:
+    """Standardise the rows of a shard's blocks, as `replica.load_shard` does those of chunks."""
+    n_rows = tuple(len(block) for block in rows)
+    features = np.empty((sum(n_rows), len(moments.mean)), np.float32)
+    first = 0
+    for block in rows:
+        # What float32 would lose of numbers far from 0 is only lost after the mean is subtracted.
+        wide = block.astype(np.result_type(block.dtype, np.float32))
+        wide -= moments.mean.astype(wide.dtype)
+        wide /= moments.scale()
+        features[first : first + len(block)] = wide
+        first += len(block)
+    encoded = np.searchsorted(classes, np.concatenate(labels)).astype(np.int32)
+    return Shard(index, features, encoded, n_rows)
+
+
+def _logits(
+    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    _check_finite(rows)
+    with blas.one_blas_thread():
+        logits: NDArray[np.float64] = rows @ coef.T + intercept
+    return logits
+
+
+def _decide(
+    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    logits = _logits(rows, coef, intercept)
+    return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+
+def _probabilities(
+    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    probabilities: NDArray[np.float64] = np.exp(softmax.log_softmax(_logits(rows, coef, intercept)))
+    return probabilities
+
+
+def _predict(
+    rows: NDArray[Any],
+    coef: NDArray[np.float64],
+    intercept: NDArray[np.float64],
+    classes: NDArray[Any],
+) -> NDArray[Any]:
+    labels: NDArray[Any] = classes[_logits(rows, coef, intercept).argmax(axis=1)]
+    return labels

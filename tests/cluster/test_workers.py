@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from helpers import local_cluster, wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtl.cluster import workers
+from dtl.cluster.spread import group_size, in_groups, map_chunks, tree_reduce
+from dtl.cluster.workers import check_memory, check_visible, on_each_worker, tell_of_pauses
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[Client]:
+    with local_cluster() as local, Client(local) as client:
+        yield client
+
+
+def leaves(client: Client, values: list[Any]) -> list[Any]:
+    return client.map(lambda v: v, values, pure=False)
+
+
+def height(tree: Any) -> int:
+    return 1 + max(map(height, tree)) if isinstance(tree, tuple) else 0
+
+
+def widths(tree: Any) -> list[int]:
+    return (
+        [len(tree), *(w for part in tree for w in widths(part))] if isinstance(tree, tuple) else []
+    )
+
+
+def flat(tree: Any) -> list[int]:
+    return [leaf for part in tree for leaf in flat(part)] if isinstance(tree, tuple) else [tree]
+
+
+# --- tree_reduce ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 40), depth=st.integers(1, 5))
+def test_a_tree_holds_every_part_once_in_order(threads: Client, n: int, depth: int) -> None:
+    name = f"tree-{n}-{depth}"
+    tree = tree_reduce(threads, leaves(threads, [*range(n)]), tuple, name=name, depth=depth)
+    found = tree.result()
+    assert flat(found) == list(range(n))
+    assert 1 <= height(found) <= depth
+
+
+@pytest.mark.parametrize(("n", "depth", "widest"), [(9, 2, 4), (4, 2, 2), (64, 3, 4), (7, 1, 7)])
+def test_no_task_combines_more_than_the_depth_asks(
+    threads: Client, n: int, depth: int, widest: int
+) -> None:
+    name = f"wide-{n}-{depth}"
+    tree = tree_reduce(threads, leaves(threads, [*range(n)]), tuple, name=name, depth=depth)
+    assert max(widths(tree.result())) == widest
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 30])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_sums_have_the_same_bits_on_any_workers(
+    threads: Client, one_thread: Client, n: int, depth: int
+) -> None:
+    rng = np.random.default_rng(n)
+    values = [float(v) for v in rng.normal(size=n) * 10.0 ** rng.integers(-8, 8, n)]
+    name = f"sum-{n}-{depth}"
+    found = [
+        tree_reduce(client, leaves(client, values), sum, name=name, depth=depth).result()
+        for client in (threads, one_thread)
+    ]
+    assert found[0].hex() == found[1].hex()
+    assert found[0] == pytest.approx(sum(values), rel=1e-9, abs=1e-6)
+
+
+# --- in_groups -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", range(1, 20))
+@pytest.mark.parametrize("n_threads", range(1, 10))
+def test_groups_are_as_large_as_costs_no_time(n: int, n_threads: int) -> None:
+    def rounds_of_the_busiest(size: int) -> int:
+        sizes = [len(range(n)[i : i + size]) for i in range(0, n, size)]
+        threads = [0] * n_threads
+        for taken in sizes:  # as they become free
+            threads[threads.index(min(threads))] += taken
+        return max(threads)
+
+    least = rounds_of_the_busiest(1)
+    size = group_size(n, n_threads)
+    assert rounds_of_the_busiest(size) == least
+    assert size == 4 or rounds_of_the_busiest(2 * size) > least
+
+
+@pytest.mark.parametrize(("size", "ends"), [(0, [2, 4, 5]), (1, [1, 2, 3, 4, 5]), (8, [5])])
+def test_groups_hold_every_part_once_in_order(threads: Client, size: int, ends: list[int]) -> None:
+    groups = in_groups(threads, 5, size)
+    assert [part for group in groups for part in group] == list(range(5))
+    assert size == 0 or [group.stop for group in groups] == ends
+
+
+# --- map_chunks ----------------------------------------------------------------------------------
+
+
+def test_every_chunk_comes_once(threads: Client) -> None:
+    def double(chunk: int, plus: int) -> int:
+        return 2 * chunk + plus
+
+    found = list(map_chunks(threads, double, range(50), plus=1))
+    assert sorted(found) == list(range(1, 101, 2))
+    assert list(map_chunks(threads, double, [], plus=1)) == []
+    assert list(map_chunks(threads, double, [3], plus=1)) == [7]
+
+
+def test_two_thousand_tiny_chunks(threads: Client) -> None:
+    found = list(map_chunks(threads, abs, range(-2000, 0)))
+    assert sorted(found) == list(range(1, 2001))
+
+
+def test_a_chunk_may_be_a_value_of_any_kind(threads: Client) -> None:
+    """A part of predictions is an address and a list."""
+    chunks = [("a", ["x", "y"]), ("b", ["z"])]
+    assert sorted(map_chunks(threads, lambda c: (c[0], len(c[1])), chunks)) == [("a", 2), ("b", 1)]
+
+
+def test_a_chunk_that_fails_is_tried_again(threads: Client, tmp_path: Path) -> None:
+    def fails_twice(chunk: int, folder: Path) -> int:
+        with (folder / str(chunk)).open("a") as file:
+            file.write("tried\n")
+        if chunk == 4 and len((folder / "4").read_text().splitlines()) < 3:
+            raise OSError("the storage failed")
+        return chunk
+
+    assert sorted(map_chunks(threads, fails_twice, range(8), folder=tmp_path)) == list(range(8))
+    tries = {int(file.name): len(file.read_text().splitlines()) for file in tmp_path.iterdir()}
+    assert tries == {chunk: 3 if chunk == 4 else 1 for chunk in range(8)}
+
+
+def test_a_chunk_that_always_fails_fails_the_work(threads: Client, tmp_path: Path) -> None:
+    def fails(chunk: int, folder: Path) -> int:
+        with (folder / str(chunk)).open("a") as file:
+            file.write("tried\n")
+        if chunk == 2:
+            raise OSError("the storage failed for good")
+        return chunk
+
+    with pytest.raises(OSError, match="the storage failed for good"):
+        list(map_chunks(threads, fails, range(4), folder=tmp_path))
+    assert len((tmp_path / "2").read_text().splitlines()) == 4
+
+
+class Counted:
+    """Chunks that know how many of them were taken."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.n_taken = n, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in range(self.n):
+            self.n_taken += 1
+            yield chunk
+
+
+def test_two_chunks_a_worker_are_in_flight(threads: Client) -> None:
+    chunks = Counted(40)
+    in_flight = []
+    for n_done, _ in enumerate(map_chunks(threads, abs, chunks)):
+        in_flight.append(chunks.n_taken - n_done)
+    assert len(in_flight) == 40
+    assert max(in_flight) == 4
+    assert set(in_flight[:36]) == {4}
+
+
+# --- workers and what they see -------------------------------------------------------------------
+
+
+def test_on_each_worker(threads: Client, processes: Client) -> None:
+    found = on_each_worker(threads, lambda plus: threading.get_ident() + plus, 0)
+    assert list(found) == list(workers.known_workers(threads))
+    assert len(set(found.values())) == 2
+    assert os.getpid() not in on_each_worker(processes, os.getpid).values()
+
+
+def test_a_worker_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.2)
+
+    def dies() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+        ) as local,
+        Client(local) as client,
+    ):
+        (address,) = workers.known_workers(client)
+        message = rf"Worker {address} was lost at the start\. Most likely its memory did not suf"
+        with pytest.raises(ConnectionError, match=message):
+            on_each_worker(client, dies)
+
+
+def test_a_function_may_take_long_and_raise_what_it_likes(
+    threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)
+
+    def times_out() -> None:
+        time.sleep(0.3)
+        raise TimeoutError("the function's own")
+
+    with pytest.raises(TimeoutError, match="the function's own"):
+        on_each_worker(threads, times_out)
+
+
+def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late:
+        """It is done just after it was waited for in vain."""
+
+        asked = 0
+
+        def done(self) -> bool:
+            return self.asked > 0
+
+        def result(self, timeout: float | None = None) -> int:
+            self.asked += 1
+            if timeout is not None:
+                raise TimeoutError(f"timed out after {timeout} s.")
+            return 7
+
+    monkeypatch.setattr(threads, "submit", lambda *_, **__: Late())
+    assert set(on_each_worker(threads, abs).values()) == {7}
+
+
+def test_a_worker_that_pauses_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.1)
+    before = set(threading.enumerate())
+    with (
+        dask.config.set({f"distributed.worker.memory.{w}": False for w in ("target", "spill")}),
+        # This process has more than that already.
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, memory_limit="50MiB",
+            dashboard_address=":0", silence_logs=False,
+        ) as local,
+        Client(local) as client,
+        tell_of_pauses(client),
+    ):  # fmt: skip
+        (address,) = workers.known_workers(client)
+        wait_until(lambda: "has paused" in caplog.text, "a word of the pause")
+        time.sleep(0.5)
+    (record,) = (record for record in caplog.records if record.name == "dtl.cluster.workers")
+    message = (
+        rf"Worker {address} has paused: \S+ .iB of its 50\.00 MiB are taken\. It goes on by itself "
+        r".*nothing that is done is lost\. Give each worker more memory \(--cluster\.memory-limit"
+    )
+    assert re.match(message, record.message)
+    assert "dtl-pauses" not in {t.name for t in set(threading.enumerate()) - before}
+
+
+def test_nothing_is_told_of_workers_at_work_nor_when_the_client_is_closed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)
+    with local_cluster() as local, Client(local) as client, tell_of_pauses(client):
+        assert client.submit(abs, -3).result() == 3
+        time.sleep(0.3)
+        client.close()
+        time.sleep(0.3)
+    assert not [record for record in caplog.records if record.name == "dtl.cluster.workers"]
+
+
+def test_memory_of_one_process_is_refused_with_processes(
+    threads: Client, processes: Client
+) -> None:
+    check_memory(threads, "memory://photos", "/somewhere")
+    check_memory(processes, "/somewhere", "hdfs:///photos")
+    message = r"memory://photos: memory:// is of one process only.*Use a folder, or --cluster\.proc"
+    with pytest.raises(ValueError, match=message):
+        check_memory(processes, "/somewhere", "memory://photos")
+
+
+def test_a_folder_that_a_worker_does_not_see(processes: Client, tmp_path: Path) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.write_text("x")
+    check_visible(processes, str(tmp_path), f"file://{there}")
+    check_visible(processes, "memory://is-no-place-on-a-disk")
+    message = rf"Worker tcp://.* does not see {gone}\. Put it where every worker reads it: hdfs://"
+    with pytest.raises(FileNotFoundError, match=message):
+        check_visible(processes, str(there), str(gone))

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client
+from helpers import all_files, command
+
+from dtl import config
+from dtl.config import Config
+from dtl.features import derivation, featurization
+from dtl.features.store import FeatureStore
+from dtl.images import listing
+
+
+def settings(pictures: Path, *layers: str, **options: object) -> Config:
+    given = {"weights": "random", "layers": layers, "chunk_images": 8, "batch_images": 4}
+    return config.build({"images": {"url": str(pictures)}, "features": given | options})
+
+
+def featurize(c: Config, url: Path, client: Client) -> FeatureStore:
+    listed = listing.list_images(c.images, c.seed)
+    return featurization.featurize(str(url), listed, c.features, c.images, c.seed, client)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, processes: Client) -> tuple[Path, FeatureStore]:
+    """Pictures, one of them unreadable, and their features of a small network's last pooling."""
+    from helpers import COLOURS, draw
+
+    folder = tmp_path_factory.mktemp("derivation")
+    draw(folder / "pictures", COLOURS, 7)
+    (folder / "pictures" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    c = small_settings(folder / "pictures", "global_average_pooling2d")
+    return folder / "pictures", featurize(c, folder / "pooled.zarr", processes)
+
+
+def small_settings(pictures: Path, *layers: str, **options: object) -> Config:
+    c = settings(pictures, *layers, network="MobileNetV2", **options)
+    return replace(c, images=replace(c.images, max_skipped=0.5))
+
+
+def derive(source: FeatureStore, c: Config, url: Path, client: Client) -> FeatureStore:
+    return derivation.derive(str(url), source, c.features, c.seed, client)
+
+
+def test_fc1_becomes_fc2_and_predictions_bit_for_bit(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    source = featurize(settings(pictures, "fc1"), tmp_path / "fc1.zarr", processes)
+    c = settings(pictures, "fc2", "predictions")
+    expected = featurize(c, tmp_path / "direct.zarr", processes)
+    found = derive(source, c, tmp_path / "derived.zarr", processes)
+    assert np.ptp(expected.read("fc2")) > 0.1
+    assert np.allclose(expected.read("predictions").sum(axis=1), 1, atol=0.01)
+    for name in ("fc2", "predictions", "path", "label", "status", "error", "content_hash"):
+        np.testing.assert_array_equal(found.read(name), expected.read(name), strict=True)
+    assert found.settings == expected.settings
+    assert found.attrs["weights_sha256"] == expected.attrs["weights_sha256"]
+    assert found.attrs["derived_from"] == {"layer": "fc1", "dtype": "float32"}
+
+
+def test_unreadable_images_stay_rows_of_zeros(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, source = small
+    c = small_settings(pictures, "predictions")
+    found = derive(source, c, tmp_path / "derived.zarr", processes)
+    (row,) = np.flatnonzero(found.read("error") != "")
+    assert found.read("path")[row] == "red/broken.jpg"
+    assert not found.read("predictions")[row].any()
+    assert found.read("predictions").any(axis=1).sum() == 21
+
+
+def test_goes_on_where_it_was_interrupted_to_the_same_bytes(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, source = small
+    c = small_settings(pictures, "predictions")
+    store = derive(source, c, tmp_path / "derived.zarr", processes)
+    before = all_files(store.url)
+    (tmp_path / "derived.zarr/status/c/1").unlink()
+    (tmp_path / "derived.zarr/predictions/c/1/0").write_bytes(b"half")
+    assert derivation.finished(store.url, source, c.features) is None
+    derive(source, c, tmp_path / "derived.zarr", processes)
+    assert all_files(store.url) == before
+    assert derivation.finished(store.url, source, c.features) is not None
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "message"),
+    [
+        (("Conv_1",), {}, "Conv_1 of MobileNetV2 cannot be computed from the stored global_av"),
+        (("nix",), {}, "no layer 'nix'"),
+        (("predictions",), {"network": "VGG16"}, "network: asked for 'VGG16', stored 'MobileNet"),
+        (("predictions",), {"pooling": "max"}, "pooling: asked for 'max', stored 'avg'"),
+    ],
+)
+def test_what_cannot_be_derived_is_said(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client,
+    layers: tuple[str, ...], options: dict[str, object], message: str,
+) -> None:  # fmt: skip
+    pictures, source = small
+    c = small_settings(pictures, *layers)
+    c = replace(c, features=replace(c.features, **options))
+    with pytest.raises(ValueError, match=message):
+        derive(source, c, tmp_path / "derived.zarr", processes)
+    assert not (tmp_path / "derived.zarr").exists()
+
+
+def test_other_weights_are_refused(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, source = small
+    c = replace(small_settings(pictures, "predictions"), seed=9)
+    with pytest.raises(ValueError, match="was made with weights of SHA-256"):
+        derive(source, c, tmp_path / "derived.zarr", processes)
+
+
+def test_half_precision_in_the_source_is_in_the_settings(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, _ = small
+    c = small_settings(pictures, "global_average_pooling2d", dtype="float16")
+    source = featurize(c, tmp_path / "half.zarr", processes)
+    asked = small_settings(pictures, "predictions").features
+    assert derivation.settings(source, asked)["derived_from"] == "float16"
+
+
+def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path) -> None:
+    pictures, _ = small
+    out, later = tmp_path / "out", tmp_path / "later"
+    options = [
+        "--features.network", "MobileNetV2", "--features.weights", "random",
+        "--features.chunk-images", "8", "--images.max-skipped", "0.5", "--train.epochs", "2",
+    ]  # fmt: skip
+    pooled = ["--features.layers", "global_average_pooling2d"]
+    done = command("featurize", "--images", pictures, "--out", out, *options, *pooled)
+    assert done.returncode == 0, done.stderr
+    derived = ["derive", "--model", out, "--out", later, "--features.layers", "predictions"]
+    done = command(*derived)
+    assert done.returncode == 0, done.stderr
+    assert f"Features of 22 images: {later}/features.zarr" in done.stdout
+    done = command("train", "--out", later)  # goes on from there
+    assert done.returncode == 0, done.stderr
+    assert "done before" in command(*derived).stderr
+    same = command("derive", "--model", out, "--out", out, "--features.layers", "predictions")
+    assert "Choose another --out" in same.stderr

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+from distributed import Client
+from helpers import COLOURS, contents, draw, jpeg
+
+from dtl import config
+from dtl.config import Config
+from dtl.features import featurization
+from dtl.features.store import FeatureStore
+from dtl.features.values import DONE, PENDING, SKIPPED
+from dtl.images import listing
+from dtl.images.values import ImageList
+
+
+def settings(url: Path | str, **changes: object) -> Config:
+    """VGG16 cut after its first block: real, and quick to compute."""
+    cut = {"layers": ["block1_pool"], "weights": "random", "chunk_images": 8, "batch_images": 4,
+           "precision": "float32"}  # fmt: skip
+    return config.build(
+        {"images": {"url": str(url), "max_skipped": 0.5}, "features": cut | changes}
+    )
+
+
+def featurize(c: Config, url: Path, client: Client, *, overwrite: bool = False) -> FeatureStore:
+    return featurization.featurize(
+        str(url), listed(c), c.features, c.images, c.seed, client, overwrite=overwrite
+    )
+
+
+def listed(c: Config) -> ImageList:
+    return listing.list_images(c.images, c.seed)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many") / "pictures"
+    draw(folder, COLOURS, 32)
+    return folder
+
+
+def test_rows_are_the_listed_images_through_the_network(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    from dtl.features import backbone
+    from dtl.features.values import BackboneSpec
+    from dtl.images import formats
+
+    c = settings(pictures)
+    store = featurize(c, tmp_path / "f.zarr", processes)
+    assert (store.read("status") == DONE).all()
+    network = backbone.load(BackboneSpec(layers=("block1_pool",), weights="random"))
+    for row in (0, 7, 23):
+        data = (pictures / str(store.read("path")[row])).read_bytes()
+        batch = formats.decode(data, (224, 224))[None]
+        expected = network.features(batch)["block1_pool"][0]
+        assert np.allclose(store.read("block1_pool")[row], expected, rtol=1e-4, atol=1e-3)
+        assert store.class_names[store.read("label")[row]] == str(store.read("path")[row])[:-6]
+    with xarray.open_zarr(tmp_path / "f.zarr", consolidated=False) as opened:
+        assert opened["block1_pool"].dims == ("image", "feature")
+        assert opened.attrs["weights_sha256"] == network.weights_sha256
+
+
+def test_several_layers_in_float16(pictures: Path, tmp_path: Path, processes: Client) -> None:
+    c = settings(pictures, layers=["block1_conv1", "block1_pool"], dtype="float16", pooling="max")
+    store = featurize(c, tmp_path / "f.zarr", processes)
+    assert store.dtype("block1_conv1") == store.dtype("block1_pool") == np.float16
+    first, pool = store.read("block1_conv1"), store.read("block1_pool")
+    assert first.shape == pool.shape == (24, 64)
+    assert first.any()
+    assert pool.any()
+    assert not np.allclose(first, pool)
+
+
+def test_unreadable_images_are_rows_and_not_a_crash(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    good = (pictures / "red" / "0.jpg").read_bytes()
+    broken = {"truncated": good[: len(good) // 2], "empty": b"", "text": b"no picture at all"}
+    for name, data in broken.items():
+        (pictures / "red" / f"{name}.jpg").write_bytes(data)
+    store = featurize(settings(pictures), tmp_path / "f.zarr", processes)
+    status = store.read("status")
+    assert (status == SKIPPED).sum() == 3
+    assert (status == DONE).sum() == 24
+    reasons = dict(featurization.skipped_images(store))
+    assert reasons["red/empty.jpg"] == "empty file"
+    assert reasons["red/text.jpg"].startswith("not an image")
+    assert "truncated" in reasons["red/truncated.jpg"]
+    assert not store.read("block1_pool")[status == SKIPPED].any()
+
+
+def test_too_many_unreadable_images(pictures: Path, tmp_path: Path, processes: Client) -> None:
+    (pictures / "red" / "8.jpg").write_bytes(b"")
+    c = settings(pictures)
+    c = replace(c, images=replace(c.images, max_skipped=0.01))
+    message = r"1 of 25 images could not be read, more than images.max_skipped = 0.01 allows:\n"
+    with pytest.raises(ValueError, match=message + r"  red/8.jpg: empty file"):
+        featurize(c, tmp_path / "f.zarr", processes)
+    # What was done counts once the budget is raised.
+    before = contents(tmp_path / "f.zarr")
+    c = replace(c, images=replace(c.images, max_skipped=0.1))
+    store = featurize(c, tmp_path / "f.zarr", processes)
+    assert not store.pending_chunks()
+    after = contents(tmp_path / "f.zarr")
+    assert {name: after[name] for name in before if "status" not in name} == {
+        name: data for name, data in before.items() if "status" not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"layers": ["block1_conv1"]}, "layers: asked for"),
+        ({"preprocess": "dl4j"}, "preprocess: asked for 'dl4j', stored 'network'"),
+        ({"pooling": "max"}, "pooling: asked for 'max', stored 'avg'"),
+        ({"chunk_images": 16}, "chunk_images: asked for 16, stored 8"),
+        ({"network": "VGG19"}, "network: asked for 'VGG19', stored 'VGG16'"),
+    ],
+)
+def test_a_store_of_other_settings_is_refused(
+    pictures: Path, tmp_path: Path, processes: Client, change: dict[str, object], difference: str
+) -> None:
+    featurize(settings(pictures), tmp_path / "f.zarr", processes)
+    before = contents(tmp_path / "f.zarr")
+    with pytest.raises(ValueError, match=difference) as error:
+        featurize(settings(pictures, **change), tmp_path / "f.zarr", processes)
+    assert "--overwrite" in str(error.value)
+    assert contents(tmp_path / "f.zarr") == before
+
+
+def test_a_store_of_other_images_or_weights_is_refused(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    c = settings(pictures)
+    featurize(c, tmp_path / "f.zarr", processes)
+    with pytest.raises(ValueError, match=r"weights: asked for 'random, seed 1'"):
+        featurize(replace(c, seed=1), tmp_path / "f.zarr", processes)
+    (pictures / "red" / "new.jpg").write_bytes(jpeg(np.zeros((9, 9, 3), np.uint8)))
+    with pytest.raises(ValueError, match=r"images: asked for '25 of 3 classes.*stored '24 of 3"):
+        featurize(c, tmp_path / "f.zarr", processes)
+    store = featurize(c, tmp_path / "f.zarr", processes, overwrite=True)
+    assert store.n_images == 25
+
+
+def test_a_store_that_was_begun_with_other_weights_is_refused_or_begun_anew(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    """The settings are the same: what `imagenet` means may change, as Keras' cache does."""
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    store = featurize(c, url, processes)
+    whole = contents(url)
+    store._array("status")[store.rows(1)] = PENDING
+    store._group.attrs["weights_sha256"] = "0" * 64
+    with pytest.raises(ValueError, match=r"weights of SHA-256 0{64}.* anew with --overwrite"):
+        featurize(c, url, processes)
+    featurize(c, url, processes, overwrite=True)
+    assert contents(url) == whole
+
+
+def test_memory_with_processes_is_refused(pictures: Path, processes: Client) -> None:
+    c = settings(pictures)
+    with pytest.raises(ValueError, match=r"memory:// is of one process only"):
+        featurization.featurize("memory://f", listed(c), c.features, c.images, 0, processes)
+
+
+def test_a_half_made_store_is_made_anew(pictures: Path, tmp_path: Path, processes: Client) -> None:
+    import zarr
+
+    zarr.create_group(tmp_path / "f.zarr", attributes={"dtl": "unfinished"})
+    store = featurize(settings(pictures), tmp_path / "f.zarr", processes)
+    assert (store.read("status") == DONE).all()
+
+
+def test_a_lost_chunk_is_computed_again_to_the_same_bytes(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    store = featurize(c, url, processes)
+    whole, times = contents(url), stamps(url)
+    store._array("status")[store.rows(1)] = PENDING
+    (url / "block1_pool" / "c" / "1" / "0").unlink()
+    (url / "error" / "c").mkdir(exist_ok=True)
+    leftover = url / "block1_pool" / "c" / "1" / "0.1234.partial"
+    leftover.write_bytes(b"half")
+    featurize(c, url, processes)
+    assert contents(url) == whole
+    changed = {name for name, time_ in stamps(url).items() if times[name] != time_}
+    assert changed
+    assert all("c/1" in name for name in changed)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+DRIVER = """
+import sys
+from dtl import cluster, config, features, listing
+if __name__ == "__main__":
+    c = config.build(config.parse_toml(open(sys.argv[2]).read(), "test"))
+    with cluster.connect(c.cluster) as client:
+        features.featurize(
+            sys.argv[1], listing.list_images(c.images, c.seed), c.features, c.images, c.seed, client
+        )
+"""
+
+
+def start_driver(url: Path, toml: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(url), str(toml)], stderr=subprocess.DEVNULL
+    )
+
+
+def n_done(url: Path) -> int:
+    """Chunks whose status is stored."""
+    return len(list((url / "status" / "c").glob("*"))) if (url / "status" / "c").exists() else 0
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, "the driver ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_driver_goes_on_to_the_same_bytes(
+    many: Path, tmp_path: Path, processes: Client
+) -> None:
+    import tomli_w
+
+    c = settings(many)
+    expected = featurize(c, tmp_path / "expected.zarr", processes)
+    toml = tmp_path / "config.toml"
+    toml.write_text(tomli_w.dumps(config.to_dict(c)))
+    url = tmp_path / "f.zarr"
+    for at_least in (2, 5):  # of 12 chunks
+        driver = start_driver(url, toml)
+        wait_for(lambda least=at_least: n_done(url) >= least, driver)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        wait_for_quiet(url)
+        assert at_least <= n_done(url) < expected.n_chunks
+    times = stamps(url)
+    done = {name for name in times if name.startswith("status/c/")}
+    driver = start_driver(url, toml)
+    assert driver.wait(timeout=300) == 0
+    assert contents(url) == contents(tmp_path / "expected.zarr")
+    again = {name for name in done if stamps(url)[name] != times[name]}
+    assert again == set(), "finished chunks were computed again"
+
+
+def wait_for_quiet(url: Path) -> None:
+    """Until the dead driver's workers have noticed: nothing is written for a while."""
+    before: dict[str, int] = {}
+    while (now := stamps(url)) != before:
+        before = now
+        time.sleep(2)
+
+
+def test_killed_worker_is_replaced_and_the_bytes_are_the_same(
+    many: Path, tmp_path: Path, processes: Client
+) -> None:
+    from dtl.cluster import connection
+
+    c = settings(many)
+    featurize(c, tmp_path / "expected.zarr", processes)
+    url = tmp_path / "f.zarr"
+    killed: list[dict[str, int]] = []
+    with connection.connect(c.cluster) as client:
+        pid = next(iter(client.run(os.getpid).values()))
+
+        def kill() -> None:
+            while n_done(url) < 3:
+                time.sleep(0.01)
+            os.kill(pid, signal.SIGKILL)
+            killed.append(stamps(url))
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        featurize(c, url, client)
+        killer.join()
+        assert next(iter(client.run(os.getpid).values())) != pid
+    assert contents(url) == contents(tmp_path / "expected.zarr")
+    done = {name for name in killed[0] if name.startswith("status/c/")}
+    assert 3 <= len(done) < 12
+    assert all(stamps(url)[name] == killed[0][name] for name in done)

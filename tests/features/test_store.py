@@ -1,0 +1,252 @@
+"""The feature store on every backend."""
+
+import pickle
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+from helpers import all_files
+
+from dtl import storage
+from dtl.features import store as feature_store
+from dtl.features.store import FeatureStore
+from dtl.images.values import ImageList
+
+N_IMAGES = 10
+CHUNK_IMAGES = 4
+ATTRS = {"settings": {"network": "VGG16", "layers": ["fc2"]}, "weights_sha256": "abc"}
+
+
+def images():
+    return ImageList(
+        root="/photos",
+        path=np.array([f"b/straße {row}.jpg" for row in range(N_IMAGES)], np.dtypes.StringDType()),
+        label=(np.arange(N_IMAGES) % 2).astype(np.int32),
+        given_split=(np.arange(N_IMAGES) % 4 - 1).astype(np.int8),
+        size_bytes=np.arange(N_IMAGES),
+        class_names=("a", "b"),
+    )
+
+
+def create(url, layers=None, **options):
+    options = {"dtype": "float32", "chunk_images": CHUNK_IMAGES, "attrs": ATTRS} | options
+    return FeatureStore.create(url, images(), layers or {"fc2": 3}, **options)
+
+
+def content(store, chunk):
+    """Features, hashes and errors of a chunk; row 5 cannot be read."""
+    rows = np.arange(N_IMAGES)[store.rows(chunk)]
+    features = np.random.default_rng(0).normal(size=(N_IMAGES, 3)).astype(np.float32)[rows]
+    error = np.where(rows == 5, "damaged: image file is truncated", "").tolist()
+    features[rows == 5] = 0
+    return {"fc2": features}, rows.astype(np.uint64) + 2**63, error
+
+
+def fill(store, chunks=(0, 1, 2)):
+    for chunk in chunks:
+        store.write_chunk(chunk, *content(store, chunk))
+    return store
+
+
+def test_a_new_store(root):
+    url = storage.join(root, "features.zarr")
+    made = create(url)
+    for store in (made, FeatureStore.open(url)):
+        assert (store.n_images, store.chunk_images, store.n_chunks) == (10, 4, 3)
+        assert store.pending_chunks() == [0, 1, 2]
+        assert store.class_names == ("a", "b")
+        assert store.settings == ATTRS["settings"]
+        assert store.attrs["weights_sha256"] == "abc"
+        assert store.n_features("fc2") == 3
+        assert store.dtype("fc2") == np.float32
+        assert [store.rows(chunk) for chunk in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+        listed = images()
+        np.testing.assert_array_equal(store.read("path"), listed.path)
+        np.testing.assert_array_equal(store.read("label"), listed.label, strict=True)
+        np.testing.assert_array_equal(store.read("given_split"), listed.given_split, strict=True)
+        assert (store.read("split") == -1).all()
+        assert store.split_settings is None
+
+
+def test_write_and_read(root):
+    url = storage.join(root, "features.zarr")
+    store = create(url)
+    fill(store, [1])
+    assert store.pending_chunks() == [0, 2]
+    fill(store, [2, 0])
+    store = FeatureStore.open(url)
+    assert store.pending_chunks() == []
+    assert store.read("status").tolist() == [1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    assert store.read("error")[5] == "damaged: image file is truncated"
+    assert store.read("error").tolist().count("") == 9
+    for chunk in range(3):
+        features, content_hash, error = content(store, chunk)
+        np.testing.assert_array_equal(store.read("fc2", chunk), features["fc2"], strict=True)
+        np.testing.assert_array_equal(store.read("content_hash", chunk), content_hash, strict=True)
+        assert store.read("error", chunk).tolist() == error
+    assert store.read("path", 2).tolist() == ["b/straße 8.jpg", "b/straße 9.jpg"]
+    np.testing.assert_array_equal(
+        store.read("fc2"), np.concatenate([store.read("fc2", chunk) for chunk in range(3)])
+    )
+
+
+def test_the_order_of_the_chunks_leaves_no_trace(root):
+    one, other = storage.join(root, "one.zarr"), storage.join(root, "other.zarr")
+    fill(create(one), [0, 1, 2])
+    fill(create(other), [2, 0, 1])
+    fill(FeatureStore.open(other), [1])  # once more, as a task that was run again does
+    assert all_files(other) == all_files(one)
+    assert len(all_files(one)) > 10
+
+
+def test_a_chunk_is_pending_until_its_status_is_written(root):
+    url = storage.join(root, "features.zarr")
+    store = fill(create(url), [0])
+    before = all_files(url)
+    features, content_hash, error = content(store, 1)
+    with pytest.raises(ValueError, match=r"shape|broadcast"):
+        store.write_chunk(1, features, content_hash[:2], error)
+    # The features are there, and yet nobody takes the chunk for done.
+    assert set(all_files(url)) - set(before) == {"fc2/c/1/0"}
+    store = FeatureStore.open(url)
+    assert store.pending_chunks() == [1, 2]
+    fill(store, store.pending_chunks())
+    whole = storage.join(root, "whole.zarr")
+    fill(create(whole))
+    assert all_files(url) == all_files(whole)
+
+
+def test_several_layers_and_float16(root):
+    url = storage.join(root, "features.zarr")
+    store = create(url, {"fc1": 2, "fc2": 3}, dtype="float16")
+    features = {"fc1": np.full((4, 2), 0.1, np.float32), "fc2": np.full((4, 3), 2, np.float32)}
+    store.write_chunk(0, features, np.zeros(4, np.uint64), [""] * 4)
+    assert store.dtype("fc1") == np.float16
+    np.testing.assert_array_equal(store.read("fc1", 0), features["fc1"].astype(np.float16))
+    assert (store.n_features("fc1"), store.n_features("fc2")) == (2, 3)
+
+
+@pytest.mark.parametrize("layer", ["fc3", "path", "status", "given_split"])
+def test_unknown_layer(tmp_path, layer):
+    store = create(str(tmp_path / "features.zarr"))
+    with pytest.raises(ValueError, match=rf"No features of layer '{layer}' in .* has: \['fc2'\]"):
+        store.n_features(layer)
+
+
+@pytest.mark.parametrize(
+    ("layers", "dims"),
+    [
+        ({"fc2": 3}, {"fc2": ("image", "feature")}),
+        ({"fc1": 2, "fc2": 3}, {"fc1": ("image", "fc1_feature"), "fc2": ("image", "fc2_feature")}),
+    ],
+)
+def test_xarray_opens_it(tmp_path, layers, dims):
+    url = str(tmp_path / "features.zarr")
+    store = create(url, layers)
+    columns = ("path", "label", "given_split", "split", "content_hash", "error", "status")
+    with xarray.open_zarr(url, consolidated=False) as dataset:
+        assert dataset.sizes["image"] == 10
+        assert {name: array.dims for name, array in dataset.items()} == dims | dict.fromkeys(
+            columns, ("image",)
+        )
+        assert dataset.attrs["class_names"] == ["a", "b"]
+        assert {array.chunks[0] for array in dataset.values()} == {(4, 4, 2)}
+        np.testing.assert_array_equal(dataset["path"].values, store.read("path"))
+
+
+def test_a_store_made_anew(root):
+    url = storage.join(root, "features.zarr")
+    fill(create(url))
+    create(url, {"fc1": 2})
+    store = FeatureStore.open(url)
+    assert store.pending_chunks() == [0, 1, 2]
+    with pytest.raises(ValueError, match="No features of layer 'fc2'"):
+        store.n_features("fc2")
+
+
+def test_nothing_is_there(root):
+    url = storage.join(root, "features.zarr")
+    with pytest.raises(FileNotFoundError, match=r"No feature store at .* Run the featurize stage"):
+        FeatureStore.open(url)
+    fs, path = storage.filesystem(url)
+    fs.makedirs(path, exist_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"is empty\.|No feature store"):  # S3: no folders
+        FeatureStore.open(url)
+
+
+def test_a_half_made_store(root):
+    url = storage.join(root, "features.zarr")
+    listed = images()
+    object.__setattr__(listed, "label", listed.label[:3])  # a run that dies while it writes labels
+    with pytest.raises(ValueError, match=r"shape|broadcast"):
+        FeatureStore.create(
+            url, listed, {"fc2": 3}, dtype="float32", chunk_images=4, attrs=ATTRS
+        )  # fmt: skip
+    assert storage.exists(storage.join(url, "path/zarr.json"))
+    with pytest.raises(FileNotFoundError, match=r"The feature store at .* was interrupted while"):
+        FeatureStore.open(url)
+
+
+OTHERS = {
+    "a group": lambda url: zarr.create_group(feature_store._backing(url), attributes={"dtl": "x"}),
+    "an array": lambda url: zarr.create_array(feature_store._backing(url), shape=(3,), dtype="i4"),
+    "version 2": lambda url: zarr.create_group(feature_store._backing(url), zarr_format=2),
+    "a folder": lambda url: storage.write_bytes(storage.join(url, "thesis.tex"), b"chapter"),
+    "a file": lambda url: storage.write_bytes(url, b"chapter"),
+    "half a file": lambda url: storage.write_bytes(storage.join(url, "zarr.json"), b'{"zarr_'),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_something_else_is_there(root, other):
+    url = storage.join(root, "features.zarr")
+    OTHERS[other](url)
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)is (no feature store|a Zarr group that dtl did not make).* --overwrite to rep",
+    ):
+        FeatureStore.open(url)
+    create(url)  # as --overwrite does
+    assert FeatureStore.open(url).n_chunks == 3
+
+
+def test_a_store_is_pickled_without_its_data(root):
+    store = create(storage.join(root, "features.zarr"))
+    data = pickle.dumps(store)
+    assert len(data) < 2000
+    fill(store)
+    again = pickle.loads(data)
+    assert again.pending_chunks() == []
+    np.testing.assert_array_equal(again.read("fc2"), store.read("fc2"))
+    assert again.attrs == store.attrs
+
+
+def test_split(root):
+    url = storage.join(root, "features.zarr")
+    store = fill(create(url))
+    rows = (np.arange(N_IMAGES) % 3).astype(np.int8)
+    reader = FeatureStore.open(url)
+    store.write_split(rows, {"method": "stratified", "train": 0.5, "validation": "rest"})
+    for one in (store, reader, FeatureStore.open(url)):
+        np.testing.assert_array_equal(one.read("split"), rows, strict=True)
+        assert one.split_settings == {"method": "stratified", "train": 0.5, "validation": "rest"}
+    with pytest.raises(ValueError, match=r"shape|broadcast"):
+        store.write_split(rows[:3], {"method": "random"})
+    assert store.split_settings is None  # what is stored was made by nobody knows what
+
+
+def test_clean_removes_what_a_killed_process_left(tmp_path):
+    store = fill(create(str(tmp_path / "features.zarr")))
+    before = all_files(store.url)
+    (tmp_path / "features.zarr/fc2/c/1/0.0123abc.partial").write_bytes(b"half")
+    (tmp_path / "features.zarr/zarr.0123abc.partial").write_bytes(b"half")
+    store.clean()
+    assert all_files(store.url) == before
+
+
+def test_clean_leaves_what_is_whole_on_any_filesystem(root):
+    store = fill(create(storage.join(root, "features.zarr")))
+    before = all_files(store.url)
+    store.clean()
+    assert all_files(store.url) == before

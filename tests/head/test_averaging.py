@@ -1,0 +1,247 @@
+"""Averages and moments as data that adds up: the order and the chunks do not matter."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
+
+from dtl.head.averaging import (
+    Mean,
+    Moments,
+    combine_moments,
+    distance_and_norm,
+    merge,
+    outer_step,
+    pairwise,
+)
+
+
+def replicas(seed, n, shape=(4, 3)):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "kernel": rng.normal(size=shape).astype(np.float32),
+            "bias": rng.normal(size=shape[1]).astype(np.float32),
+        }
+        for _ in range(n)
+    ]
+
+
+def means(all_params, weights):
+    return [Mean.of(p, n) for p, n in zip(all_params, weights, strict=True)]
+
+
+def expected_scatter(all_params, weights):
+    """By the definition, in float64; of all kernels as one."""
+    kernels = [name for name in all_params[0] if name.endswith("kernel")]
+    as_one = np.array([np.concatenate([p[k].ravel() for k in kernels]) for p in all_params], "f8")
+    mean = np.average(as_one, axis=0, weights=weights)
+    return (((as_one - mean) ** 2).sum(axis=1) * weights).sum()
+
+
+WEIGHTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=17).filter(any)
+
+
+@given(st.integers(1, 40), st.integers(0, 4))
+def test_the_tree_is_the_same_however_runs_were_merged(n, level):
+    def join(a, b):
+        return f"({a} {b})"
+
+    leaves, width = [str(i) for i in range(n)], 2**level
+    runs = [pairwise(leaves[k : k + width], join) for k in range(0, n, width)]
+    assert pairwise(runs, join) == pairwise(leaves, join)
+
+
+def test_pairs_are_merged_as_soon_as_they_are_there():
+    held, most = 0, 0
+
+    def leaves():
+        nonlocal held, most
+        for _ in range(64):
+            held += 1
+            most = max(most, held)
+            yield 1
+
+    def add(a, b):
+        nonlocal held
+        held -= 1
+        return a + b
+
+    assert pairwise(leaves(), add) == 64
+    assert most == 7
+
+
+def test_nothing_to_merge():
+    with pytest.raises(ValueError, match="nothing to merge"):
+        pairwise([], merge)
+
+
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 99))
+def test_a_mean_is_weighted_by_samples(weights, seed):
+    all_params = replicas(seed, len(weights))
+    total = pairwise(means(all_params, weights), merge)
+    assert total.n_samples == sum(weights)
+    for name, value in total.params.items():
+        assert value.dtype == np.float32
+        stacked = np.stack([p[name] for p in all_params]).astype(np.float64)
+        np.testing.assert_allclose(value, np.average(stacked, axis=0, weights=weights), atol=1e-6)
+    scatter = expected_scatter(all_params, weights)
+    assert total.scatter == pytest.approx(scatter, rel=1e-5, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 99), st.integers(0, 4))
+def test_a_mean_has_the_same_bits_whatever_a_task_takes(weights, seed, level):
+    parts, width = means(replicas(seed, len(weights)), weights), 2**level
+    runs = [pairwise(parts[k : k + width], merge) for k in range(0, len(parts), width)]
+    once, twice = pairwise(parts, merge), pairwise(runs, merge)
+    assert (twice.n_samples, twice.scatter) == (once.n_samples, once.scatter)
+    for name in once.params:
+        np.testing.assert_array_equal(twice.params[name], once.params[name], strict=True)
+
+
+def test_scatter_and_distance_are_of_both_kernels():
+    rng, weights = np.random.default_rng(0), [3, 1, 0, 5]
+    top = replicas(0, 4)
+    below = [{"hidden_kernel": rng.normal(size=(200, 100)).astype(np.float32)} for _ in weights]
+    all_params = [a | b for a, b in zip(below, top, strict=True)]
+    total = pairwise(means(all_params, weights), merge)
+    assert total.scatter == pytest.approx(expected_scatter(all_params, weights), rel=1e-5)
+    flat, first = (
+        np.concatenate([p["kernel"].ravel(), p["hidden_kernel"].ravel()]).astype(np.float64)
+        for p in (total.params, all_params[0])
+    )
+    change, norm = distance_and_norm(total.params, all_params[0])
+    assert norm == pytest.approx(np.linalg.norm(flat), rel=1e-5)
+    assert change == pytest.approx(np.linalg.norm(flat - first), rel=1e-5)
+
+
+def test_replicas_close_together_have_an_exact_scatter():
+    (one,), far = replicas(0, 1, (300, 257)), np.float32(1e-4)
+    all_params = [{name: v + far * k for name, v in one.items()} for k in range(4)]
+    total = pairwise(means(all_params, [5, 5, 5, 5]), merge)
+    assert total.scatter == pytest.approx(expected_scatter(all_params, [5] * 4), rel=1e-4)
+
+
+def test_empty_shards_are_harmless():
+    (one,) = replicas(0, 1)
+    broken = {name: np.full_like(value, np.nan) for name, value in one.items()}
+    empty, full = Mean.of(broken, 0), Mean.of(one, 7)
+    for parts in ([empty, full], [full, empty, empty], [empty, empty, full, full]):
+        total = pairwise(parts, merge)
+        np.testing.assert_array_equal(total.params["kernel"], one["kernel"])
+        np.testing.assert_array_equal(total.params["bias"], one["bias"])
+        assert total.scatter == 0
+    assert pairwise([empty, empty], merge).n_samples == 0
+
+
+def test_merging_changes_no_part():
+    parts = means(replicas(0, 3), [3, 3, 3])
+    before = [part.params["kernel"].copy() for part in parts]
+    pairwise(parts, merge)
+    for part, kernel in zip(parts, before, strict=True):
+        np.testing.assert_array_equal(part.params["kernel"], kernel, strict=True)
+
+
+def test_more_numbers_than_a_block_against_numpy():
+    all_params, weights = replicas(1, 8, (1000, 257)), [5, 0, 7, 1, 1, 30_607, 3, 2]
+    total = pairwise(means(all_params, weights), merge)
+    for name, value in total.params.items():
+        exact = np.stack([p[name] for p in all_params]).astype(np.float64)
+        mean = np.average(exact, axis=0, weights=weights)
+        np.testing.assert_allclose(value, mean, rtol=0, atol=1.5e-6)  # of numbers up to 5
+    assert total.scatter == pytest.approx(expected_scatter(all_params, weights), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_equal_replicas_come_back_bit_for_bit(n):
+    (params,) = replicas(3, 1)
+    total = pairwise([Mean.of(params, 19_607 + k) for k in range(n)], merge)
+    assert total.scatter == 0
+    for name in params:
+        np.testing.assert_array_equal(total.params[name], params[name], strict=True)
+
+
+@pytest.mark.parametrize(("momentum", "learning_rate"), [(0.0, 1.0), (0.9, 0.7), (0.5, 1.0)])
+def test_outer_step_is_kerass_nesterov_on_the_negative_change(momentum, learning_rate):
+    import keras
+
+    rounds = [r | {"hidden_bias": r["bias"] + 1} for r in replicas(5, 6)]
+    state = replicas(9, 1)[0] | {"hidden_bias": np.ones(3, np.float32)}
+    weights = {name: keras.Variable(value) for name, value in state.items()}
+    keras_sgd = keras.optimizers.SGD(learning_rate, momentum, nesterov=True)
+    for averaged in rounds:
+        gradients = [weights[name] - averaged[name] for name in weights]
+        keras_sgd.apply(gradients, list(weights.values()))
+        state = outer_step(averaged, state, momentum=momentum, learning_rate=learning_rate)
+        for name, weight in weights.items():
+            assert state[name].dtype == np.float32
+            np.testing.assert_allclose(state[name], weight.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone():
+    before, after = replicas(0, 2)
+    after["kernel_velocity"] = np.ones((4, 3), np.float32)
+    copies = [{name: v.copy() for name, v in p.items()} for p in (before, after)]
+    stepped = outer_step(after, before, momentum=0.9, learning_rate=1.0)
+    outer_step(after, stepped, momentum=0.9, learning_rate=1.0)
+    assert stepped["kernel_velocity"] is after["kernel_velocity"]
+    for params, copy in zip((before, after), copies, strict=True):
+        for name in copy:
+            np.testing.assert_array_equal(params[name], copy[name])
+
+
+def rows_of(seed, n, offset=0.0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, 5)) * [1, 10, 0.1, 3, 1e3] + offset).astype(np.float32)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99), st.lists(st.integers(0, 30), max_size=5), st.floats(-1e3, 1e3))
+def test_moments_do_not_depend_on_chunks(seed, cuts, offset):
+    rows = rows_of(seed, 30, offset)
+    chunks = np.split(rows, sorted(cuts))
+    moments = combine_moments([Moments.of(chunk) for chunk in chunks])
+    exact = rows.astype(np.float64)
+    assert moments.n == len(rows)
+    np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(moments.m2, ((exact - exact.mean(0)) ** 2).sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(moments.scale(), exact.std(axis=0), rtol=1e-6)
+    assert moments.scale().dtype == np.float32
+
+
+def test_standardised_as_scikit_learn_does():
+    rows = rows_of(0, 500, offset=7)
+    rows[:, 2] = 0.3  # a constant feature
+    moments = combine_moments([Moments.of(chunk) for chunk in np.array_split(rows, 7)])
+    scaler = StandardScaler().fit(rows.astype(np.float64))
+    np.testing.assert_allclose(moments.mean, scaler.mean_, rtol=1e-9)
+    np.testing.assert_allclose(moments.scale(), scaler.scale_, rtol=1e-6)
+    assert moments.scale()[2] == 1
+
+
+@settings(deadline=None)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 40))
+def test_a_constant_feature_has_scale_one(value, n):
+    rows = np.full((n, 1), value, np.float32)
+    for parts in ([rows], np.array_split(rows, 3)):
+        assert combine_moments([Moments.of(part) for part in parts]).scale().tolist() == [1]
+
+
+def test_large_numbers_with_small_deviations():
+    # The textbook formula, mean of squares minus square of the mean, is left with no digit here.
+    rows = 1e8 + np.tile([[-1.0], [1.0]], (500, 1))
+    moments = combine_moments([Moments.of(chunk) for chunk in np.array_split(rows, 9)])
+    assert moments.m2[0] == pytest.approx(1000)
+
+
+def test_moments_of_no_rows():
+    moments = Moments.of(np.zeros((0, 3), np.float32))
+    assert moments.n == 0
+    assert moments.scale().tolist() == [1, 1, 1]
+    rows = rows_of(1, 4)[:, :3]
+    both = combine_moments([moments, Moments.of(rows), moments])
+    assert both.n == 4
+    np.testing.assert_allclose(both.mean, rows.astype(np.float64).mean(axis=0))

@@ -1,0 +1,217 @@
+"""The values between the stages: what a head is, and that its bytes say all of it."""
+
+import dataclasses
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtl.config.provenance import differences
+from dtl.head.model import Head
+from dtl.images.values import ImageList
+
+
+def make_head(seed=0, n_features=7, n_classes=3, **changes):
+    rng = np.random.default_rng(seed)
+    head = Head(
+        kernel=rng.normal(size=(n_features, n_classes)).astype(np.float32),
+        bias=rng.normal(size=n_classes).astype(np.float32),
+        mean=rng.normal(size=n_features).astype(np.float32),
+        scale=rng.uniform(0.5, 2, n_features).astype(np.float32),
+        class_names=tuple(f"{k:03}.straße" for k in range(n_classes)),
+        provenance={"layer": "fc2", "features": {"network": "VGG16", "layers": ["fc2"]}},
+    )
+    return dataclasses.replace(head, **changes)
+
+
+def make_hidden_head(seed=0, n_features=7, n_units=4, n_classes=3):
+    rng = np.random.default_rng(seed)
+    return make_head(
+        seed, n_features, n_classes,
+        hidden_kernel=rng.normal(size=(n_features, n_units)).astype(np.float32),
+        hidden_bias=rng.normal(size=n_units).astype(np.float32),
+        kernel=rng.normal(size=(n_units, n_classes)).astype(np.float32),
+    )  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99), st.integers(1, 9), st.integers(0, 4), st.integers(1, 5))
+def test_head_round_trip(seed, n_features, n_units, n_classes):
+    head = make_head(seed, n_features, n_classes)
+    if n_units:
+        head = make_hidden_head(seed, n_features, n_units, n_classes)
+    assert head.n_units == n_units
+    again = Head.from_bytes(head.to_bytes())
+    assert again.weights.keys() == head.weights.keys()
+    for name in (*head.weights, "mean", "scale"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(head, name), strict=True)
+    assert again.class_names == head.class_names
+    assert again.provenance == head.provenance
+    assert again.fingerprint == head.fingerprint
+
+
+def test_the_same_head_gives_the_same_bytes():
+    data = make_head().to_bytes()
+    reordered = dict(reversed(make_head().provenance.items()))
+    assert make_head(provenance=reordered).to_bytes() == data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # A time of writing would make two equal runs differ.
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_anyone_can_read_a_head():
+    with np.load(io.BytesIO(make_hidden_head().to_bytes()), allow_pickle=False) as arrays:
+        assert {"hidden_bias", "hidden_kernel"} == {*arrays} - {
+            "bias", "kernel", "mean", "meta", "scale",
+        }  # fmt: skip
+    with np.load(io.BytesIO(make_head().to_bytes()), allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["bias", "kernel", "mean", "meta", "scale"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel": np.zeros((7, 3), np.float32)},
+        {"bias": np.zeros(3, np.float32)},
+        {"class_names": ("a", "b", "c")},
+        {"provenance": {"layer": "fc1"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_head_fingerprint_changes_with_what_is_in_it(change):
+    assert make_head(**change).fingerprint != make_head().fingerprint
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+HEAD = make_head().to_bytes()
+BAD_JSON = {name: np.zeros(1) for name in ("kernel", "bias", "mean", "scale")}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"a text",
+        HEAD[:2],
+        HEAD[:200],
+        HEAD[:-1],
+        HEAD.replace(HEAD[200:204], b"\xff\xff\xff\xff"),
+        npy(np.zeros(3)),
+        npz(weights=np.zeros(3)),
+        npz(**BAD_JSON, meta=np.frombuffer(b"{", np.uint8)),
+        npz(**BAD_JSON, meta=np.frombuffer(b"[1]", np.uint8)),
+        npz(**BAD_JSON, meta=np.frombuffer(b"{}", np.uint8)),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "2 bytes",
+        "begin",
+        "no end",
+        "damaged",
+        "npy",
+        "npz",
+        "json",
+        "[]",
+        "{}",
+    ],
+)
+def test_other_bytes_are_no_head(data):
+    with pytest.raises(ValueError, match=r"^Not a head that dtl wrote: .+\.$"):
+        Head.from_bytes(data)
+
+
+def test_pickles_are_not_loaded():
+    with pytest.raises(ValueError, match=r"Not a head that dtl wrote: .*allow_pickle=False"):
+        Head.from_bytes(npz(**BAD_JSON, meta=np.array([{}], object)))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99))
+def test_folded_equals_logits(seed):
+    features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
+    head = make_head(seed)
+    ((kernel, bias),) = head.folded()
+    assert kernel.dtype == bias.dtype == np.float32
+    np.testing.assert_allclose(features @ kernel + bias, head.logits(features), atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99))
+def test_folded_equals_logits_of_hidden_units(seed):
+    features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
+    head = make_hidden_head(seed)
+    standardised = (features - head.mean) / head.scale
+    units = np.maximum(standardised @ head.hidden_kernel + head.hidden_bias, 0)
+    expected = units @ head.kernel + head.bias
+    np.testing.assert_allclose(head.logits(features), expected, rtol=1e-6)
+    (hidden_kernel, hidden_bias), (kernel, bias) = head.folded()
+    assert hidden_kernel.dtype == hidden_bias.dtype == np.float32
+    folded = np.maximum(features @ hidden_kernel + hidden_bias, 0) @ kernel + bias
+    np.testing.assert_allclose(folded, expected, atol=2e-5)
+
+
+def test_logits_by_hand_and_of_float16():
+    head = Head(
+        kernel=np.array([[1, -1], [0, 2]], np.float32),
+        bias=np.array([0.5, 0], np.float32),
+        mean=np.array([1, 2], np.float32),
+        scale=np.array([2, 1], np.float32),
+        class_names=("a", "b"),
+    )
+    logits = head.logits(np.array([[3, 5]], np.float16))
+    assert logits.dtype == np.float32
+    assert logits.tolist() == [[1.5, 5.0]]
+
+
+def make_list(**changes):
+    images = ImageList(
+        root="/photos",
+        path=np.array(["a/1.jpg", "b/2.jpg"], np.dtypes.StringDType()),
+        label=np.array([0, 1], np.int32),
+        given_split=np.array([-1, -1], np.int8),
+        size_bytes=np.array([10, 20], np.int64),
+        class_names=("a", "b"),
+    )
+    return dataclasses.replace(images, **changes)
+
+
+def test_list_fingerprint_knows_all_but_the_place():
+    images = make_list()
+    assert len(images) == 2
+    assert make_list(root="s3://bucket", left_out=(("x", "y"),)).fingerprint == images.fingerprint
+    changed = [
+        make_list(path=np.array(["a/1.jpg", "b/3.jpg"], np.dtypes.StringDType())),
+        make_list(path=images.path[::-1]),
+        make_list(label=images.label[::-1]),
+        make_list(given_split=np.array([0, 1], np.int8)),
+        make_list(size_bytes=np.array([10, 21], np.int64)),
+        make_list(class_names=("a", "c")),
+    ]
+    assert len({images.fingerprint, *(c.fingerprint for c in changed)}) == len(changed) + 1
+
+
+def test_differences():
+    asked = {"layer": "fc2", "seed": 0, "new": 1, "split": {"test": 0.2, "method": "auto"}}
+    stored = {"layer": "fc1", "seed": 0, "old": 2, "split": {"test": 0.3, "method": "auto"}}
+    assert differences(asked, stored) == [
+        "layer: asked for 'fc2', stored 'fc1'",
+        "new: asked for 1, stored None",
+        "old: asked for None, stored 2",
+        "split.test: asked for 0.2, stored 0.3",
+    ]
+    assert differences(stored, stored) == []

@@ -1,0 +1,79 @@
+"""Schedules: what rounds and rates add up to, and what is refused."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtl.config import TrainConfig
+from dtl.config.training import parse_steps
+from dtl.head.schedules import round_lengths
+
+
+@given(st.integers(1, 3000), st.integers(1, 60), st.integers(1, 60))
+def test_rounds_cover_all_steps_and_get_shorter(n_steps, first, last):
+    last = min(first, last)
+    lengths = round_lengths(n_steps, first, last)
+    assert sum(lengths) == n_steps
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == min(first, n_steps)
+    assert min(lengths[:-1], default=last) >= last  # only what is left may be less
+
+
+def test_rounds_shrink_geometrically():
+    lengths = round_lengths(100_000, 64, 1)
+    quarter = [0, 0, 0, 0]
+    done = 0
+    for length in lengths:
+        quarter[min(done * 4 // 100_000, 3)] += 1
+        done += length
+    # Rounds in a part of the training are the integral of 1 / frequency; each is 64 ** (1/4) more.
+    for earlier, later in itertools.pairwise(quarter):
+        assert later / earlier == pytest.approx(64**0.25, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "'' is none"),
+        ("10", "'10' is none"),
+        ("1:2:3", "'1:2:3' is none"),
+        ("10:x", "'10:x' is none"),
+        ("10:0.1,", "'' is none"),
+        ("20:0.1,10:0.2", "the epochs do not grow"),
+        ("10:0.1,10:0.2", "the epochs do not grow"),
+        ("-1:0.1", "an epoch is below 0"),
+        ("nan:0.1", "an epoch is below 0 or not finite"),
+        ("1:0", "a rate is not above 0"),
+        ("1:inf", "a rate is not above 0, or not finite"),
+    ],
+)
+def test_steps_that_are_none(text, told):
+    with pytest.raises(ValueError, match=rf"Steps are epoch:rate.*{told}"):
+        parse_steps(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"averaging_frequency_end": 11}, r"averaging_frequency_end must be at most .* = 10"),
+        ({"warmup_epochs": 40.0}, r"warmup_epochs must be below train.epochs = 40"),
+        ({"schedule": "steps"}, r"schedule = steps and train.learning_rate_steps go together"),
+        ({"learning_rate_steps": "1:0.1"}, r"go together\. Received: schedule = cosine"),
+        ({"schedule": "steps", "learning_rate_steps": "1"}, r"learning_rate_steps: Steps are"),
+        (
+            {"schedule": "steps", "learning_rate_steps": "1:0.1,40:0.1"},
+            r"a rate for epoch 40, but training ends after train.epochs = 40",
+        ),
+        ({"solver": "lbfgs", "dropout": 0.5}, r"train.dropout is for train.solver = averaging"),
+        ({"solver": "lbfgs", "class_weights": "balanced"}, r"train.class_weights is for"),
+        ({"optimizer": "adamw"}, r"train.optimizer must be one of nesterov, sgd"),
+        ({"learning_rate_decay": 0.0}, r"learning_rate_decay must be above 0 and at most 1"),
+        ({"outer_momentum": 1.0}, r"outer_momentum must be from 0 to below 1"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(options, told):
+    with pytest.raises(ValueError, match=told):
+        TrainConfig(**options)

@@ -1,0 +1,389 @@
+"""Image files: what is one, and what is in it, in whatever modes and shapes people keep them."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dtl.images.formats import N_MAGIC_BYTES, decode, has_image_name, is_image, thumbnail
+from dtl.images.layout import folders_are_splits, split_and_class
+
+SIZE = (6, 8)
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, SIZE, np.uint8)
+ALPHA = RNG.integers(0, 256, SIZE, np.uint8)
+RGB = RNG.integers(0, 256, (*SIZE, 3), np.uint8)
+OLE2 = bytes.fromhex("d0cf11e0a1b11ae1")  # Thumbs.db
+
+
+def file(image, kind, **options):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(width, height, bits, colour, *, rows=b"", extra=b""):
+    """A PNG written by hand, for what Pillow does not write."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + body + chunk(b"IEND", b"")
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=2)
+
+
+def over_white(rgb, alpha):
+    weight = alpha[..., None] / 255
+    return rgb * weight + 255 * (1 - weight)
+
+
+def palette_image():
+    image = Image.new("P", SIZE[::-1])
+    image.putdata((GREY % 4).ravel().tolist())
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 10, 20, 30])
+    return image
+
+
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]])
+GREY_16 = GREY.astype(np.uint16) * 256 + ALPHA
+RGB_16 = RGB.astype(np.uint16) * 256 + ALPHA[..., None]
+RGB_16_ROWS = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RGB_16)
+CMYK = np.dstack([RGB, ALPHA // 2])
+CMYK_AS_RGB = (255 - CMYK[..., :3].astype(float)) * (255 - CMYK[..., 3:].astype(float)) / 255
+
+MODES = {
+    "L": (file(GREY, "PNG"), grey(GREY)),
+    "1": (file(Image.fromarray(GREY).convert("1", dither=0), "PNG"), grey((GREY >= 128) * 255)),
+    "LA": (file(np.dstack([GREY, ALPHA]), "PNG"), over_white(grey(GREY), ALPHA)),
+    "L, one transparent": (
+        file(GREY, "PNG", transparency=int(GREY[0, 0])),
+        np.where((GREY[0, 0] == GREY)[..., None], 255, grey(GREY)),
+    ),
+    "P": (file(palette_image(), "PNG"), PALETTE[GREY % 4]),
+    "P, one transparent": (
+        file(palette_image(), "PNG", transparency=2),
+        np.where((GREY % 4 == 2)[..., None], 255, PALETTE[GREY % 4]),
+    ),
+    "P, alpha of each": (
+        file(palette_image(), "PNG", transparency=bytes([255, 128, 0, 60])),
+        over_white(PALETTE[GREY % 4], np.array([255, 128, 0, 60])[GREY % 4]),
+    ),
+    "P, GIF": (file(palette_image(), "GIF"), PALETTE[GREY % 4]),
+    "P, transparent GIF": (
+        file(palette_image(), "GIF", transparency=1),
+        np.where((GREY % 4 == 1)[..., None], 255, PALETTE[GREY % 4]),
+    ),
+    "RGB": (file(RGB, "PNG"), RGB),
+    "RGB, one transparent": (
+        file(RGB, "PNG", transparency=tuple(RGB[2, 3].tolist())),
+        np.where((RGB[2, 3] == RGB).all(axis=2, keepdims=True), 255, RGB),
+    ),
+    "RGBA": (file(np.dstack([RGB, ALPHA]), "PNG"), over_white(RGB, ALPHA)),
+    "RGBA, WebP": (file(np.dstack([RGB, ALPHA]), "WEBP", lossless=True, exact=True),
+                   over_white(RGB, ALPHA)),
+    "CMYK": (file(Image.fromarray(CMYK, "CMYK"), "TIFF"), CMYK_AS_RGB),
+    "I;16": (file(GREY_16, "PNG"), grey(GREY)),
+    "I;16, TIFF": (file(GREY_16, "TIFF"), grey(GREY)),
+    "I;16B, TIFF": (file(Image.frombytes("I;16B", SIZE[::-1], GREY_16.astype(">u2").tobytes()),
+                         "TIFF"), grey(GREY)),
+    "I": (file(GREY_16.astype(np.int32), "TIFF"), grey(GREY)),
+    "I, beyond 16 bits": (file(np.full(SIZE, 70_000, np.int32), "TIFF"), np.full((*SIZE, 3), 255)),
+    "RGB, 16 bits": (png(8, 6, 16, 2, rows=RGB_16_ROWS), RGB),
+    "PPM": (file(RGB, "PPM"), RGB),
+    "PGM, 16 bits": (b"P5 8 6 65535\n" + GREY_16.astype(">u2").tobytes(), grey(GREY)),
+    "BMP": (file(RGB, "BMP"), RGB),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb(mode):
+    data, expected = MODES[mode]
+    found = decode(data, SIZE)
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1.01)
+
+
+def test_cmyk_jpeg():
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    found = decode(file(ink, "JPEG", quality=95), (4, 4))
+    np.testing.assert_allclose(found, np.full((4, 4, 3), [255, 0, 0]), atol=4)
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(ValueError, match="floating-point pixels have no known range"):
+        decode(file(GREY.astype(np.float32), "TIFF"), SIZE)
+
+
+# EXIF 2.32, table 6: what has to be done to the stored pixels to see them upright.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+def exif(orientation):
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation(orientation, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = file(RGB, kind, exif=exif(orientation), **options)
+    expected = UPRIGHT[orientation](RGB)
+    np.testing.assert_array_equal(decode(data, expected.shape[:2]), expected)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_of_a_jpeg_that_is_scaled_while_decoding(orientation):
+    blocks = np.kron(RGB, np.ones((64, 64, 1), np.uint8))
+    data = file(blocks, "JPEG", exif=exif(orientation), quality=95, subsampling=0)
+    upright = UPRIGHT[orientation](blocks)
+    size = UPRIGHT[orientation](RGB).shape[:2]
+    found = decode(data, size).astype(int)
+    # Another orientation would be 50 off on average.
+    assert np.abs(found - decode(file(upright, "PNG"), size)).mean() < 4
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of each, and goes on
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"garbage garbage",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\x05\0\x12\x01\x03",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",  # orientation 99
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0ab\0\0\0\0\0\0",  # orientation "ab"
+    ],
+)
+def test_a_broken_exif_block_costs_no_image(block):
+    data = file(np.full((8, 8, 3), 77, np.uint8), "JPEG", exif=b"Exif\0\0" + block)
+    assert (decode(data, (4, 4)) == 77).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (37, 53), (500, 20)])
+@pytest.mark.parametrize("size", [(32, 32), (20, 50)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_every_size_becomes_the_networks(resize, shape, size, kind):
+    data = file(np.full((*shape, 3), 40, np.uint8), kind)
+    found = decode(data, size, resize=resize)
+    assert found.shape == (*size, 3)
+    assert np.abs(found.astype(int) - 40).max() <= 1
+
+
+def stripes(n, side, axis):
+    colours = np.eye(3, dtype=np.uint8)[[k % 3 for k in range(n)]] * 255
+    image = np.repeat(np.repeat(colours[None], side, axis=1), side, axis=0)
+    return image if axis == 1 else image.transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stretch_shows_all_and_crop_the_middle(axis):
+    image = stripes(3, 60, axis)  # red, green, blue squares
+    data = file(image, "PNG")
+    stretched = decode(data, (60, 60))
+    along = stretched[30] if axis == 1 else stretched[:, 30]
+    assert along[[5, 30, 55]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    cropped = decode(data, (20, 20), resize="crop")
+    assert (cropped[2:-2, 2:-2] == [0, 255, 0]).all()
+    assert (cropped.argmax(axis=2) == 1).all()
+
+
+def test_shrinking_is_antialiased():
+    checkers = grey((np.indices((256, 256)).sum(axis=0) % 2) * 255)
+    found = decode(file(checkers, "PNG"), (32, 32)).astype(int)
+    assert np.abs(found[2:-2, 2:-2] - 127.5).max() < 3
+
+
+def test_a_jpeg_scaled_while_decoding_looks_as_if_it_were_not():
+    y, x = np.mgrid[:1200, :1600]
+    waves = 127 + 60 * np.sin(x / 40) + 60 * np.cos(y / 30)
+    data = file(np.dstack([waves, waves[::-1], waves[:, ::-1]]).astype(np.uint8), "JPEG")
+    with Image.open(io.BytesIO(data)) as whole:
+        expected = np.asarray(whole.resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(decode(data, (224, 224)) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = file(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert (decode(data, (4, 4)) == [255, 0, 0]).all()
+
+
+def test_empty():
+    with pytest.raises(ValueError, match=r"^empty file$"):
+        decode(b"", SIZE)
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello world", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF", OLE2]
+)
+def test_what_is_no_image(data):
+    with pytest.raises(ValueError, match=r"^not an image that Pillow reads \(starts with b'"):
+        decode(data, SIZE)
+
+
+PHOTO = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+FILES = {kind: file(PHOTO, kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_truncated(kind):
+    data = FILES[kind]
+    with pytest.raises(ValueError, match=r"^(damaged: |not an image)"):
+        decode(data[: len(data) // 2], SIZE)
+
+
+def outcome(data):
+    try:
+        return decode(data, SIZE, max_pixels=10_000).shape
+    except ValueError as error:
+        return str(error) and "a message"
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(sorted(FILES)), st.floats(0, 1), st.binary(max_size=4))
+def test_damage_is_a_value_error_or_a_picture(kind, where, junk):
+    data = FILES[kind]
+    at = int(where * len(data))
+    for damaged in (data[:at], data[:at] + junk + data[at + len(junk) :]):
+        assert outcome(damaged) in ((*SIZE, 3), "a message")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes(data):
+    with pytest.raises(ValueError, match=r"."):
+        decode(data, SIZE, max_pixels=10_000)
+
+
+BOMBS = {
+    "PNG": png(60_000, 50_000, 8, 2),
+    "GIF": b"GIF89a"
+    + struct.pack("<HHBBB", 60_000, 50_000, 0, 0, 0)
+    + struct.pack("<cHHHHB", b",", 0, 0, 60_000, 50_000, 0)
+    + b"\x08\x00;",
+    "BMP": b"BM"
+    + struct.pack("<IHHIIiiHHIIIIII", 54, 0, 0, 54, 40, 60_000, 50_000, 1, 24, *[0] * 6),
+    "PPM": b"P6 60000 50000 255\n",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("function", [lambda d: decode(d, SIZE), lambda d: thumbnail(d, 8)])
+def test_bombs_are_refused_before_they_are_decompressed(kind, function):
+    # None has pixels: were one looked for, the message would be of damage.
+    with pytest.raises(
+        ValueError, match=r"^60000 x 50000 pixels, more than images\.max_pixels = 100000000$"
+    ):
+        function(BOMBS[kind])
+
+
+def test_the_limit_itself_is_allowed():
+    data = file(RGB, "PNG")
+    np.testing.assert_array_equal(decode(data, SIZE, max_pixels=48), RGB)
+    with pytest.raises(ValueError, match=r"8 x 6 pixels, more than images\.max_pixels = 47"):
+        decode(data, SIZE, max_pixels=47)
+
+
+@pytest.mark.parametrize("shape", [(100, 300), (300, 100), (20, 10)])
+def test_thumbnail(shape):
+    data = file(np.full((*shape, 3), 90, np.uint8), "PNG", exif=exif(6))
+    with Image.open(io.BytesIO(thumbnail(data, 50))) as small:
+        assert small.format == "JPEG"
+        scale = min(1, 50 / max(shape))
+        assert small.size == (round(shape[0] * scale), round(shape[1] * scale))  # turned by 90
+        assert np.abs(np.asarray(small).astype(int) - 90).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "PCX"])
+def test_images_are_known_by_content(kind):
+    assert is_image(file(Image.new("RGB", (40, 40)), kind)[:N_MAGIC_BYTES])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"G", b"\xff\xd8", OLE2 + bytes(24), b"#!/bin/sh\nmv a b\n", b"%PDF-1.7", b"greg\n",
+     b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"],
+)  # fmt: skip
+def test_other_files_are_known_by_content(start):
+    assert not is_image(start)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=N_MAGIC_BYTES))
+def test_any_start_is_judged(start):
+    assert is_image(start) in (True, False)
+
+
+@pytest.mark.parametrize("path", ["a.jpg", "a.JPEG", "x/y.b.png", "c.webp", "d.TIF", "e.gif"])
+def test_names_of_images(path):
+    assert has_image_name(path)
+
+
+@pytest.mark.parametrize("path", ["RENAME2", "greg", "Thumbs.db", "a.jpg/b", "a.txt", "a.pdf", ""])
+def test_names_of_other_files(path):
+    assert not has_image_name(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "with_splits", "expected"),
+    [
+        ("003.backpack/003_0001.jpg", False, (-1, "003.backpack")),
+        ("cats/old/1.jpg", False, (-1, "cats")),
+        ("1.jpg", False, (-1, None)),
+        ("Train/cats/1.jpg", True, (0, "cats")),
+        ("training/cats/1.jpg", True, (0, "cats")),
+        ("validation/cats/1.jpg", True, (1, "cats")),
+        ("val/cats/1.jpg", True, (1, "cats")),
+        ("valid/123_0007.jpg", True, (1, "123")),
+        ("test/007_0001", True, (2, "007")),
+        ("test/loose.jpg", True, (2, None)),
+        ("1.jpg", True, (-1, None)),
+        ("extra/cats/1.jpg", True, (-1, None)),
+    ],
+)
+def test_what_a_path_says(path, with_splits, expected):
+    assert split_and_class(path, with_splits) == expected
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["train", "valid", "test"], True),
+        (["Train", "TEST"], True),
+        (["training", "val"], True),
+        (["train"], True),
+        (["valid", "test"], False),
+        (["train", "plane", "ship"], False),
+        (["001.ak47"], False),
+        ([], False),
+    ],
+)
+def test_which_folders_are_splits(folders, expected):
+    assert folders_are_splits(folders) is expected

@@ -1,0 +1,279 @@
+"""Which files of a source are images of which class."""
+
+import io
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtl import storage
+from dtl.config import ImagesConfig, SplitConfig
+from dtl.features.splitting import check_split, split_images
+from dtl.features.store import FeatureStore
+from dtl.images.listing import list_images
+
+DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "../shared/data"))
+NAMES = DATA / "caltech256_all_30607_files.txt"
+STRAYS = {
+    "198.spider/RENAME2": b"mv 198_0001.jpg 198_0002.jpg\n",
+    "056.dog/greg": b"",
+    "001.ak47/Thumbs.db": bytes.fromhex("d0cf11e0a1b11ae1") + bytes(504),
+    "002.american-flag/._x.jpg": b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ",
+    ".git/photo.jpg": b"",
+    "readme.txt": b"Caltech-256",
+    "cover.jpg": b"",
+}
+
+
+def jpeg():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def plant(url, files):
+    """Files of the given contents, or empty ones of the given names."""
+    files = files if isinstance(files, dict) else dict.fromkeys(files, b"")
+    fs, root = storage.filesystem(url)
+    for path, data in files.items():
+        fs.pipe_file(f"{root}/{path}", data)
+    return url
+
+
+def listing(url, seed=0):
+    return list_images(ImagesConfig(url=str(url)), seed)
+
+
+def rows(images):
+    return sorted(
+        (path, images.class_names[label], int(split))
+        for path, label, split in zip(
+            images.path.tolist(), images.label, images.given_split, strict=True
+        )
+    )
+
+
+@pytest.fixture
+def memory():
+    """A folder in memory."""
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    storage.remove(url)
+
+
+@pytest.fixture(scope="module")
+def caltech_names():
+    if not NAMES.exists():
+        pytest.skip(f"no {NAMES}: set DTL_DATA to the folder of the development data")
+    return NAMES.read_text().split()
+
+
+@pytest.fixture(scope="module")
+def caltech(caltech_names):
+    """The names of all of Caltech-256, and what lies beside them in its archive."""
+    url = f"memory://{uuid.uuid4().hex}"
+    plant(url, caltech_names)
+    plant(url, STRAYS | {"003.backpack/photo": jpeg()})
+    try:
+        return listing(url)
+    finally:
+        # Removing them by fsspec takes minutes: it looks through all names for each.
+        fs, root = storage.filesystem(url)
+        for path in [path for path in fs.store if path.startswith(root)]:
+            del fs.store[path]
+
+
+def test_caltech(caltech, caltech_names):
+    assert len(caltech) == 30_608
+    assert set(caltech.path.tolist()) == {*caltech_names, "003.backpack/photo"}
+    assert len(caltech.class_names) == 257
+    assert (caltech.class_names[0], caltech.class_names[256]) == ("001.ak47", "257.clutter")
+    for path, label in zip(caltech.path.tolist(), caltech.label.tolist(), strict=True):
+        assert int(path[:3]) == label + 1
+    assert caltech.label.dtype == np.int32
+    assert (caltech.given_split == -1).all()
+    assert caltech.left_out == (
+        (".git/photo.jpg", "hidden file"),
+        ("001.ak47/Thumbs.db", "not an image"),
+        ("002.american-flag/._x.jpg", "hidden file"),
+        ("056.dog/greg", "not an image"),
+        ("198.spider/RENAME2", "not an image"),
+        ("cover.jpg", "in no class folder"),
+        ("readme.txt", "not an image"),
+    )
+
+
+def test_caltech_rows_are_shuffled(caltech):
+    # Every chunk of 256 rows is to be a fair sample: 140 or so classes of the 257.
+    for start in range(0, 30_000, 5000):
+        assert len(np.unique(caltech.label[start : start + 256])) > 120
+    assert caltech.path.tolist() != sorted(caltech.path.tolist())
+
+
+def test_caltech_has_a_split(caltech):
+    check_split(caltech, SplitConfig(), 0)
+    check_split(caltech, SplitConfig(method="random", validation=5000, test=6000), 0)
+    check_split(caltech, SplitConfig(train_per_class=60), 0)
+    with pytest.raises(ValueError, match=r"Class 082\.galaxy has 81 .* leaves too few"):
+        check_split(caltech, SplitConfig(train_per_class=80), 0)
+    with pytest.raises(ValueError, match="needs train/, validation/ or test/"):
+        check_split(caltech, SplitConfig(method="folders"), 0)
+
+
+SMALL = [f"{name}/{k}.jpg" for name in ("ant", "bee", "cat") for k in range(20)]
+
+
+def test_the_same_list_from_anywhere(memory, tmp_path):
+    one = listing(plant(memory, SMALL))
+    other = listing(plant(str(tmp_path / "elsewhere"), SMALL[::-1]))
+    assert other.path.tolist() == one.path.tolist()
+    np.testing.assert_array_equal(other.label, one.label)
+    assert other.fingerprint == one.fingerprint
+    assert (one.root, other.root) == (memory, str(tmp_path / "elsewhere"))
+
+
+def test_the_seed_orders(memory):
+    plant(memory, SMALL)
+    one, other = listing(memory, 0), listing(memory, 1)
+    assert rows(other) == rows(one)
+    assert other.path.tolist() != one.path.tolist()
+    assert other.fingerprint != one.fingerprint
+    assert listing(memory, 1).fingerprint == other.fingerprint
+
+
+def test_the_fingerprint_knows_sizes_and_names(memory):
+    first = listing(plant(memory, SMALL))
+    grown = listing(plant(memory, {"ant/0.jpg": b"1"}))
+    assert rows(grown) == rows(first)
+    assert grown.size_bytes[grown.path == "ant/0.jpg"].tolist() == [1]
+    more = listing(plant(memory, {"ant/99.jpg": b""}))
+    assert len({first.fingerprint, grown.fingerprint, more.fingerprint}) == 3
+
+
+def test_strays_do_not_change_the_list(memory):
+    first = listing(plant(memory, SMALL))
+    strays = {f"ant/{name.split('/')[-1]}": data for name, data in STRAYS.items() if "/" in name}
+    del strays["ant/photo.jpg"]
+    again = listing(plant(memory, strays))
+    assert again.fingerprint == first.fingerprint
+    assert len(again.left_out) == 4
+
+
+@pytest.mark.parametrize("validation", ["valid", "validation", "val", "Val"])
+def test_folders_of_splits(memory, validation):
+    images = listing(
+        plant(
+            memory,
+            ["train/ant/1.jpg", "train/bee/2.jpg", f"{validation}/ant/3.jpg", "test/bee/4.jpg",
+             "train/loose.jpg", "5.jpg"],
+        )
+    )  # fmt: skip
+    assert rows(images) == sorted(
+        [
+            ("train/ant/1.jpg", "ant", 0),
+            ("train/bee/2.jpg", "bee", 0),
+            (f"{validation}/ant/3.jpg", "ant", 1),
+            ("test/bee/4.jpg", "bee", 2),
+        ]
+    )
+    reason = "in no class folder"
+    assert images.left_out == (("5.jpg", reason), ("train/loose.jpg", reason))
+
+
+def test_flat_folders_of_splits_with_caltech_names(memory):
+    files = ["train/003_0001.jpg", "train/257_0001.jpg", "valid/003_0002.jpg", "test/257_0002.jpg"]
+    assert rows(listing(plant(memory, files))) == [
+        ("test/257_0002.jpg", "257", 2),
+        ("train/003_0001.jpg", "003", 0),
+        ("train/257_0001.jpg", "257", 0),
+        ("valid/003_0002.jpg", "003", 1),
+    ]
+
+
+def test_an_image_without_an_extension(memory):
+    images = listing(plant(memory, {"ant/one": jpeg(), "bee/two.JPG": b"", "bee/three": b"text"}))
+    assert rows(images) == [("ant/one", "ant", -1), ("bee/two.JPG", "bee", -1)]
+    assert images.left_out == (("bee/three", "not an image"),)
+
+
+def test_links(tmp_path):
+    plant(str(tmp_path / "elsewhere"), {"bees/1.jpg": jpeg()})
+    plant(str(tmp_path / "photos"), {"ant/1.jpg": jpeg()})
+    (tmp_path / "photos/bee").symlink_to("../elsewhere/bees")
+    (tmp_path / "photos/ant/nowhere").symlink_to("gone")
+    images = listing(tmp_path / "photos")
+    assert rows(images) == [("ant/1.jpg", "ant", -1), ("bee/1.jpg", "bee", -1)]
+    assert images.left_out == (("ant/nowhere", "cannot be read"),)
+
+
+def test_no_url():
+    with pytest.raises(ValueError, match=r"--images"):
+        listing("")
+
+
+def test_no_such_folder(tmp_path, memory):
+    for url in (tmp_path / "none", f"{memory}/none"):
+        with pytest.raises(FileNotFoundError, match=r"No such folder: .*/none\. Check --images\."):
+            listing(url)
+
+
+def test_not_a_folder(tmp_path):
+    plant(str(tmp_path), {"photo.jpg": jpeg()})
+    with pytest.raises(NotADirectoryError, match=r"Not a folder: .*/photo\.jpg\."):
+        listing(tmp_path / "photo.jpg")
+
+
+def test_unknown_scheme():
+    with pytest.raises(ValueError, match=r"Unknown scheme hfds:// in 'hfds://x'\. Known: file, hd"):
+        listing("hfds://x")
+
+
+@pytest.mark.parametrize(
+    ("files", "n_others"), [([], 0), (["a/notes.txt", "b/x.csv"], 2), (["1.jpg", "2.jpg"], 2)]
+)
+def test_no_images(tmp_path, files, n_others):
+    plant(str(tmp_path), files)
+    with pytest.raises(
+        ValueError, match=rf"No images in class folders below .* \({n_others} other files\)\. Exp"
+    ):
+        listing(tmp_path)
+
+
+def test_one_class_only(memory):
+    plant(memory, ["ant/1.jpg", "ant/2.jpg"])
+    with pytest.raises(ValueError, match=r"Only one class, 'ant', below memory://.* needs two: gi"):
+        listing(memory)
+
+
+def test_split_of_a_finished_store(memory, caplog):
+    images = listing(plant(memory, SMALL))
+    url = f"{memory}-store"
+    store = FeatureStore.create(
+        url, images, {"fc2": 1}, dtype="float32", chunk_images=64, attrs={"settings": {}}
+    )
+    # ant/0 and ant/1 are the same file, cat/0 cannot be read.
+    path = images.path.tolist()
+    content = np.arange(len(images), dtype=np.uint64)
+    content[path.index("ant/1.jpg")] = content[path.index("ant/0.jpg")]
+    error = ["damaged" if name == "cat/0.jpg" else "" for name in path]
+    store.write_chunk(0, {"fc2": np.zeros((60, 1), np.float32)}, content, error)
+    with caplog.at_level("INFO", "dtl.images"):
+        split_images(store, SplitConfig(), 0)
+    split = store.read("split")
+    assert split[path.index("ant/1.jpg")] == split[path.index("ant/0.jpg")] >= 0
+    assert split[path.index("cat/0.jpg")] == -1
+    assert (split == -1).sum() == 1
+    assert "1 images repeat another's bytes (0 of them in another class)" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "dtl.images"):
+        split_images(store, SplitConfig(), 0)  # which is there already
+        assert not caplog.messages
+        split_images(store, SplitConfig(duplicates="drop"), 0)
+    assert caplog.messages[-1].endswith("dropped")
+    assert (store.read("split") == -1).sum() == 2
+    split_images(store, SplitConfig(), 1)
+    assert (store.read("split") != split).any()
+    storage.remove(url)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import threadpoolctl
+
+from dtl.head.blas import one_blas_thread
+
+
+def n_threads() -> set[int]:
+    blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    return {library.num_threads for library in blas.lib_controllers}
+
+
+def test_one_blas_thread_whichever_thread_asks() -> None:
+    """Tasks come in threads that live on, and the last one out is seldom the first one in."""
+    with (
+        threadpoolctl.threadpool_limits(3, user_api="blas"),
+        ThreadPoolExecutor(1) as a,
+        ThreadPoolExecutor(1) as b,
+    ):
+        assert n_threads() == {3}
+        for first, second in ((a, b), (b, a), (a, a), (b, b)):
+            one, other = one_blas_thread(), one_blas_thread()
+            first.submit(one.__enter__).result()
+            assert n_threads() == {1}
+            second.submit(other.__enter__).result()
+            first.submit(one.__exit__, None, None, None).result()
+            assert n_threads() == {1}
+            second.submit(other.__exit__, None, None, None).result()
+            assert n_threads() == {3}
