@@ -12,7 +12,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
-from dtl.cluster.workers import tell_of_pauses
+from dtl.cluster.workers import warn_of_pauses
 from dtl.config import ClusterConfig, YarnConfig
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def connect(
     ConnectionError
         If no scheduler answers, or it has no workers and none comes in 20 s.
     """
-    with _reach(config, yarn, file_systems) as client, tell_of_pauses(client):
+    with _reach(config, yarn, file_systems) as client, warn_of_pauses(client):
         yield client
 
 

@@ -24,14 +24,14 @@ _RETRIES = 3
 """Of a chunk whose storage failed."""
 
 
-def hold(client: Client, value: Any, key: str) -> Future:
+def submit_value(client: Client, value: Any, key: str) -> Future:
     """A value of the driver's as a task: unlike scattered data, it outlives a lost worker."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-        return client.submit(_same, value, key=key)
+        return client.submit(_identity, value, key=key)
 
 
-def _same(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 
@@ -147,7 +147,7 @@ def _fan_in(n: int, depth: int) -> int:
 _MOST_IN_A_GROUP = 4
 
 
-def in_groups(client: Client, n_parts: int, size: int = 0) -> list[range]:
+def group_shards(client: Client, n_parts: int, size: int = 0) -> list[range]:
     """Runs of neighbouring parts, for a task each.
 
     What is computed does not depend on it, only how much the tasks cost beside it.

@@ -32,7 +32,7 @@ def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
     return workers
 
 
-def on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
     """Run a function as a task on every worker; `Client.run` would block their event loops.
 
     Raises
@@ -63,7 +63,7 @@ def _result_of(client: Client, worker: str, future: Future) -> Any:
 
 
 @contextmanager
-def tell_of_pauses(client: Client) -> Iterator[None]:
+def warn_of_pauses(client: Client) -> Iterator[None]:
     """Warn of each worker that pauses for want of memory while the block runs.
 
     Dask gives it no tasks until some of its memory is free, without a word to the driver: where all
@@ -103,12 +103,12 @@ class _Setup(WorkerPlugin):  # type: ignore[misc]
         self._function(*self._args)
 
 
-def set_up(client: Client, function: Callable[..., None], *args: Any) -> None:
+def register_setup(client: Client, function: Callable[..., None], *args: Any) -> None:
     """Call a function once in every worker, those that join later too."""
     client.register_plugin(_Setup(function, *args), name=function.__name__)
 
 
-def check_memory(client: Client, *urls: str) -> None:
+def check_shared(client: Client, *urls: str) -> None:
     """Refuse places in the memory of one process where the workers are others.
 
     Raises
@@ -134,7 +134,7 @@ def check_visible(client: Client, *urls: str) -> None:
     FileNotFoundError
     """
     for url in filter(storage.is_local, urls):
-        for worker, there in on_each_worker(client, storage.exists, url).items():
+        for worker, there in run_on_each_worker(client, storage.exists, url).items():
             if not there:
                 raise FileNotFoundError(
                     f"Worker {worker} does not see {url}. Put it where every worker reads it: "

@@ -17,7 +17,7 @@ from distributed import Client
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
-from dtl.cluster.workers import check_memory, check_visible
+from dtl.cluster.workers import check_shared, check_visible
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import differences
 from dtl.features import extraction
@@ -78,7 +78,7 @@ def predict(
         head are replaced, and nothing else is.
     """
     extraction.check_options(features, image, head)
-    check_memory(client, root, url)
+    check_shared(client, root, url)
     check_visible(client, root)
     chunk_images = features.chunk_images
     asked = {

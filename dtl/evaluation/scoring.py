@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 from distributed import Client
 
-from dtl.cluster.spread import hold, tree_reduce
+from dtl.cluster.spread import submit_value, tree_reduce
 from dtl.config.provenance import check_same
 from dtl.evaluation import metrics
 from dtl.evaluation.metrics import Counts
@@ -53,7 +53,7 @@ def evaluate(
     """
     check_trained_on(store, head)
     run = uuid4().hex[:8]
-    head_future = hold(client, head, f"head-{run}")
+    head_future = submit_value(client, head, f"head-{run}")
     parts = [
         client.submit(
             _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"

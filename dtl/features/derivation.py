@@ -17,7 +17,7 @@ from distributed import Client
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
-from dtl.cluster.workers import check_memory, check_visible, on_each_worker
+from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
 from dtl.features import extraction, featurization
@@ -59,7 +59,7 @@ def derive(
         If no stored layer leads to the new ones, the weights are others, or a store of other
         settings is there.
     """
-    check_memory(client, source.url, url)
+    check_shared(client, source.url, url)
     check_visible(client, source.url)
     asked = settings(source, asked_features)
     precision = str(asked["precision"])
@@ -67,7 +67,7 @@ def derive(
     layers, stored = asked_features.layers, tuple(source.settings["layers"])
     both = replace(asked_features, layers=tuple(dict.fromkeys(stored + layers)))
     extractor = extraction.prepare(client, both, ImagesConfig(), seed, precision)
-    found = on_each_worker(client, _follow, extractor.spec, stored, layers)
+    found = run_on_each_worker(client, _follow, extractor.spec, stored, layers)
     layer, source_sha256, weights_sha256 = next(iter(found.values()))
     if source_sha256 != source.attrs["weights_sha256"]:
         raise ValueError(

@@ -16,7 +16,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dtl import storage
-from dtl.cluster.workers import MORE_MEMORY, known_workers, on_each_worker
+from dtl.cluster.workers import MORE_MEMORY, known_workers, run_on_each_worker
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
 from dtl.features.values import BackboneSpec
@@ -77,7 +77,7 @@ def prepare(
     OSError
         If the weights cannot be had.
     """
-    probes = on_each_worker(client, _probe, features.network, features.layers, features.pooling)
+    probes = run_on_each_worker(client, _probe, features.network, features.layers, features.pooling)
     description = next(iter(probes.values()))[0]
     needed = _memory_needed(description.weights_bytes)
     for address, worker in known_workers(client).items():
@@ -89,7 +89,7 @@ def prepare(
             )
     available = [precisions for _, precisions in probes.values()]
     spec = backbone_spec(features, seed, _precision(precision or features.precision, available))
-    hashes = on_each_worker(client, _load, spec)
+    hashes = run_on_each_worker(client, _load, spec)
     if len(set(hashes.values())) > 1:
         raise ValueError(f"The workers have different weights: {hashes}. Give them one file.")
     return Extractor(

@@ -13,7 +13,7 @@ from distributed import Client
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
-from dtl.cluster.workers import check_memory, check_visible
+from dtl.cluster.workers import check_shared, check_visible
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
 from dtl.features import extraction
@@ -141,7 +141,7 @@ def featurize(
             raise
         store = None
     weights = [] if features.weights in ("imagenet", "random") else [features.weights]
-    check_memory(client, listed.root, url)
+    check_shared(client, listed.root, url)
     check_visible(client, listed.root, *map(storage.absolute, weights))
     precision = store.settings["precision"] if store else None
     extractor = extraction.prepare(client, features, image, seed, precision)

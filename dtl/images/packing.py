@@ -17,7 +17,7 @@ from distributed import Client
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
-from dtl.cluster.workers import check_memory, check_visible
+from dtl.cluster.workers import check_shared, check_visible
 from dtl.config import PackConfig
 from dtl.images import tars
 from dtl.images.values import ImageList
@@ -62,7 +62,7 @@ def pack(
     OSError
         If an image cannot be read, for none is to be lost; what is done stays done.
     """
-    check_memory(client, images.root, url)
+    check_shared(client, images.root, url)
     check_visible(client, images.root)
     asked = settings(images, config)
     claim(url, asked, overwrite=overwrite)

@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from dtl import config, storage
-from dtl.cluster.yarn import environment
+from dtl.cluster import environment
 from dtl.config import Config
 from dtl.config.provenance import check_same
 from dtl.evaluation import prediction, scoring
@@ -294,7 +294,7 @@ def _submit(run: Run, arguments: argparse.Namespace) -> int:
 
     c = replace(run.settings, cluster=replace(run.settings.cluster, address="yarn"))
     storage.check_writable(run.results.url)
-    application.check_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
+    application.check_worker_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
         file.write_text(tomli_w.dumps(config.to_dict(c)))

@@ -15,7 +15,7 @@ from distributed.scheduler import KilledWorker
 
 from dtl import storage
 from dtl.cluster import connection
-from dtl.cluster.workers import set_up
+from dtl.cluster.workers import register_setup
 from dtl.config import Config
 from dtl.config.provenance import differences
 from dtl.evaluation import scoring
@@ -58,7 +58,7 @@ class Run:
             self._client = self._stack.enter_context(
                 connection.connect(c.cluster, c.yarn, file_systems=hdfs_urls(c))
             )
-            set_up(self._client, storage.use_hdfs_client, self.settings.storage.hdfs_client)
+            register_setup(self._client, storage.use_hdfs_client, self.settings.storage.hdfs_client)
         return self._client
 
     def check_memory(self) -> None:
@@ -67,7 +67,7 @@ class Run:
         if c.cluster.address == "yarn" and self._client is None:
             from dtl.cluster.yarn import application  # with skein, which is an extra
 
-            application.check_memory(
+            application.check_worker_memory(
                 c.cluster, c.yarn, functools.partial(memory_needed, c.features)
             )
 

@@ -13,7 +13,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dtl.cluster.spread import in_groups, tree_inputs
+from dtl.cluster.spread import group_shards, tree_inputs
 from dtl.config import CompareConfig, TrainConfig, to_dict
 from dtl.evaluation import scoring
 from dtl.features.store import FeatureStore
@@ -79,7 +79,7 @@ def compare(
     check(config, compared)
     check_store(store, config, compared, layer)
     n_shards = trainer.count_shards(store, config)
-    n_tasks = len(in_groups(client, n_shards, config.shards_per_task))
+    n_tasks = len(group_shards(client, n_shards, config.shards_per_task))
     way = replace(config, solver="lbfgs")
     optimum, seconds, history = _train(store, way, layer, seed, client, _EXACT)
     n_passes = round(history[-1].epoch)
@@ -111,7 +111,7 @@ def compare(
     for n_shards, frequency in ways(compared, store.n_chunks):
         name = _name(n_shards, frequency)
         way = replace(config, solver="averaging", n_shards=n_shards, averaging_frequency=frequency)
-        n_tasks = len(in_groups(client, n_shards, config.shards_per_task))
+        n_tasks = len(group_shards(client, n_shards, config.shards_per_task))
         head, seconds, history = _train(store, way, layer, seed, client, name)
         keep(
             name,

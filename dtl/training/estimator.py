@@ -22,7 +22,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, LocalCluster, get_worker, worker_client
 from numpy.typing import ArrayLike, NDArray
 
-from dtl.cluster.spread import in_groups, tree_reduce
+from dtl.cluster.spread import group_shards, tree_reduce
 from dtl.config import FeaturesConfig, TrainConfig
 from dtl.head import averaging, blas, softmax
 from dtl.head.averaging import Moments
@@ -198,7 +198,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     moments, self.classes_,
                     key=f"load-shards-{run}-{g}",
                 )
-                for g, indices in enumerate(in_groups(client, n_shards, config.shards_per_task))
+                for g, indices in enumerate(group_shards(client, n_shards, config.shards_per_task))
             ]  # fmt: skip
             del rows, labels  # the workers let go of a block when its shard has been made
             start = client.submit(

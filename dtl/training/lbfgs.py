@@ -19,7 +19,7 @@ from distributed import Client, Future
 from numpy.typing import NDArray
 
 from dtl.cluster.progress import track
-from dtl.cluster.spread import hold, tree_reduce, wait_for
+from dtl.cluster.spread import submit_value, tree_reduce, wait_for
 from dtl.config import TrainConfig
 from dtl.head import averaging, blas, buffers
 from dtl.head.softmax import Params, log_softmax
@@ -251,7 +251,7 @@ class _Objective:
     def __call__(self, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         key, client = f"{self._run}-{self.n_evaluations}", self._client
         self.n_evaluations += 1
-        params = hold(client, _params(x, self._shape), f"lbfgs-params-{key}")
+        params = submit_value(client, _params(x, self._shape), f"lbfgs-params-{key}")
         parts = [
             client.submit(group_gradient, params, group, key=f"gradient-{key}-{g}")
             for g, group in enumerate(self._groups)

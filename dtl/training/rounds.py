@@ -17,7 +17,7 @@ from distributed import Client, Future
 from numpy.typing import NDArray
 
 from dtl.cluster.progress import track
-from dtl.cluster.spread import hold, tree_reduce, wait_for
+from dtl.cluster.spread import submit_value, tree_reduce, wait_for
 from dtl.config import TrainConfig
 from dtl.head import blas, descent
 from dtl.head.softmax import Params
@@ -143,7 +143,7 @@ def fit_both(
         history, best = list(resume.history), resume.best
         for done in history:
             tally.add(done)
-        start = hold(client, resume.params, f"resumed-{run}")
+        start = submit_value(client, resume.params, f"resumed-{run}")
         began -= resume.seconds
     decided = client.submit(local_sgd.begin, start, key=f"begin-{run}")
     with (

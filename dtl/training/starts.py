@@ -12,7 +12,7 @@ import numpy as np
 from distributed import Client, Future
 
 from dtl import storage
-from dtl.cluster.spread import hold
+from dtl.cluster.spread import submit_value
 from dtl.config import TrainConfig
 from dtl.config.provenance import differences
 from dtl.features import extraction
@@ -51,7 +51,7 @@ def find(
         If it, or the network's weights, cannot be had.
     """
     if config.start_from:
-        return hold(client, _saved(config, store, layer), f"head-{run}")
+        return submit_value(client, _saved(config, store, layer), f"head-{run}")
     if config.hidden_start == "random":
         return None
     network_spec = spec(store, weights or str(store.attrs["weights"]))

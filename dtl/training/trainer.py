@@ -25,7 +25,7 @@ from distributed import Client, Future
 from numpy.typing import NDArray
 
 from dtl import storage
-from dtl.cluster.spread import in_groups, tree_reduce
+from dtl.cluster.spread import group_shards, tree_reduce
 from dtl.config import TrainConfig, to_dict
 from dtl.features.store import FeatureStore
 from dtl.head import averaging
@@ -308,7 +308,7 @@ def load_groups(
             sharding.load_group, store, layer, indices, n_shards, moments, features_in,
             key=f"load-shards-{run}-{g}",
         )
-        for g, indices in enumerate(in_groups(client, n_shards, shards_per_task))
+        for g, indices in enumerate(group_shards(client, n_shards, shards_per_task))
     ]  # fmt: skip
     return groups, moments
 

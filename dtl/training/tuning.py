@@ -28,7 +28,7 @@ from distributed import Client, Future
 
 from dtl import storage
 from dtl.cluster.progress import track
-from dtl.cluster.spread import hold
+from dtl.cluster.spread import submit_value
 from dtl.config import TrainConfig, TuneConfig, to_dict
 from dtl.features.store import FeatureStore
 from dtl.head import blas, descent
@@ -179,7 +179,7 @@ def tune(
     heads = dict.fromkeys(range(len(ways)), ready.start)
     if last is not None:
         found = list(last.trials)
-        heads = {k: hold(client, last.heads[k], f"resumed-{run}-{k}") for k in last.heads}
+        heads = {k: submit_value(client, last.heads[k], f"resumed-{run}-{k}") for k in last.heads}
         log.info("tuning: goes on with %d of %d trials", len(heads), len(found))
     n_done = max(len(trial.rungs) for trial in found)
     for level, (start, end) in list(enumerate(itertools.pairwise((0.0, *ends))))[n_done:]:

@@ -9,7 +9,7 @@ from helpers import COLOURS, CUT, command, draw
 from minicluster import MiniCluster
 
 from dtl import storage
-from dtl.cluster.yarn import environment
+from dtl.cluster import environment
 
 NOTE_FIRST_TASK = """
 import time

@@ -11,7 +11,7 @@ from distributed import LocalCluster
 from distributed.system import MEMORY_LIMIT
 
 from dtl.cluster import connection
-from dtl.cluster.workers import known_workers, on_each_worker
+from dtl.cluster.workers import known_workers, run_on_each_worker
 from dtl.config import ClusterConfig
 
 
@@ -43,7 +43,7 @@ def test_local_processes() -> None:
         assert len(workers) == 2
         assert {w["memory_limit"] for w in workers.values()} == {1 << 30}
         assert {w["nthreads"] for w in workers.values()} == {3}
-        found = on_each_worker(client, in_worker)
+        found = run_on_each_worker(client, in_worker)
         assert all(address.startswith("tcp://127.0.0.1:") for address in found)
         pids = {pid for pid, _ in found.values()}
         assert len(pids) == 2
@@ -69,7 +69,7 @@ def test_local_threads() -> None:
         assert {w["nthreads"] for w in workers.values()} == {2}
         # Each takes the memory of the whole process for its own.
         assert {w["memory_limit"] for w in workers.values()} == {MEMORY_LIMIT}
-        assert {pid for pid, _ in on_each_worker(client, in_worker).values()} == {os.getpid()}
+        assert {pid for pid, _ in run_on_each_worker(client, in_worker).values()} == {os.getpid()}
         assert len(psutil.Process().children(recursive=True)) == n_before
     assert client.status == "closed"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import small_environment
 
-from dtl.cluster.yarn import environment
+from dtl.cluster import environment
 
 
 def pack(python: Path, url: Path) -> subprocess.CompletedProcess[str]:

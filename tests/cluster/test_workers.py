@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl.cluster import workers
-from dtl.cluster.spread import group_size, in_groups, map_chunks, tree_reduce
-from dtl.cluster.workers import check_memory, check_visible, on_each_worker, tell_of_pauses
+from dtl.cluster.spread import group_shards, group_size, map_chunks, tree_reduce
+from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker, warn_of_pauses
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_sums_have_the_same_bits_on_any_workers(
     assert found[0] == pytest.approx(sum(values), rel=1e-9, abs=1e-6)
 
 
-# --- in_groups -----------------------------------------------------------------------------------
+# --- group_shards --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", range(1, 20))
@@ -105,7 +105,7 @@ def test_groups_are_as_large_as_costs_no_time(n: int, n_threads: int) -> None:
 
 @pytest.mark.parametrize(("size", "ends"), [(0, [2, 4, 5]), (1, [1, 2, 3, 4, 5]), (8, [5])])
 def test_groups_hold_every_part_once_in_order(threads: Client, size: int, ends: list[int]) -> None:
-    groups = in_groups(threads, 5, size)
+    groups = group_shards(threads, 5, size)
     assert [part for group in groups for part in group] == list(range(5))
     assert size == 0 or [group.stop for group in groups] == ends
 
@@ -189,10 +189,10 @@ def test_two_chunks_a_worker_are_in_flight(threads: Client) -> None:
 
 
 def test_on_each_worker(threads: Client, processes: Client) -> None:
-    found = on_each_worker(threads, lambda plus: threading.get_ident() + plus, 0)
+    found = run_on_each_worker(threads, lambda plus: threading.get_ident() + plus, 0)
     assert list(found) == list(workers.known_workers(threads))
     assert len(set(found.values())) == 2
-    assert os.getpid() not in on_each_worker(processes, os.getpid).values()
+    assert os.getpid() not in run_on_each_worker(processes, os.getpid).values()
 
 
 def test_a_worker_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_a_worker_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
         (address,) = workers.known_workers(client)
         message = rf"Worker {address} was lost at the start\. Most likely its memory did not suf"
         with pytest.raises(ConnectionError, match=message):
-            on_each_worker(client, dies)
+            run_on_each_worker(client, dies)
 
 
 def test_a_function_may_take_long_and_raise_what_it_likes(
@@ -223,7 +223,7 @@ def test_a_function_may_take_long_and_raise_what_it_likes(
         raise TimeoutError("the function's own")
 
     with pytest.raises(TimeoutError, match="the function's own"):
-        on_each_worker(threads, times_out)
+        run_on_each_worker(threads, times_out)
 
 
 def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.Monkey
             return 7
 
     monkeypatch.setattr(threads, "submit", lambda *_, **__: Late())
-    assert set(on_each_worker(threads, abs).values()) == {7}
+    assert set(run_on_each_worker(threads, abs).values()) == {7}
 
 
 def test_a_worker_that_pauses_is_told(
@@ -258,7 +258,7 @@ def test_a_worker_that_pauses_is_told(
             dashboard_address=":0", silence_logs=False,
         ) as local,
         Client(local) as client,
-        tell_of_pauses(client),
+        warn_of_pauses(client),
     ):  # fmt: skip
         (address,) = workers.known_workers(client)
         wait_until(lambda: "has paused" in caplog.text, "a word of the pause")
@@ -276,7 +276,7 @@ def test_nothing_is_told_of_workers_at_work_nor_when_the_client_is_closed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)
-    with local_cluster() as local, Client(local) as client, tell_of_pauses(client):
+    with local_cluster() as local, Client(local) as client, warn_of_pauses(client):
         assert client.submit(abs, -3).result() == 3
         time.sleep(0.3)
         client.close()
@@ -287,11 +287,11 @@ def test_nothing_is_told_of_workers_at_work_nor_when_the_client_is_closed(
 def test_memory_of_one_process_is_refused_with_processes(
     threads: Client, processes: Client
 ) -> None:
-    check_memory(threads, "memory://photos", "/somewhere")
-    check_memory(processes, "/somewhere", "hdfs:///photos")
+    check_shared(threads, "memory://photos", "/somewhere")
+    check_shared(processes, "/somewhere", "hdfs:///photos")
     message = r"memory://photos: memory:// is of one process only.*Use a folder, or --cluster\.proc"
     with pytest.raises(ValueError, match=message):
-        check_memory(processes, "/somewhere", "memory://photos")
+        check_shared(processes, "/somewhere", "memory://photos")
 
 
 def test_a_folder_that_a_worker_does_not_see(processes: Client, tmp_path: Path) -> None:

@@ -100,12 +100,12 @@ def test_memory_that_does_not_suffice(
 ) -> None:
     asked = config.build({"cluster": cluster, "yarn": options})
     with pytest.raises(ValueError, match=message):
-        capacity.check_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
+        capacity.check_worker_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
 
 
 def test_memory_that_suffices() -> None:
     asked = config.build({})
-    capacity.check_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
+    capacity.check_worker_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
 
 
 def test_no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -159,8 +159,9 @@ def test_without_the_extra() -> None:
     code = (
         "import sys\n"
         "sys.modules['skein'] = None\n"
-        "from dtl import cluster, config\n"
-        "with cluster.connect(config.build({'cluster': {'address': 'yarn'}}).cluster): pass\n"
+        "from dtl import config\n"
+        "from dtl.cluster import connection\n"
+        "with connection.connect(config.build({'cluster': {'address': 'yarn'}}).cluster): pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (

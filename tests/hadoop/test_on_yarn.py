@@ -202,9 +202,10 @@ def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Pa
     script = tmp_path / "driver.py"
     script.write_text(
         "import sys, time\n"
-        "from dtl import cluster, config\n"
+        "from dtl import config\n"
+        "from dtl.cluster import connection\n"
         "c = config.build(eval(sys.argv[1]))\n"
-        "with cluster.connect(c.cluster, c.yarn) as client:\n"
+        "with connection.connect(c.cluster, c.yarn) as client:\n"
         "    print(client.submit(sys.__getattribute__, 'executable').result(), flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -575,7 +575,7 @@ def test_only_a_command_that_goes_on_says_so_when_it_is_interrupted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Results, "store", interrupted)
-    for name in ("check_memory", "status", "print_logs", "kill"):
+    for name in ("check_worker_memory", "status", "print_logs", "kill"):
         monkeypatch.setattr(application, name, interrupted)
     Results(str(tmp_path)).write_config(config.build({"out": str(tmp_path)}))
     assert command_line.main(arguments.format(out=tmp_path).split()) == 130

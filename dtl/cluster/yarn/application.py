@@ -31,7 +31,7 @@ try:
     import skein
 
     from dtl.cluster.yarn.capacity import check, offer
-    from dtl.cluster.yarn.capacity import check_memory as check_memory
+    from dtl.cluster.yarn.capacity import check_worker_memory as check_worker_memory
     from dtl.cluster.yarn.containers import ADDRESS, DASHBOARD, PAGE, SCHEDULER, WORKER, inside
     from dtl.cluster.yarn.specification import n_at_start, specification
 except ImportError as error:

@@ -7,13 +7,15 @@ from typing import Any
 
 import skein
 
-from dtl.cluster.yarn import environment
+from dtl.cluster import environment
 from dtl.cluster.yarn.containers import inside
 from dtl.cluster.yarn.specification import MASTER_MIB, mib, worker_limit
 from dtl.config import ClusterConfig, YarnConfig
 
 
-def check_memory(cluster: ClusterConfig, yarn: YarnConfig, needed: Callable[[], int]) -> None:
+def check_worker_memory(
+    cluster: ClusterConfig, yarn: YarnConfig, needed: Callable[[], int]
+) -> None:
     """Refuse a worker's container, or what Dask may use of it, in which the network has no room.
 
     Parameters

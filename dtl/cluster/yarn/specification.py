@@ -11,7 +11,7 @@ import dask
 import skein
 from dask.utils import parse_bytes
 
-from dtl.cluster.yarn import environment
+from dtl.cluster import environment
 from dtl.cluster.yarn.containers import ADDRESS, DRIVER, SCHEDULER, WORKER
 from dtl.config import ClusterConfig, YarnConfig
 

@@ -183,7 +183,7 @@ def _files() -> Iterator[tuple[str, Path]]:
     for kind in ("purelib", "platlib"):
         yield from _below(Path(sysconfig.get_path(kind)), f"{library}/site-packages", set())
     # Wherever it runs from: it may be installed in editable mode.
-    yield from _below(Path(__file__).parents[2], f"{library}/site-packages/dtl", set())
+    yield from _below(Path(__file__).parents[1], f"{library}/site-packages/dtl", set())
 
 
 def _below(folder: Path, name: str, left_out: set[str]) -> Iterator[tuple[str, Path]]:
