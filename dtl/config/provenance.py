@@ -1,13 +1,78 @@
-"""Comparison of what a result follows from with what is asked for now."""
+"""Comparison of the fingerprint of a stored result with the fingerprint wanted now."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
+from dtl.config.errors import DifferentSettingsError
 
-def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, one text each.
+
+class Claim(Enum):
+    """What a command finds where its result is to be, and so what it does next."""
+
+    ABSENT = "nothing is stored: begin"
+    BEGUN = "a part of the wanted result is stored: go on"
+    FINISHED = "the wanted result is stored: use it"
+    REPLACE = "another result is stored, which `overwrite` allows to remove: begin again"
+
+
+def claim(
+    wanted: Mapping[str, Any],
+    stored: Mapping[str, Any] | None,
+    place: str,
+    *,
+    finished: bool = False,
+    overwrite: bool = False,
+) -> Claim:
+    """Decide whether a result is to be begun, continued, used or replaced.
+
+    This is the only place that decides it. Read what is stored before: a file that cannot be read
+    is a `UserError` of its reader, and never counts as a result of other settings.
+
+    Parameters
+    ----------
+    wanted, stored : mapping
+        Fingerprints; `stored` is None where nothing is.
+    place : str
+        URL of the result, for the message.
+    finished : bool
+        Whether the stored result is whole.
+    overwrite : bool
+        Allow a result of other settings to be replaced.
+
+    Raises
+    ------
+    DifferentSettingsError
+        If the fingerprints differ and `overwrite` is not set; each difference is named.
+
+    Examples
+    --------
+    >>> claim({"seed": 0}, {"seed": 0}, "out", finished=True).name
+    'FINISHED'
+    >>> claim({"seed": 0}, {"seed": 1}, "out", overwrite=True).name
+    'REPLACE'
+    >>> claim({"seed": 0}, {"seed": 1}, "out")
+    Traceback (most recent call last):
+        ...
+    dtl.config.errors.DifferentSettingsError: out was made with other settings:
+      seed: asked for 0, stored 1
+    Give the settings as they were, choose another `out`, or set `overwrite` to replace it.
+    """
+    if stored is None:
+        return Claim.ABSENT
+    if overwrite and differences(wanted, stored):
+        return Claim.REPLACE
+    check_same(
+        wanted, stored, f"{place} was made with other settings",
+        "Give the settings as they were, choose another `out`, or set `overwrite` to replace it.",
+    )  # fmt: skip
+    return Claim.FINISHED if finished else Claim.BEGUN
+
+
+def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Name what differs between two fingerprints, one text each.
 
     Examples
     --------
@@ -16,40 +81,45 @@ def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str
     >>> differences({"train": {"l2": 0.0}}, {"train": {"l2": 0.1}})
     ['train.l2: asked for 0.0, stored 0.1']
     """
-    asked, stored = _flat(asked), _flat(stored)
+    wanted, stored = _flatten(wanted), _flatten(stored)
     return [
-        f"{name}: asked for {asked.get(name)!r}, stored {stored.get(name)!r}"
-        for name in sorted({*asked, *stored})
-        if asked.get(name) != stored.get(name)
+        f"{name}: asked for {wanted.get(name)!r}, stored {stored.get(name)!r}"
+        for name in sorted({*wanted, *stored})
+        if wanted.get(name) != stored.get(name)
     ]
 
 
 def check_same(
-    asked: Mapping[str, Any], stored: Mapping[str, Any], what: str, advice: str = ""
+    wanted: Mapping[str, Any], stored: Mapping[str, Any], problem: str, advice: str = ""
 ) -> None:
-    """Refuse settings that differ: `what` says of what, `advice` what to do.
+    """Refuse fingerprints that differ.
+
+    Parameters
+    ----------
+    problem, advice : str
+        The message begins with the problem, names each difference, and ends with the advice.
 
     Raises
     ------
-    ValueError
-        Naming each difference.
+    DifferentSettingsError
 
     Examples
     --------
-    >>> check_same({"seed": 0}, {"seed": 1}, "The split is another", "Give --seed as it was.")
+    >>> check_same({"seed": 0}, {"seed": 1}, "The split is another", "Give `seed` as it was.")
     Traceback (most recent call last):
         ...
-    ValueError: The split is another:
+    dtl.config.errors.DifferentSettingsError: The split is another:
       seed: asked for 0, stored 1
-    Give --seed as it was.
+    Give `seed` as it was.
     """
-    if found := differences(asked, stored):
-        raise ValueError("\n  ".join([f"{what}:", *found]) + f"\n{advice}" * bool(advice))
+    if found := differences(wanted, stored):
+        message = "\n  ".join([f"{problem}:", *found])
+        raise DifferentSettingsError(f"{message}\n{advice}" if advice else message)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in fingerprint.items():
         nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        flat |= _flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat

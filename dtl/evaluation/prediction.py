@@ -108,7 +108,7 @@ def predict(
             f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
         )
     if replaced:
-        storage.clear(url)  # but for the lock of the driver
+        storage.clear(url, keep="_dtl.json")  # but for the lock of the driver
     elif storage.exists(url):
         storage.clean(url)  # Parquet readers would read what is half-written
     storage.write_bytes(ledger, json.dumps(asked).encode())

@@ -25,9 +25,11 @@ import numpy as np
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.config import Config, ImagesConfig
+from dtl.config.provenance import Claim
 from dtl.images import formats, listing, packing, split, tars
 from dtl.images.values import NO_SPLIT, SPLITS, ImageList
-from dtl.storage import ledger, read_ahead
+from dtl.storage import read_ahead
+from dtl.storage.ledger import IMAGES, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -116,16 +118,16 @@ def fetch(
     dataset = DATASETS[name]
     if md5:
         dataset = replace(dataset, md5=md5.lower(), n_bytes=0)
-    asked: dict[str, Any] = {"dataset": name, "md5": dataset.md5, "layout": layout}
-    asked["seed"] = settings.seed
+    wanted: dict[str, Any] = {"dataset": name, "md5": dataset.md5, "layout": layout}
+    wanted["seed"] = settings.seed
     if layout == "split":
-        asked["split"] = asdict(settings.split)
+        wanted["split"] = asdict(settings.split)
     if layout == "tars":
-        asked["shard_mib"] = settings.pack.shard_mib
-    if ledger.is_finished(settings.out, asked):
+        wanted["shard_mib"] = settings.pack.shard_mib
+    ledger = Ledger(settings.out, IMAGES, wanted)
+    if ledger.claim(overwrite=settings.overwrite) is Claim.FINISHED:
         log.info("fetch: done before")
         return
-    ledger.claim(settings.out, asked, overwrite=settings.overwrite)
     with _archive(name, dataset, source or dataset.url, scratch) as archive:
         listed = _list(archive, dataset, settings.seed)
         if layout == "split":
@@ -134,7 +136,7 @@ def fetch(
             _write_tars(listed, settings)
         else:
             _write_files(listed, settings.out)
-        ledger.finish(settings.out, asked)
+        ledger.finish()
     log.info("%s", dataset.licence)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,8 @@ from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.images import formats, layout, split, tars
 from dtl.images.values import ImageList
-from dtl.storage import Extent, ledger
+from dtl.storage import Extent
+from dtl.storage.ledger import IMAGES, read_json
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def find_images(url: str) -> Found:
             found.add(path, size)
         elif path.lower().endswith(".tar"):
             tar_names.append(path)
-        elif path == ledger.LEDGER:
+        elif path == IMAGES:
             _check_complete(storage.join(root, path))
         else:
             unsure.append((path, size))
@@ -214,7 +214,7 @@ def find_images(url: str) -> Found:
 
 
 def _check_complete(url: str) -> None:
-    if json.loads(storage.read_bytes(url)).get("complete") is False:
+    if (read_json(url) or {}).get("complete") is False:
         raise ValueError(
             f"{url} says that its folder is not complete: the command that fills it was "
             "interrupted. Give that command again first; it goes on where it was."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distributed import Client
 
@@ -22,7 +22,7 @@ from dtl.config import PackConfig
 from dtl.images import tars
 from dtl.images.values import ImageList
 from dtl.storage import Extent, read_ahead
-from dtl.storage.ledger import claim, finish
+from dtl.storage.ledger import IMAGES, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -64,23 +64,20 @@ def pack(
     """
     check_shared(client, images.root, url)
     check_visible(client, images.root)
-    asked = settings(images, config)
-    claim(url, asked, overwrite=overwrite)
+    ledger = open_ledger(url, images, config)
+    ledger.claim(overwrite=overwrite)
     check_visible(client, url)
     pending = missing(url, images, config)
     shards = (gather(shard, rows, images) for shard, rows in pending.items())
     with track("packing", sum(map(len, pending.values())), "images") as advance:
         for n_images in map_chunks(client, write_shard, shards):
             advance(n_images)
-    finish(url, asked)
+    ledger.finish()
 
 
-def settings(images: ImageList, config: PackConfig) -> dict[str, Any]:
-    """All that the tars depend on, for the ledger beside them."""
-    return {
-        "images": images.description,
-        "shard_mib": config.shard_mib,
-    }
+def open_ledger(url: str, images: ImageList, config: PackConfig) -> Ledger:
+    """Return the ledger of a folder for the tars of a list."""
+    return Ledger(url, IMAGES, {"images": images.description, "shard_mib": config.shard_mib})
 
 
 def missing(url: str, images: ImageList, config: PackConfig) -> dict[str, range]:

@@ -18,7 +18,7 @@ import tomli_w
 from dtl import config, storage
 from dtl.cluster import environment
 from dtl.config import Config
-from dtl.config.provenance import check_same
+from dtl.config.provenance import Claim, check_same
 from dtl.evaluation import prediction, scoring
 from dtl.features import derivation, extraction, featurization, splitting
 from dtl.features.extraction import memory_needed
@@ -30,7 +30,6 @@ from dtl.pipeline.results import Results
 from dtl.pipeline.stages import Run, done_before, hdfs_urls
 from dtl.pipeline.tables import columns, comparison_table, say, scores_table, trials_table
 from dtl.report import page
-from dtl.storage import ledger
 from dtl.training import comparison, tuning
 from dtl.training.checkpoint import resume
 
@@ -255,11 +254,10 @@ def _pack(run: Run) -> None:
             "it, too. Choose a place beside it."
         )
     listed = listing.list_images(c.images, c.seed)
-    asked = packing.settings(listed, c.pack)
-    if ledger.is_finished(url, asked):
+    ledger = packing.open_ledger(url, listed, c.pack)
+    if ledger.inspect(overwrite=c.overwrite) is Claim.FINISHED:
         log.info("packing: done before")
     else:
-        ledger.check_free(url, asked, overwrite=c.overwrite)
         run.hold()
         packing.pack(url, listed, c.pack, run.client, overwrite=c.overwrite)
     say(f"{len(listed)} images in tars: {url}")

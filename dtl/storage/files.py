@@ -253,11 +253,12 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def clear(url: str) -> None:
-    """Remove all that is in a folder, but hidden files, such as a lock."""
+def clear(url: str, keep: str) -> None:
+    """Remove all that is in a folder, but one file, and hidden files such as a lock."""
     fs, path = filesystem(url)
     for inside in fs.ls(path, detail=False):
-        if not inside.rstrip("/").rsplit("/", 1)[-1].startswith("."):
+        name = inside.rstrip("/").rsplit("/", 1)[-1]
+        if name != keep and not name.startswith("."):
             fs.rm(inside, recursive=True)
 
 

@@ -1,88 +1,123 @@
-"""The ledger beside a folder that is filled piece by piece: with what, and whether it is whole."""
+"""The ledger of a folder that is filled piece by piece: from which settings, and whether whole.
+
+A result is claimed before work on it begins, always in this way:
+
+- A folder of many files (tars, fetched images, predictions) has a `Ledger` beside its pieces.
+  ``Ledger(url, name, wanted).inspect(overwrite=...)`` says what is there and changes nothing;
+  ``.claim(...)`` also makes the folder ready: a folder of other settings is emptied, half-written
+  files go, and the ledger says "not complete". Write the pieces that are missing, then
+  ``.finish()``.
+- A result that holds its own fingerprint (a feature store, a checkpoint, a head) is read by its
+  owner, who passes the fingerprint to `dtl.config.provenance.claim`.
+- A small JSON result is read with `read_json`: None where it is absent, `UserError` where it is
+  damaged. Only `DifferentSettingsError` may be answered by ``overwrite``, so nothing is ever
+  removed because it could not be read.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dtl import storage
-from dtl.config.provenance import differences
+from dtl.config.errors import UserError
+from dtl.config.provenance import Claim, claim
 
-LEDGER = "_dtl_images.json"
-"""Beside images that were packed or fetched: what they are of, and whether all of it is there."""
-
-
-# --- the ledger ----------------------------------------------------------------------------------
+IMAGES = "_dtl_images.json"
+"""The ledger's name beside images that were packed or fetched."""
 
 
-def check_free(url: str, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds something else than what is asked, or a part of it.
+@dataclass(frozen=True)
+class Ledger:
+    """A JSON file beside the pieces of a result.
 
-    Raises
-    ------
-    ValueError
-        With `overwrite`, only if no ledger tells that what is there may be replaced.
+    Parameters
+    ----------
+    url : str
+        The folder that is filled.
+    name : str
+        Of the file in it.
+    wanted : mapping of JSON's types
+        The fingerprint of the result.
     """
-    stored = _read_ledger(url)
-    found = differences(asked, stored) if stored is not None else []
-    if found and not overwrite:
-        raise ValueError(
-            f"{url} holds images of other settings:\n  "
-            + "\n  ".join(found)
-            + "\nUse the same settings, choose another place, or replace them with --overwrite."
+
+    url: str
+    name: str
+    wanted: Mapping[str, Any]
+
+    def inspect(self, *, overwrite: bool = False) -> Claim:
+        """Say what the folder holds; changes nothing.
+
+        Raises
+        ------
+        DifferentSettingsError
+            If it was filled with other settings and `overwrite` is not set.
+        UserError
+            If it holds files and no ledger, or a damaged one, whatever `overwrite` says.
+        """
+        if (ledger := self._read()) is None:
+            self._check_empty()
+            return Claim.ABSENT
+        finished = ledger.pop("complete", None) is True
+        return claim(self.wanted, ledger, self.url, finished=finished, overwrite=overwrite)
+
+    def claim(self, *, overwrite: bool = False) -> Claim:
+        """Make the folder ready to be filled, or to be filled further; as `inspect`, otherwise."""
+        found = self.inspect(overwrite=overwrite)
+        if found is Claim.REPLACE:
+            # Not complete from the first file on that goes, whenever this process is killed.
+            self._write({**(self._read() or {}), "complete": False})
+            storage.clear(self.url, keep=self.name)
+        elif storage.exists(self.url):
+            storage.clean(self.url)
+        if found in (Claim.ABSENT, Claim.REPLACE):
+            self._write({**self.wanted, "complete": False})
+        return found
+
+    def finish(self) -> None:
+        """Say in the ledger that the folder is whole."""
+        self._write({**self.wanted, "complete": True})
+
+    def _read(self) -> dict[str, Any] | None:
+        return read_json(
+            storage.join(self.url, self.name),
+            "Put back a copy of it, choose another `out`, or empty the folder yourself.",
         )
-    if storage.is_file(url):
-        raise ValueError(f"{url} is a file. Choose an empty folder, or a new one.")
-    if stored is None and storage.exists(url):
-        inside = next((path for path, _ in storage.walk(url) if not path.startswith(".")), None)
-        if inside is not None:
-            raise ValueError(
-                f"{url} is not empty: it has {inside}. Choose an empty folder, or a new one."
-            )
+
+    def _write(self, ledger: Mapping[str, Any]) -> None:
+        data = json.dumps(ledger, indent=1).encode()
+        storage.write_bytes(storage.join(self.url, self.name), data)
+
+    def _check_empty(self) -> None:
+        if storage.is_file(self.url):
+            raise UserError(f"{self.url} is a file. Choose an empty folder, or a new one.")
+        if storage.exists(self.url):
+            names = (path for path, _ in storage.walk(self.url) if not path.startswith("."))
+            if (inside := next(names, None)) is not None:
+                raise UserError(
+                    f"{self.url} is not empty: it has {inside}. Choose an empty folder, or a new "
+                    "one."
+                )
 
 
-def claim(url: str, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Begin to fill a folder with what is asked, or go on; its ledger says that it is not whole.
+def read_json(
+    url: str, advice: str = "Put back a copy of it, or remove it, to have it made again."
+) -> dict[str, Any] | None:
+    """Read a JSON object; None where there is no file.
 
     Raises
     ------
-    ValueError
-        As `check_free`.
+    UserError
+        If the file is damaged; `advice` says what to do.
     """
-    check_free(url, asked, overwrite=overwrite)
-    if (stored := _read_ledger(url)) == asked:
-        storage.clean(url)
-        return
-    if stored is not None:
-        storage.clear(url)
-    _write_ledger(url, asked, complete=False)
-
-
-def finish(url: str, asked: Mapping[str, Any]) -> None:
-    """Say in the ledger that the folder is whole."""
-    _write_ledger(url, asked, complete=True)
-
-
-def is_finished(url: str, asked: Mapping[str, Any]) -> bool:
-    """Whether exactly this is there, and whole."""
-    file = storage.join(url, LEDGER)
-    return storage.exists(file) and json.loads(storage.read_bytes(file)) == {
-        **asked,
-        "complete": True,
-    }
-
-
-def _read_ledger(url: str) -> dict[str, Any] | None:
-    """What a folder was filled with; None where that is not known."""
-    file = storage.join(url, LEDGER)
-    if not storage.exists(file):
+    if not storage.exists(url):
         return None
-    ledger: dict[str, Any] = json.loads(storage.read_bytes(file))
-    ledger.pop("complete", None)
-    return ledger
-
-
-def _write_ledger(url: str, asked: Mapping[str, Any], *, complete: bool) -> None:
-    data = json.dumps({**asked, "complete": complete}, indent=1).encode()
-    storage.write_bytes(storage.join(url, LEDGER), data)
+    try:
+        value = json.loads(storage.read_bytes(url))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise UserError(f"{url} is damaged: {error}. {advice}") from error
+    return value

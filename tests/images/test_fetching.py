@@ -23,7 +23,7 @@ from dtl.config import Config, ImagesConfig
 from dtl.images import fetching, listing
 from dtl.images.fetching import DATASETS, fetch
 from dtl.pipeline import command_line
-from dtl.storage import ledger
+from dtl.storage.ledger import IMAGES
 
 CALTECH = DATASETS["caltech256"]
 CLASSES = ("001.ak47", "056.dog", "198.spider")
@@ -158,7 +158,7 @@ def small(
 
 
 def images_in(folder: Path) -> dict[str, bytes]:
-    return {path: data for path, data in contents(folder).items() if path != ledger.LEDGER}
+    return {path: data for path, data in contents(folder).items() if path != IMAGES}
 
 
 def scratch(tmp_path: Path) -> list[str]:
@@ -423,7 +423,7 @@ def test_something_else_is_there(
 def test_straight_to_hdfs(small: Fetch, tmp_path: Path, server: Server, hadoop: Any) -> None:
     url = f"{hadoop.url}/tmp/{tmp_path.name}"
     small(f"{url}/folders")
-    assert dict(storage.walk(f"{url}/folders")).keys() - {ledger.LEDGER} == PHOTOGRAPHS.keys()
+    assert dict(storage.walk(f"{url}/folders")).keys() - {IMAGES} == PHOTOGRAPHS.keys()
     assert all(storage.read_bytes(f"{url}/folders/{p}") == PHOTOGRAPHS[p] for p in PHOTOGRAPHS)
     storage.write_bytes(f"{url}/objects.tar", server.data)
     small(f"{url}/tars", layout="tars", source=f"{url}/objects.tar")

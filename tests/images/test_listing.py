@@ -260,7 +260,7 @@ def test_split_of_a_finished_store(memory, caplog):
     content[path.index("ant/1.jpg")] = content[path.index("ant/0.jpg")]
     error = ["damaged" if name == "cat/0.jpg" else "" for name in path]
     store.write_chunk(0, {"fc2": np.zeros((60, 1), np.float32)}, content, error)
-    with caplog.at_level("INFO", "dtl.images"):
+    with caplog.at_level("INFO", "dtl"):
         split_images(store, SplitConfig(), 0)
     split = store.read("split")
     assert split[path.index("ant/1.jpg")] == split[path.index("ant/0.jpg")] >= 0
@@ -268,7 +268,7 @@ def test_split_of_a_finished_store(memory, caplog):
     assert (split == -1).sum() == 1
     assert "1 images repeat another's bytes (0 of them in another class)" in caplog.text
     caplog.clear()
-    with caplog.at_level("INFO", "dtl.images"):
+    with caplog.at_level("INFO", "dtl"):
         split_images(store, SplitConfig(), 0)  # which is there already
         assert not caplog.messages
         split_images(store, SplitConfig(duplicates="drop"), 0)

@@ -166,7 +166,7 @@ def test_other_images_are_refused_or_replaced(large: Path, tmp_path: Path, threa
     out = str(tmp_path / "tars")
     packing.pack(out, listed(large), ONE_MIB, threads)
     before = contents(tmp_path / "tars")
-    with pytest.raises(ValueError, match=r"shard_mib: asked for 2, stored 1\n.*--overwrite"):
+    with pytest.raises(ValueError, match=r"shard_mib: asked for 2, stored 1\n.*`overwrite`"):
         packing.pack(out, listed(large), PackConfig(shard_mib=2), threads)
     with pytest.raises(ValueError, match="images: asked for '60 of 3 classes, SHA-256"):
         packing.pack(out, listed(large, seed=1), ONE_MIB, threads)

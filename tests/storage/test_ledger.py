@@ -1,0 +1,92 @@
+"""The ledger: a folder is begun, continued, finished, or replaced if that is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dtl import storage
+from dtl.config.errors import DifferentSettingsError, UserError
+from dtl.config.provenance import Claim
+from dtl.storage.ledger import Ledger, read_json
+
+NAME = "_ledger.json"
+
+
+def fill(url: Path, seed: int) -> Ledger:
+    ledger = Ledger(str(url), NAME, {"seed": seed})
+    ledger.claim()
+    (url / "piece").write_text(f"of seed {seed}")
+    return ledger
+
+
+def test_absent_begun_finished(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "new"), NAME, {"seed": 0})
+    assert ledger.inspect() is Claim.ABSENT
+    assert not (tmp_path / "new").exists()
+    assert ledger.claim() is Claim.ABSENT
+    (tmp_path / "new" / "piece.0.partial").write_text("half")
+    assert ledger.claim() is ledger.inspect() is Claim.BEGUN
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [NAME]
+    ledger.finish()
+    assert ledger.inspect(overwrite=True) is ledger.claim() is Claim.FINISHED
+    assert json.loads((tmp_path / "new" / NAME).read_text()) == {"seed": 0, "complete": True}
+
+
+def test_other_settings_are_refused_or_replaced(tmp_path: Path) -> None:
+    fill(tmp_path, 1).finish()
+    (tmp_path / ".dtl-lock").touch()
+    other = Ledger(str(tmp_path), NAME, {"seed": 2})
+    for refuse in (other.inspect, other.claim):
+        with pytest.raises(DifferentSettingsError, match=r"asked for 2, stored 1\n.*`overwrite`"):
+            refuse()
+    assert other.inspect(overwrite=True) is Claim.REPLACE
+    assert (tmp_path / "piece").exists()
+    assert other.claim(overwrite=True) is Claim.REPLACE
+    assert {path.name for path in tmp_path.iterdir()} == {NAME, ".dtl-lock"}
+    assert other.inspect() is Claim.BEGUN
+
+
+def test_killed_while_the_other_pieces_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fill(tmp_path, 1)
+    first.finish()
+
+    def die(url: str, keep: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "clear", die)
+    other = Ledger(str(tmp_path), NAME, {"seed": 2})
+    with pytest.raises(KeyboardInterrupt):
+        other.claim(overwrite=True)
+    assert first.inspect() is Claim.BEGUN
+    assert other.inspect(overwrite=True) is Claim.REPLACE
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_cannot_be_read_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    ledger = Ledger(str(tmp_path), NAME, {"seed": 0})
+    with pytest.raises(UserError, match=rf"{tmp_path} is not empty: it has thesis\.txt\. Choose"):
+        ledger.claim(overwrite=overwrite)
+    file = Ledger(str(tmp_path / "thesis.txt"), NAME, {"seed": 0})
+    with pytest.raises(UserError, match=r"thesis\.txt is a file\. Choose an empty folder"):
+        file.claim(overwrite=overwrite)
+    for data in ("", '{"seed": 0, "compl', "[0]", "\0\0"):
+        (tmp_path / NAME).write_text(data)
+        with pytest.raises(UserError, match=rf"{tmp_path}/{NAME} is damaged: .*empty the folder"):
+            ledger.claim(overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_json_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "scores.json")
+    assert read_json(url) is None
+    Path(url).write_bytes(b'{"a": 1}')
+    assert read_json(url) == {"a": 1}
+    Path(url).write_bytes(b'{"a": \xff}')
+    with pytest.raises(UserError, match=rf"{url} is damaged: .* Put back a copy of it, or remove"):
+        read_json(url)
