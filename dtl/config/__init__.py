@@ -1,7 +1,7 @@
 """Options: declared once, read from TOML and the command line, and compared with stored results."""
 
 from dtl.config.forms import Option, build, options, parse_text, parse_toml, to_dict
-from dtl.config.options import NO_URL
+from dtl.config.options import NO_URL, parse_memory
 from dtl.config.sections import (
     ClusterConfig,
     Config,
@@ -32,6 +32,7 @@ __all__ = [
     "YarnConfig",
     "build",
     "options",
+    "parse_memory",
     "parse_text",
     "parse_toml",
     "to_dict",

@@ -53,14 +53,32 @@ def is_share(value: float | int | str) -> bool:
     return 0 <= value < 1 if isinstance(value, float) else value >= 0
 
 
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B")
+
+
+def is_memory(text: str) -> bool:
+    """Return whether `parse_memory` understands a text."""
+    return _MEMORY.fullmatch(text) is not None
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes in a text such as ``4GiB``.
+
+    Examples
+    --------
+    >>> parse_memory("4 GiB"), parse_memory("1.5GB")
+    (4294967296, 1500000000)
+    """
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"Memory must be an amount such as 4GiB. Received: {text!r}.")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("kMGT".index(prefix) + 1))
+
+
 def memory(default: str, help: str) -> Any:
     """Declare an amount of memory."""
-    return option(
-        default,
-        f"memory {help}",
-        check=lambda v: re.fullmatch(r"\d+ ?[MG]iB", v) is not None,
-        allowed="a whole number of MiB or GiB, such as 4GiB",
-    )
+    return option(default, f"memory {help}", check=is_memory, allowed="an amount such as 4GiB")
 
 
 def vcores(default: int, help: str) -> Any:

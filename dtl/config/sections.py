@@ -13,6 +13,7 @@ from typing import Literal
 from dtl.config.options import (
     NO_URL,
     Section,
+    is_memory,
     is_share,
     memory,
     not_negative,
@@ -47,7 +48,10 @@ class ClusterConfig(Section):
         allowed="0 or more",
     )
     memory_limit: str = option(
-        "auto", "memory of each, such as 6GiB; auto shares it out, or is the container's"
+        "auto",
+        "memory of each, such as 6GiB; auto shares it out, or is the container's",
+        check=lambda v: v == "auto" or is_memory(v),
+        allowed="auto, or an amount such as 6GiB",
     )
     processes: bool = option(True, "false: threads of this process instead of worker processes")
     dashboard_address: str = option(":0", "where a local cluster serves Dask's dashboard")

@@ -288,15 +288,15 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(run: Run, arguments: argparse.Namespace) -> int:
-    from dtl.cluster.yarn import application
+    from dtl.cluster.yarn import capacity, submission
 
     c = replace(run.settings, cluster=replace(run.settings.cluster, address="yarn"))
     storage.check_writable(run.results.url)
-    application.check_worker_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
+    capacity.check_worker_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
         file.write_text(tomli_w.dumps(config.to_dict(c)))
-        app_id = application.submit(
+        app_id = submission.submit(
             c.cluster,
             c.yarn,
             ["run", "--config", file.name],
@@ -306,7 +306,7 @@ def _submit(run: Run, arguments: argparse.Namespace) -> int:
     say(app_id)
     if not arguments.wait:
         return 0
-    text, status = application.wait(app_id)
+    text, status = submission.wait(app_id)
     say(text)
     return status
 
@@ -316,23 +316,23 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from dtl.cluster.yarn import application
+    from dtl.cluster.yarn import submission
 
-    text, status = application.status(arguments.application)
+    text, status = submission.get_status(arguments.application)
     say(text)
     return status
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from dtl.cluster.yarn import application
+    from dtl.cluster.yarn import logs
 
-    return application.print_logs(arguments.application)
+    return logs.print_logs(arguments.application)
 
 
 def _kill(arguments: argparse.Namespace) -> int:
-    from dtl.cluster.yarn import application
+    from dtl.cluster.yarn import submission
 
-    say(application.kill(arguments.application))
+    say(submission.kill(arguments.application))
     return 0
 
 

@@ -65,9 +65,9 @@ class Run:
         """Refuse YARN's containers in which the network has no room, before it is asked."""
         c = self.settings
         if c.cluster.address == "yarn" and self._client is None:
-            from dtl.cluster.yarn import application  # with skein, which is an extra
+            from dtl.cluster.yarn import capacity  # with skein, which is an extra
 
-            application.check_worker_memory(
+            capacity.check_worker_memory(
                 c.cluster, c.yarn, functools.partial(memory_needed, c.features)
             )
 

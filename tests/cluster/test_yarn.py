@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dtl import config
-from dtl.cluster.yarn import application, capacity, specification
+from dtl.cluster.yarn import capacity, resource_manager, specification
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def test_the_specification_shown_is_what_the_code_makes(conf_dir: Path) -> None:
             "yarn": {"environment": "hdfs:///user/me/dtl-env.tar", "env": ["A=1"]},
         }
     )
-    made = specification.specification(
+    made = specification.make_specification(
         asked.cluster,
         asked.yarn,
         str(conf_dir),
@@ -55,7 +55,7 @@ def test_options_reach_the_specification(conf_dir: Path) -> None:
             },
         }
     )  # fmt: skip
-    made = specification.specification(
+    made = specification.make_specification(
         asked.cluster, asked.yarn, str(conf_dir), file_systems=["hdfs://b"]
     )
     assert (made.name, made.queue, made.node_label) == ("n", "q", "l")
@@ -78,7 +78,7 @@ def test_options_reach_the_specification(conf_dir: Path) -> None:
 
 def test_the_running_environment_is_the_default(conf_dir: Path) -> None:
     asked = config.build({})
-    made = specification.specification(asked.cluster, asked.yarn, str(conf_dir))
+    made = specification.make_specification(asked.cluster, asked.yarn, str(conf_dir))
     assert f"exec {sys.prefix}/bin/python -m" in made.services["dask.worker"].script
     assert made.services["dask.worker"].env["TF_NUM_INTRAOP_THREADS"] == "2"  # its vcores
 
@@ -88,11 +88,11 @@ def test_the_running_environment_is_the_default(conf_dir: Path) -> None:
     [
         ({}, {"worker_memory": "2GiB"},
          r"A worker with the network needs 2\.5 GiB, but yarn\.worker_memory gives it 2\.0 GiB\. "
-         r"Raise --yarn\.worker-memory\."),
+         r"Raise `yarn\.worker_memory`\."),
         ({"memory_limit": "1GiB"}, {}, r"cluster\.memory_limit gives it 1\.0 GiB\. Raise "
-         r"--cluster\.memory-limit\."),
+         r"`cluster\.memory_limit`\."),
         ({"memory_limit": "5GiB"}, {}, r"cluster\.memory_limit = 5GiB is more than the container "
-         r"has, yarn\.worker_memory = 4GiB: YARN would kill it\. Raise --yarn\.worker-memory"),
+         r"has, yarn\.worker_memory = 4GiB: YARN would kill it\. Raise `yarn\.worker_memory`"),
     ],
 )  # fmt: skip
 def test_memory_that_does_not_suffice(
@@ -112,10 +112,10 @@ def test_no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
     message = r"HADOOP_CONF_DIR must name .*; it is not set\. For example: export HADOOP_CONF_DIR="
     with pytest.raises(FileNotFoundError, match=message):
-        application.check_client()
+        resource_manager.check_client()
     monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path} has no yarn-site\.xml"):
-        application.check_client()
+        resource_manager.check_client()
 
 
 def test_no_java(monkeypatch: pytest.MonkeyPatch, conf_dir: Path, tmp_path: Path) -> None:
@@ -123,10 +123,10 @@ def test_no_java(monkeypatch: pytest.MonkeyPatch, conf_dir: Path, tmp_path: Path
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(FileNotFoundError, match=r"No Java found.*JAVA_HOME \(now: not set\)"):
-        application.check_client()
+        resource_manager.check_client()
     monkeypatch.setenv("JAVA_HOME", "/nowhere")
     with pytest.raises(FileNotFoundError, match=r"No Java found.*JAVA_HOME \(now: /nowhere\)"):
-        application.check_client()
+        resource_manager.check_client()
 
 
 def test_no_hadoop_client(monkeypatch: pytest.MonkeyPatch, conf_dir: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_no_hadoop_client(monkeypatch: pytest.MonkeyPatch, conf_dir: Path, tmp_p
     (tmp_path / "java").write_text("#!/bin/sh\n")
     (tmp_path / "java").chmod(0o755)
     with pytest.raises(FileNotFoundError, match=r"No `yarn` command on PATH"):
-        application.check_client()
+        resource_manager.check_client()
 
 
 # skein leaves its log and a pipe open.
@@ -151,7 +151,7 @@ def test_java_does_not_start(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     message = r"YARN's client did not start: .*\nthe heap is too small"
-    with pytest.raises(ConnectionError, match=message), application.resource_manager():
+    with pytest.raises(ConnectionError, match=message), resource_manager.connect_to_yarn():
         pass
 
 
@@ -165,7 +165,7 @@ def test_without_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
-        "ImportError: --cluster yarn needs skein. In dtl's folder: pip install -e '.[yarn]'"
+        "MissingExtraError: YARN needs the package skein. In dtl's folder: pip install -e '.[yarn]'"
         in done.stderr
     )
 

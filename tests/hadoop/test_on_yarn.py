@@ -40,8 +40,7 @@ import dtl
 from dtl import config, storage
 from dtl.cluster import connection
 from dtl.cluster.workers import known_workers
-from dtl.cluster.yarn import application as on_yarn
-from dtl.cluster.yarn import capacity
+from dtl.cluster.yarn import application, capacity, logs, resource_manager
 from dtl.features.store import FeatureStore
 from dtl.pipeline import command_line
 
@@ -84,7 +83,7 @@ def container_of(hadoop: MiniCluster, name: str) -> int:
 
 @pytest.fixture(scope="module")
 def manager(yarn: MiniCluster) -> Iterator[skein.Client]:
-    with on_yarn.resource_manager() as client:
+    with resource_manager.connect_to_yarn() as client:
         yield client
 
 
@@ -140,8 +139,9 @@ def same_results(local: Path, out: str, layer: str) -> None:
 
 
 def test_real_photographs_and_a_worker_container_killed(
-    yarn: MiniCluster, photographs: tuple[Path, str], data: Path, tmp_path: Path
-) -> None:
+    yarn: MiniCluster, photographs: tuple[Path, str], data: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     folder, images = photographs
     options = [
         "--features.layers", "block5_pool", "--features.weights",
@@ -182,13 +182,12 @@ def test_real_photographs_and_a_worker_container_killed(
     assert application is not None
     found = rest(yarn, f"apps/{application[1]}")["app"]
     assert (found["finalStatus"], found["diagnostics"]) == ("SUCCEEDED", "Finished.")
-    logs = subprocess.run(
-        ["yarn", "logs", "-applicationId", application[1], "-log_files", "dask.scheduler.log"],
-        capture_output=True, text=True, check=True, env=os.environ | yarn.environment,
-    ).stdout  # fmt: skip
+    capfd.readouterr()
+    assert logs.print_logs(application[1]) == 0
+    printed = capfd.readouterr().out
     # One took the place of the killed one.
-    assert "name: dask.worker_2" in logs
-    assert "tcp://" not in logs  # TLS throughout
+    assert "name: dask.worker_2" in printed
+    assert "tcp://" not in printed  # TLS throughout
 
 
 def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Path) -> None:
@@ -270,23 +269,23 @@ def test_submitted_and_killed_or_for_nothing(
     ("options", "driver", "message"),
     [
         ({"queue": "nope"}, False,
-         r"YARN has no queue 'nope'\. It has: default, small\. Choose one with --yarn\.queue"),
+         r"YARN has no queue 'nope'\. It has: default, small\. Choose one with `yarn\.queue`"),
         ({"node_label": "gpu"}, False,
-         r"No node of YARN has the label 'gpu'\. None has a label\. Change --yarn\.node-label"),
+         r"No node of YARN has the label 'gpu'\. None has a label\. Change `yarn\.node_label`"),
         ({"worker_memory": "64GiB"}, False,
          r"yarn\.worker_memory asks for 65536 MiB, but YARN's largest node has 8192 MiB\. YARN "
          r"offers: 8192 MiB, 4 vcores and 0 GPUs on 1 nodes, of which .* Lower "
-         r"--yarn\.worker-memory"),
-        ({"worker_vcores": 5}, False, r"asks for 5, but YARN's largest node has 4\..*-vcores"),
-        ({"worker_gpus": 1}, False, r"asks for 1, but YARN's largest node has 0\. .*-gpus"),
+         r"`yarn\.worker_memory`"),
+        ({"worker_vcores": 5}, False, r"asks for 5, but YARN's largest node has 4\..*_vcores`"),
+        ({"worker_gpus": 1}, False, r"asks for 1, but YARN's largest node has 0\. .*_gpus`"),
         ({"scheduler_memory": "9GiB"}, False, r"yarn\.scheduler_memory asks for 9216 MiB"),
         ({"driver_memory": "9GiB"}, True, r"yarn\.driver_memory asks for 9216 MiB"),
         ({"worker_memory": "8GiB"}, False,
          r"One worker, the scheduler and skein's master together need 9216 MiB, but all nodes of "
-         r"YARN have 8192 MiB\. Lower --yarn\.worker-memory\."),
+         r"YARN have 8192 MiB\. Lower `yarn\.worker_memory`\."),
         ({"worker_memory": "4GiB", "driver_memory": "4GiB"}, True,
          r"One worker, the scheduler, the driver and skein's master together need 9216 MiB, but "
-         r"all nodes of YARN have 8192 MiB\. Lower --yarn\.worker-memory or --yarn\.driver-memory"),
+         r"all nodes of YARN have 8192 MiB\. Lower `yarn\.worker_memory` or `yarn\.driver_memory`"),
         ({"environment": "hdfs:///nowhere.tar.gz"}, False,
          r"no such file: hdfs:///nowhere\.tar\.gz\. Make it again with `conda pack`"),
         ({"environment": "hdfs:///nowhere.tar"}, False,
@@ -300,13 +299,13 @@ def test_what_yarn_cannot_give_is_refused_before(
 ) -> None:
     asked = settings(**options)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        capacity.check(manager, asked.yarn, driver=driver)
+        capacity.check_capacity(manager, asked.yarn, driver=driver)
 
 
 def test_what_yarn_gives_is_not_refused(manager: skein.Client) -> None:
     for queue in ("default", "small", "root.default"):
         asked = settings(queue=queue)
-        capacity.check(manager, asked.yarn)
+        capacity.check_capacity(manager, asked.yarn)
 
 
 def test_no_resource_manager(
@@ -319,7 +318,7 @@ def test_no_resource_manager(
     file = tmp_path / "conf" / "yarn-site.xml"
     file.write_text(file.read_text().replace(str(yarn.ports["resourcemanager"]), elsewhere))
     monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path / "conf"))
-    monkeypatch.setattr(on_yarn, "_ANSWER_S", 5.0)
+    monkeypatch.setattr(resource_manager, "_ANSWER_S", 5.0)
     message = (
         r"YARN's ResourceManager does not answer within 5 s\. Is it running, and is its address "
         rf"in {tmp_path}/conf/yarn-site\.xml right\?"
@@ -353,7 +352,7 @@ def test_an_environment_that_breaks_when_unpacked(yarn: MiniCluster) -> None:
 
 def test_no_such_environment_on_the_node(yarn: MiniCluster, tmp_path: Path) -> None:
     asked = settings(environment=str(tmp_path))
-    message = rf"The last that dask\.scheduler said:\n.*{tmp_path}/bin/python: No such file"
+    message = rf"The last lines of dask\.scheduler\.log:\n.*{tmp_path}/bin/python: No such file"
     with (
         pytest.raises(ConnectionError, match=message),
         connection.connect(asked.cluster, asked.yarn),
@@ -367,7 +366,7 @@ def test_waits_for_capacity_then_follows_the_work(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(on_yarn, "_NEWS_EVERY_S", 1.0)
+    monkeypatch.setattr(application, "_REPEAT_EVERY_S", 1.0)
     resources = skein.Resources(memory=3584, vcores=1)
     hog = manager.submit(
         skein.ApplicationSpec(services={"hog": skein.Service(resources, "sleep 600", instances=2)})

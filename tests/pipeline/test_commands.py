@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker
 from helpers import COLOURS, CUT, MakeStore, command, contents, draw, jpeg
 
 from dtl import config, storage
-from dtl.cluster.yarn import application
+from dtl.cluster.yarn import capacity, logs, submission
 from dtl.features import splitting
 from dtl.images import drawing
 from dtl.pipeline import command_line, commands, settings, stages
@@ -575,8 +575,10 @@ def test_only_a_command_that_goes_on_says_so_when_it_is_interrupted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Results, "store", interrupted)
-    for name in ("check_worker_memory", "status", "print_logs", "kill"):
-        monkeypatch.setattr(application, name, interrupted)
+    monkeypatch.setattr(capacity, "check_worker_memory", interrupted)
+    monkeypatch.setattr(logs, "print_logs", interrupted)
+    for name in ("get_status", "kill"):
+        monkeypatch.setattr(submission, name, interrupted)
     Results(str(tmp_path)).write_config(config.build({"out": str(tmp_path)}))
     assert command_line.main(arguments.format(out=tmp_path).split()) == 130
     said = "Interrupted. What is done stays done; the same command goes on."

@@ -2,119 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import skein
 
 from dtl.cluster import environment
-from dtl.cluster.yarn.containers import inside
-from dtl.cluster.yarn.specification import MASTER_MIB, mib, worker_limit
+from dtl.cluster.yarn.containers import in_container
+from dtl.cluster.yarn.specification import MASTER_MIB, limit_worker_memory, parse_mib
 from dtl.config import ClusterConfig, YarnConfig
+from dtl.config.errors import UserError
 
 
 def check_worker_memory(
-    cluster: ClusterConfig, yarn: YarnConfig, needed: Callable[[], int]
+    cluster: ClusterConfig, yarn: YarnConfig, needed_bytes: Callable[[], int]
 ) -> None:
-    """Refuse a worker's container, or what Dask may use of it, in which the network has no room.
+    """Refuse a worker's container, or a Dask limit inside it, that has no room for the network.
 
     Parameters
     ----------
-    needed : callable
-        Tells the bytes that a worker needs; not called in a container, where it is too late.
+    needed_bytes : callable
+        Returns the bytes that a worker needs; not called in a container, where it is too late.
 
     Raises
     ------
-    ValueError
+    UserError
         Naming the option to change.
     """
-    if inside():
+    if in_container():
         return
-    limit, n_bytes = worker_limit(cluster, yarn), needed()
+    limit, n_bytes = limit_worker_memory(cluster, yarn), needed_bytes()
     if limit < n_bytes:
         name = "yarn.worker_memory" if cluster.memory_limit == "auto" else "cluster.memory_limit"
-        raise ValueError(
+        raise UserError(
             f"A worker with the network needs {n_bytes / 2**30:.1f} GiB, but {name} gives it "
-            f"{limit / 2**30:.1f} GiB. Raise --{name.replace('_', '-')}."
+            f"{limit / 2**30:.1f} GiB. Raise `{name}`."
         )
 
 
-def check(client: skein.Client, yarn: YarnConfig, *, driver: bool = False) -> None:
+def check_capacity(manager: skein.Client, yarn: YarnConfig, *, driver: bool = False) -> None:
     """Refuse what this YARN cannot give, before anything is started.
 
     Parameters
     ----------
     driver : bool
-        Whether it runs in a container, too.
+        Whether the driver runs in a container, too.
 
     Raises
     ------
-    ValueError
+    UserError
         Naming the option and what YARN offers.
     FileNotFoundError
         If the environment is not there.
     """
-    queues = {found.name: found for found in client.get_all_queues()}
-    queue = yarn.queue.rsplit(".", 1)[-1]
-    if queue not in queues:
-        raise ValueError(
-            f"YARN has no queue {yarn.queue!r}. It has: {', '.join(sorted(queues))}. "
-            "Choose one with --yarn.queue."
-        )
-    if str(queues[queue].state) != "RUNNING":
-        raise ValueError(f"YARN's queue {yarn.queue} is stopped. Choose another: --yarn.queue.")
-    nodes = client.get_nodes(states=["RUNNING"])
+    _check_queue(manager, yarn)
+    nodes = manager.get_nodes(states=["RUNNING"])
     if not nodes:
-        raise ValueError("YARN has no running node. See its page, or `yarn node -list -all`.")
+        raise UserError("YARN has no running node. See its page, or `yarn node -list -all`.")
     labels = set().union(*(node.labels for node in nodes))
     if yarn.node_label and yarn.node_label not in labels:
         known = f"They have: {', '.join(sorted(labels))}." if labels else "None has a label."
-        raise ValueError(
-            f"No node of YARN has the label {yarn.node_label!r}. {known} Change --yarn.node-label."
+        raise UserError(
+            f"No node of YARN has the label {yarn.node_label!r}. {known} Change `yarn.node_label`."
         )
     usable = [n for n in nodes if yarn.node_label in n.labels or not yarn.node_label]
-    roles = [("worker", mib(yarn.worker_memory), yarn.worker_vcores, yarn.worker_gpus)]
-    roles += [("scheduler", mib(yarn.scheduler_memory), yarn.scheduler_vcores, 0)]
-    if driver:
-        roles += [("driver", mib(yarn.driver_memory), yarn.driver_vcores, 0)]
-    for role, memory, vcores, gpus in roles:
-        asked = {"memory": memory, "vcores": vcores, "gpus": gpus}
-        for resource, value in asked.items():
-            most = max(getattr(node.total_resources, resource) for node in usable)
-            if value > most:
-                unit = " MiB" if resource == "memory" else ""
-                raise ValueError(
-                    f"yarn.{role}_{resource} asks for {value}{unit}, but YARN's largest node has "
-                    f"{most}{unit}. YARN offers: {offer(usable)}. Lower --yarn.{role}-{resource}."
-                )
-    needed = MASTER_MIB + sum(memory for _, memory, _, _ in roles)
-    if needed > (total := sum(node.total_resources.memory for node in usable)):
-        with_driver = ", the driver" if driver else ""
-        lower = "--yarn.worker-memory" + " or --yarn.driver-memory" * driver
-        raise ValueError(
-            f"One worker, the scheduler{with_driver} and skein's master together need {needed} "
-            f"MiB, but all nodes of YARN have {total} MiB. Lower {lower}."
-        )
+    _check_containers(usable, yarn, driver=driver)
     if yarn.environment.endswith(environment.ENDINGS):
         environment.check(yarn.environment)
     elif "://" in yarn.environment:
-        raise ValueError(
+        raise UserError(
             f"yarn.environment must be an archive ({', '.join(environment.ENDINGS)}) or a folder "
             f"that every node has. Received: {yarn.environment}."
         )
 
 
-def offer(nodes: Sequence[Any]) -> str:
-    """What nodes have, and how much of it is in use, in words."""
-    total = _sum(node.total_resources for node in nodes)
-    used = _sum(node.used_resources for node in nodes)
+def _check_queue(manager: skein.Client, yarn: YarnConfig) -> None:
+    queues = {found.name: found for found in manager.get_all_queues()}
+    queue = yarn.queue.rsplit(".", 1)[-1]
+    if queue not in queues:
+        raise UserError(
+            f"YARN has no queue {yarn.queue!r}. It has: {', '.join(sorted(queues))}. "
+            "Choose one with `yarn.queue`."
+        )
+    if str(queues[queue].state) != "RUNNING":
+        raise UserError(f"YARN's queue {yarn.queue} is stopped. Choose another: `yarn.queue`.")
+
+
+def _check_containers(nodes: Sequence[Any], yarn: YarnConfig, *, driver: bool) -> None:
+    wanted = {
+        f"yarn.{role}_{resource}": resource
+        for role in ("worker", "scheduler", "driver")[: 3 if driver else 2]
+        for resource in ("memory", "vcores", "gpus")
+    }
+    amounts = {}
+    for option, resource in wanted.items():
+        value: Any = getattr(yarn, option.removeprefix("yarn."), 0)
+        amounts[option] = parse_mib(value) if resource == "memory" else value
+        largest = max(getattr(node.total_resources, resource) for node in nodes)
+        if amounts[option] > largest:
+            unit = " MiB" if resource == "memory" else ""
+            raise UserError(
+                f"{option} asks for {amounts[option]}{unit}, but YARN's largest node has "
+                f"{largest}{unit}. YARN offers: {describe_nodes(nodes)}. Lower `{option}`."
+            )
+    needed = MASTER_MIB + sum(amounts[k] for k, resource in wanted.items() if resource == "memory")
+    if needed > (total := sum(node.total_resources.memory for node in nodes)):
+        raise UserError(
+            f"One worker, the scheduler{', the driver' if driver else ''} and skein's master "
+            f"together need {needed} MiB, but all nodes of YARN have {total} MiB. Lower "
+            f"`yarn.worker_memory`{' or `yarn.driver_memory`' if driver else ''}."
+        )
+
+
+def describe_nodes(nodes: Sequence[Any]) -> str:
+    """Return what nodes have, and how much of it is in use, in words."""
+
+    def add_up(kind: str) -> str:
+        total = {
+            name: sum(getattr(getattr(node, kind), name) for node in nodes)
+            for name in ("memory", "vcores", "gpus")
+        }
+        return "{memory} MiB, {vcores} vcores and {gpus} GPUs".format(**total)
+
     return (
-        f"{total['memory']} MiB, {total['vcores']} vcores and {total['gpus']} GPUs on {len(nodes)} "
-        f"nodes, of which {used['memory']} MiB, {used['vcores']} vcores and {used['gpus']} GPUs "
-        "are in use"
+        f"{add_up('total_resources')} on {len(nodes)} nodes, of which "
+        f"{add_up('used_resources')} are in use"
     )
-
-
-def _sum(resources: Iterable[Any]) -> dict[str, int]:
-    found = list(resources)
-    return {name: sum(getattr(r, name) for r in found) for name in ("memory", "vcores", "gpus")}

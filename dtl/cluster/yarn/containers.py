@@ -1,7 +1,8 @@
-"""What runs inside YARN's containers: beside Dask's scheduler, and around a submitted driver.
+"""Code that runs inside YARN's containers: beside Dask's scheduler, and around a submitted driver.
 
-The scheduler of an application loads this module (``--preload``). It tells its address, gives all
-containers back when the driver is gone, and lets the number of workers follow the work, if wanted.
+The scheduler of an application loads this module (``--preload``). It publishes the address, gives
+all containers back when the driver is gone, and lets the number of workers follow the work, if so
+configured.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ PAGE = "dashboard"
 """The name of that page below the application's own, which YARN's proxy serves."""
 
 _LEFT_S = 20.0
-"""A driver that has been gone for so long does not come back. With the 30 s in which Dask notices
-that a machine does not answer, an application outlives its driver by less than a minute."""
+"""A driver that has been gone for this long does not come back. Dask takes up to 30 s to notice a
+machine that does not answer, so an application outlives its driver by less than a minute."""
 
 _NEVER_CAME_S = 45.0
-"""The driver connects as soon as the scheduler has told its address."""
+"""A driver connects as soon as the scheduler has published its address."""
 
 _ADAPT_EVERY_S = 2.0
 _SECONDS_OF_WORK = "60s"
-"""Work that waits for longer is worth another container: one needs some 20 s until it helps."""
+"""Waiting work of this length justifies another container, which helps after some 20 s."""
 
 _watchers: list[asyncio.Future[None]] = []
-"""An event loop holds its tasks by weak references only."""
+"""Kept here, because an event loop holds its tasks by weak references only."""
 
 
-def inside() -> bool:
-    """Whether this process runs in a container of an application that skein started."""
+def in_container() -> bool:
+    """Return whether this process runs in a container of an application that skein started."""
     return skein.properties.application_id is not None
 
 
@@ -54,11 +55,11 @@ def inside() -> bool:
 @click.option("--min-workers", default=0)
 @click.option("--max-workers", default=0)
 async def dask_setup(scheduler: Scheduler, min_workers: int, max_workers: int) -> None:
-    """Tell the addresses, then watch over the application; Dask calls this in the scheduler."""
+    """Publish the addresses, then watch over the application; Dask calls this in the scheduler."""
     app = skein.ApplicationClient.from_current()
     port = scheduler.services["dashboard"].port
     page = f"http://{urlsplit(scheduler.address).hostname}:{port}"
-    # The address that others wait for is told last.
+    # Others wait for this address, so it comes last.
     app.kv[DASHBOARD] = page.encode()
     app.ui.add_page(PAGE, page, "Dask dashboard")
     app.kv[ADDRESS] = scheduler.address.encode()
@@ -85,18 +86,18 @@ async def _end_without_driver(scheduler: Scheduler, app: skein.ApplicationClient
 
 
 class _Adaptive(AdaptiveCore):  # type: ignore[misc]
-    """As many worker containers as the work is worth, within limits."""
+    """Adaptation of the number of worker containers to the work, within limits."""
 
     def __init__(
         self, scheduler: Scheduler, app: skein.ApplicationClient, minimum: int, maximum: int
     ) -> None:
-        # Ten recommendations in a row to close a worker: 20 s, so that a pause between two rounds
-        # of training does not close what the next one wants.
+        # A worker is closed after ten recommendations in a row, 20 s: a pause between two rounds of
+        # training must not close what the next round needs.
         super().__init__(minimum, maximum, wait_count=10)
         self._scheduler, self._app = scheduler, app
         self._containers: set[str] = set()
 
-    async def look(self) -> None:
+    async def update(self) -> None:
         """Ask skein which worker containers there are."""
         active = await asyncio.to_thread(self._app.get_containers, services=[WORKER])
         self._containers = {container.id for container in active}
@@ -124,7 +125,7 @@ class _Adaptive(AdaptiveCore):  # type: ignore[misc]
         await asyncio.to_thread(self._app.scale, WORKER, n)
 
     async def scale_down(self, workers: Iterable[str]) -> None:
-        # What only they hold goes to others first.
+        # Retiring first copies what only they hold to other workers.
         names = set(workers)
         log.info("closing worker containers %s", ", ".join(sorted(names)))
         await self._scheduler.retire_workers(names=list(names & self.observed))
@@ -134,13 +135,13 @@ class _Adaptive(AdaptiveCore):  # type: ignore[misc]
 
 async def _adapt(adaptive: _Adaptive) -> None:
     while True:
-        await adaptive.look()
+        await adaptive.update()
         await adaptive.adapt()
         await asyncio.sleep(_ADAPT_EVERY_S)
 
 
 def drive(arguments: Sequence[str]) -> None:
-    """Run dtl's command line, the driver, and end the application with what it came to."""
+    """Run dtl's command line, the driver, and end the application with its result."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dtl.pipeline", *arguments], stderr=subprocess.PIPE, text=True
     )
@@ -148,7 +149,7 @@ def drive(arguments: Sequence[str]) -> None:
     message = ""
     for line in process.stderr:
         sys.stderr.write(line)
-        # The error is the last that it says, in one line or more.
+        # An error is the last that it writes, in one line or more.
         message = line if line.startswith("error: ") or not message else message + line
     status = process.wait()
     app = skein.ApplicationClient.from_current()

@@ -1,25 +1,26 @@
-"""The application as skein takes it."""
+"""The specification that YARN is handed: services, their containers and what runs in them."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dask
 import skein
-from dask.utils import parse_bytes
 
 from dtl.cluster import environment
 from dtl.cluster.yarn.containers import ADDRESS, DRIVER, SCHEDULER, WORKER
-from dtl.config import ClusterConfig, YarnConfig
+from dtl.config import ClusterConfig, YarnConfig, parse_memory
+from dtl.config.errors import UserError
 
 MASTER_MIB = 512
-"""Of skein's ApplicationMaster; its heap is 128 MiB."""
+"""Memory of skein's ApplicationMaster; its heap is 128 MiB."""
 
 
-def specification(
+def make_specification(
     cluster: ClusterConfig,
     yarn: YarnConfig,
     conf_dir: str,
@@ -28,7 +29,7 @@ def specification(
     driver: Sequence[str] = (),
     driver_files: Iterable[str] = (),
 ) -> skein.ApplicationSpec:
-    """The application as skein takes it; ``deploy/yarn`` shows one.
+    """Return the application as skein takes it; ``deploy/yarn`` shows one.
 
     Parameters
     ----------
@@ -37,13 +38,14 @@ def specification(
     file_systems : iterable of str
         URLs of filesystems besides the default one that Kerberos tokens are needed for.
     driver : sequence of str
-        Arguments of dtl's command line, to run it in a container, too.
+        Arguments of dtl's command line, if that runs in a container, too.
     driver_files : iterable of str
         Files that only that container needs.
     """
     threads = cluster.threads_per_worker or yarn.worker_vcores
     archive = yarn.environment.endswith(environment.ENDINGS)
-    python = "environment/bin/python" if archive else shlex.quote(f"{_folder(yarn)}/bin/python")
+    folder = "environment" if archive else (yarn.environment or sys.prefix).rstrip("/")
+    python = shlex.quote(f"{folder}/bin/python")
     files: dict[str, skein.File] = {
         Path(file).name: skein.File(file)
         for file in (*_hadoop_configuration(conf_dir), *yarn.files)
@@ -54,53 +56,50 @@ def specification(
     own = dict(item.split("=", 1) for item in yarn.env)
 
     def service(
-        memory: str, vcores: int, command: str, *, gpus: int = 0, n: int = 1, restarts: int = 0,
-        depends: Iterable[str] = (), env: dict[str, str] | None = None, more: Iterable[str] = (),
+        role: str, command: str, *, env: Mapping[str, str] | None = None,
+        more_files: Iterable[str] = (), **others: Any,
     ) -> skein.Service:  # fmt: skip
         return skein.Service(
-            resources=skein.Resources(memory=mib(memory), vcores=vcores, gpus=gpus),
-            instances=n,
-            max_restarts=restarts,
-            depends=set(depends),
-            files=files | {Path(file).name: skein.File(file) for file in more},
-            env=_TLS | (env or {}) | own,
+            resources=skein.Resources(
+                memory=parse_mib(getattr(yarn, f"{role}_memory")),
+                vcores=getattr(yarn, f"{role}_vcores"),
+                gpus=yarn.worker_gpus if role == "worker" else 0,
+            ),
+            files=files | {Path(file).name: skein.File(file) for file in more_files},
+            env=_TLS | dict(env or {}) | own,
             script="\n".join(
                 ["export HADOOP_CONF_DIR=$PWD TMPDIR=$PWD/tmp", *command.splitlines()]
             ),
+            **others,
         )
 
     adapt = f" --min-workers {yarn.adaptive_min} --max-workers {yarn.adaptive_max}"
     services = {
         SCHEDULER: service(
-            yarn.scheduler_memory,
-            yarn.scheduler_vcores,
+            "scheduler",
             f"exec {python} -m distributed.cli.dask_scheduler --protocol tls --port 0 "
             "--dashboard-address :0 --preload dtl.cluster.yarn.containers"
-            + adapt
-            * bool(yarn.adaptive_max),
+            + (adapt if yarn.adaptive_max else ""),
         ),
         WORKER: service(
-            yarn.worker_memory,
-            yarn.worker_vcores,
+            "worker",
             f"scheduler=$({python} -m skein.cli kv get current --key {ADDRESS} --wait) || exit\n"
             f'exec {python} -m distributed.cli.dask_worker "$scheduler" '
             f'--name "$SKEIN_CONTAINER_ID" --nthreads {max(threads, 2)} '
-            f"--memory-limit {worker_limit(cluster, yarn)} "
+            f"--memory-limit {limit_worker_memory(cluster, yarn)} "
             "--no-nanny --no-dashboard --death-timeout 60 --local-directory .",
-            gpus=yarn.worker_gpus,
-            n=n_at_start(cluster, yarn),
-            restarts=-1,
-            depends=[SCHEDULER],
             env=_worker_environment(threads),
+            instances=count_first_workers(cluster, yarn),
+            max_restarts=-1,
+            depends=[SCHEDULER],
         ),
     }
     if driver:
         services[DRIVER] = service(
-            yarn.driver_memory,
-            yarn.driver_vcores,
+            "driver",
             f"exec {python} -m dtl.cluster.yarn.containers {shlex.join(driver)}",
+            more_files=driver_files,
             depends=[SCHEDULER],
-            more=driver_files,
         )
     return skein.ApplicationSpec(
         name=yarn.name,
@@ -139,44 +138,34 @@ def _hadoop_configuration(conf_dir: str) -> list[str]:
     return [f"{conf_dir}/{name}" for name in names if Path(conf_dir, name).exists()]
 
 
-def _folder(yarn: YarnConfig) -> str:
-    return (yarn.environment or sys.prefix).rstrip("/")
+def parse_mib(memory: str) -> int:
+    """Return the whole MiB in a text such as ``4GiB``."""
+    return parse_memory(memory) >> 20
 
 
-def mib(memory: str) -> int:
-    """MiB in a text.
-
-    Examples
-    --------
-    >>> mib("4GiB")
-    4096
-    """
-    return int(parse_bytes(memory)) >> 20
-
-
-def n_at_start(cluster: ClusterConfig, yarn: YarnConfig) -> int:
-    """Workers to begin with."""
+def count_first_workers(cluster: ClusterConfig, yarn: YarnConfig) -> int:
+    """Return how many workers are started, before their number follows the work."""
     if not yarn.adaptive_max:
         return cluster.n_workers
     return max(yarn.adaptive_min, min(cluster.n_workers, yarn.adaptive_max))
 
 
-def worker_limit(cluster: ClusterConfig, yarn: YarnConfig) -> int:
-    """Bytes that Dask lets a worker use: all that its container has, unless told less.
+def limit_worker_memory(cluster: ClusterConfig, yarn: YarnConfig) -> int:
+    """Return the bytes that Dask lets a worker use: its container's, or fewer if so configured.
 
     Raises
     ------
-    ValueError
-        If told more.
+    UserError
+        If ``cluster.memory_limit`` is more than the container has.
     """
-    container = mib(yarn.worker_memory) << 20
+    container = parse_mib(yarn.worker_memory) << 20
     if cluster.memory_limit == "auto":
         return container
-    limit = int(parse_bytes(cluster.memory_limit))
+    limit = parse_memory(cluster.memory_limit)
     if limit > container:
-        raise ValueError(
+        raise UserError(
             f"cluster.memory_limit = {cluster.memory_limit} is more than the container has, "
             f"yarn.worker_memory = {yarn.worker_memory}: YARN would kill it. Raise "
-            "--yarn.worker-memory, or leave --cluster.memory-limit at auto."
+            "`yarn.worker_memory`, or leave `cluster.memory_limit` at auto."
         )
     return limit
