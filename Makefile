@@ -2,18 +2,26 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A process per core; more than four would wait for the one that has the servers.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-.PHONY: demo test bench clean
+.PHONY: demo lint check test bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m dtl.pipeline demo
 
-test: .venv/installed
+lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+
+# For daily work: what needs no server, no browser and no patience.
+check: lint
+	$(PYTEST) -m "not (servers or browser or slow)"
+
+test: lint
+	$(PYTEST)
 
 bench: .venv/installed
 	$(BIN)/python -m pytest tests/bench -o addopts=-s

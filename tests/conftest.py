@@ -8,16 +8,16 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from distributed import Client
-from helpers import MakeStore, command, draw, local_cluster
+from helpers import MakeStore, command, draw, gaussian_store, local_cluster
+from xdist.scheduler import LoadGroupScheduling
 
 from dtl import config, storage
 from dtl.cluster import connection
 from dtl.features.store import FeatureStore
-from dtl.images.values import ImageList
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
@@ -54,6 +54,37 @@ def real_run(
     done = command("run", "--images", data / "caltech256", "--out", out, *real_options)
     assert done.returncode == 0, done.stderr
     return out, done.stdout + done.stderr
+
+
+SERVERS = {"hadoop", "yarn", "breakable_hadoop", "s3"}
+"""Fixtures that start servers."""
+
+
+class Scheduler(LoadGroupScheduling):
+    """Gives a process whole files, and one process all tests that need a server.
+
+    So each server starts once, and tests that break one disturb nobody else.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return super()._split_scope(nodeid).split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, and put first what takes longest."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        backend = parameters.get("root")  # a fixture that asks for its server by itself
+        if not SERVERS.isdisjoint(item.fixturenames) or backend in ("hdfs", "webhdfs", "s3"):
+            item.add_marker("servers")
+            item.add_marker(pytest.mark.xdist_group("servers"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.get_closest_marker("servers"), item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
@@ -185,50 +216,7 @@ def pictures(tmp_path: Path) -> Path:
 def make_store(tmp_path: Path) -> MakeStore:
     """Makes stores of Gaussian classes, without a network."""
 
-    def make(
-        n_images: int = 600,
-        n_features: int = 20,
-        n_classes: int = 5,
-        chunk_images: int = 50,
-        shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
-        seed: int = 0,
-        name: str = "features.zarr",
-        distance: float = 1.2,
-    ) -> FeatureStore:
-        rng = np.random.default_rng(seed)
-        label = rng.integers(0, n_classes, n_images).astype(np.int32)
-        centres = distance * rng.normal(size=(n_classes, n_features)) / np.sqrt(n_features) * 4
-        features = rng.normal(size=(n_images, n_features)) * rng.uniform(0.5, 20, n_features)
-        features += centres[label] * features.std(axis=0)
-        features[:, 0] = 3  # a constant feature, as dead ReLUs are
-        listed = ImageList(
-            root="/nowhere",
-            path=np.array([f"{k}/{i}.jpg" for i, k in enumerate(label)], np.dtypes.StringDType()),
-            label=label,
-            given_split=np.full(n_images, -1, np.int8),
-            size_bytes=np.ones(n_images, np.int64),
-            class_names=tuple(f"class {k}" for k in range(n_classes)),
-        )
-        store = FeatureStore.create(
-            str(tmp_path / name),
-            listed,
-            {"fc2": n_features},
-            dtype="float32",
-            chunk_images=chunk_images,
-            attrs={"settings": {"made": "by a test"}, "weights_sha256": "0", "weights": "random",
-                   "root": "/nowhere", "left_out": [], "n_left_out": 0, "versions": {}},
-        )  # fmt: skip
-        for chunk in range(store.n_chunks):
-            rows = store.rows(chunk)
-            n = rows.stop - rows.start
-            store.write_chunk(
-                chunk,
-                {"fc2": features[rows].astype(np.float32)},
-                np.arange(rows.start, rows.stop, dtype=np.uint64),
-                [""] * n,
-            )
-        split = rng.choice(3, n_images, p=shares).astype(np.int8)
-        store.write_split(split, {"made": "by a test"})
-        return store
+    def make(*shape: int, name: str = "features.zarr", **options: Any) -> FeatureStore:
+        return gaussian_store(str(tmp_path / name), *shape, **options)
 
     return make

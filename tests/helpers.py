@@ -189,51 +189,98 @@ def descend_keras_model(
     return [np.asarray(value) for value in model.get_weights()]
 
 
-def synthetic_store(
+def write_store(
+    url: str,
+    label: np.ndarray,
+    features: Callable[[int, slice], np.ndarray],
+    split: np.ndarray,
+    *,
+    layer: str = "fc2",
+    chunk_images: int = 50,
+    dtype: str = "float32",
+    **attrs: object,
+) -> FeatureStore:
+    """Write a store of images that nobody took.
+
+    Parameters
+    ----------
+    label, split : (n_images,) integers
+    features : callable
+        Gives the rows of a chunk, (n_rows, n_features), from its number and its slice of `label`.
+    """
+    listed = ImageList(
+        root="/nowhere",
+        path=np.array([f"{k}/{i}.jpg" for i, k in enumerate(label)], np.dtypes.StringDType()),
+        label=label.astype(np.int32),
+        given_split=np.full(len(label), -1, np.int8),
+        size_bytes=np.ones(len(label), np.int64),
+        class_names=tuple(f"class {k}" for k in range(label.max() + 1)),
+    )
+    known = {"settings": {"made": "by a test"}, "weights_sha256": "0", "weights": "random",
+             "root": "/nowhere", "left_out": [], "n_left_out": 0, "versions": {}}  # fmt: skip
+    n_features = features(0, slice(0, chunk_images)).shape[1]
+    store = FeatureStore.create(
+        url, listed, {layer: n_features}, dtype=dtype, chunk_images=chunk_images,
+        attrs=known | attrs,
+    )  # fmt: skip
+    for chunk in range(store.n_chunks):
+        rows = store.rows(chunk)
+        values = features(chunk, rows).astype(dtype)
+        hashes = np.arange(rows.start, rows.stop, dtype=np.uint64)
+        store.write_chunk(chunk, {layer: values}, hashes, [""] * len(hashes))
+    store.write_split(split.astype(np.int8), {"made": "by a test"})
+    return store
+
+
+def gaussian_store(
+    url: str,
+    n_images: int = 600,
+    n_features: int = 20,
+    n_classes: int = 5,
+    *,
+    chunk_images: int = 50,
+    shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    distance: float = 1.2,
+) -> FeatureStore:
+    """Write a store whose classes are Gaussian, of features of unlike scales."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, n_classes, n_images)
+    centres = distance * rng.normal(size=(n_classes, n_features)) / np.sqrt(n_features) * 4
+    features = rng.normal(size=(n_images, n_features)) * rng.uniform(0.5, 20, n_features)
+    features += centres[label] * features.std(axis=0)
+    features[:, 0] = 3  # a constant feature, as dead ReLUs are
+    split = rng.choice(3, n_images, p=shares)
+    return write_store(url, label, lambda _, rows: features[rows], split, chunk_images=chunk_images)
+
+
+def rectified_store(
     url: str,
     n_images: int = 30_607,
     n_features: int = 4096,
     n_classes: int = 257,
     *,
     chunk_images: int = 256,
-    distance: float = 0.28,
     shares: tuple[float, float, float] = (0.65, 0.15, 0.2),
+    distance: float = 0.28,
 ) -> FeatureStore:
-    """A store of features like fc2's, made up chunk by chunk.
+    """Write a store of features like fc2's, made up chunk by chunk.
 
     Sparse, not negative and correlated: rectified mixtures of fewer factors, whose means differ
-    between classes. `distance` says by how much, so how many images can be told.
+    between classes by `distance`.
     """
     rng = np.random.default_rng(0)
     n_factors = n_features // 16
     centres = distance * rng.normal(size=(n_classes, n_factors)).astype(np.float32)
     mixture = rng.normal(size=(n_factors, n_features)).astype(np.float32) / np.sqrt(n_factors)
-    label = rng.integers(0, n_classes, n_images).astype(np.int32)
-    listed = ImageList(
-        root="/synthetic",
-        path=np.array([f"{k}/{i}.jpg" for i, k in enumerate(label)], np.dtypes.StringDType()),
-        label=label,
-        given_split=np.full(n_images, -1, np.int8),
-        size_bytes=np.ones(n_images, np.int64),
-        class_names=tuple(f"class {k}" for k in range(n_classes)),
-    )
-    store = FeatureStore.create(
-        url, listed, {"fc2": n_features}, dtype="float32", chunk_images=chunk_images,
-        attrs={"settings": {"made": "synthetic"}, "weights_sha256": "0", "weights": "random",
-               "root": "/synthetic", "left_out": [], "n_left_out": 0, "versions": {}},
-    )  # fmt: skip
-    for chunk in range(store.n_chunks):
-        rows = store.rows(chunk)
-        n = rows.stop - rows.start
+    label = rng.integers(0, n_classes, n_images)
+
+    def features(chunk: int, rows: slice) -> np.ndarray:
         rng = np.random.default_rng([1, chunk])
-        factors = centres[label[rows]] + rng.normal(size=(n, n_factors)).astype(np.float32)
-        features = factors @ mixture + 0.5 * rng.normal(size=(n, n_features)).astype(np.float32)
-        store.write_chunk(
-            chunk,
-            {"fc2": np.maximum(features - 1, 0)},
-            np.arange(rows.start, rows.stop, dtype=np.uint64),
-            [""] * n,
-        )
-    split = np.random.default_rng(2).choice(3, n_images, p=shares).astype(np.int8)
-    store.write_split(split, {"made": "synthetic"})
-    return store
+        classes = label[rows]
+        factors = rng.normal(size=(len(classes), n_factors)).astype(np.float32)
+        noise = rng.normal(size=(len(classes), n_features)).astype(np.float32)
+        return np.maximum((centres[classes] + factors) @ mixture + 0.5 * noise - 1, 0)
+
+    split = np.random.default_rng(2).choice(3, n_images, p=shares)
+    return write_store(url, label, features, split, chunk_images=chunk_images)

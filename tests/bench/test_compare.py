@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import synthetic_store
+from helpers import rectified_store
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
@@ -102,7 +102,7 @@ def incremental_seconds(
 
 
 def test_averaging_reaches_the_optimum_and_how_soon(tmp_path: Path) -> None:
-    store = synthetic_store(str(tmp_path / "features.zarr"), N_IMAGES)
+    store = rectified_store(str(tmp_path / "features.zarr"), N_IMAGES)
     standard = TrainConfig()
 
     def train(client: Client, settings: TrainConfig) -> list[Round]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import synthetic_store
+from helpers import rectified_store
 
 from dtl import config
 from dtl.cluster import connection
@@ -106,7 +106,7 @@ def test_a_round_costs_little_beside_its_steps(
     tmp_path: Path, n_features: int, n_classes: int
 ) -> None:
     """What a round of ten steps takes less what they take in the task that is last."""
-    store = synthetic_store(str(tmp_path / "features.zarr"), 4096, n_features, n_classes)
+    store = rectified_store(str(tmp_path / "features.zarr"), 4096, n_features, n_classes)
     n_rounds = 60
     settings = TrainConfig(n_shards=8, validate_every=1_000_000, checkpoint_every=0)
     c = config.build({"cluster": {"n_workers": 1, "threads_per_worker": 2}})

@@ -11,51 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from helpers import write_store
+
 N_ROWS = int(os.environ.get("DTL_BENCH_ROWS", "100000"))
 N_FEATURES, N_CLASSES = 4096, 257
-
-WRITE = """
-import sys
-import numpy as np
-from concurrent.futures import ThreadPoolExecutor
-from dtl.feature_store import FeatureStore
-from dtl.types import ImageList
-
-url, n, n_features, n_classes = sys.argv[1], *map(int, sys.argv[2:])
-rng = np.random.default_rng(0)
-label = rng.integers(0, n_classes, n).astype(np.int32)
-listed = ImageList(
-    root="/nowhere",
-    path=np.array([f"{k:03d}/{i:07d}.jpg" for i, k in enumerate(label)], np.dtypes.StringDType()),
-    label=label,
-    given_split=np.full(n, -1, np.int8),
-    size_bytes=np.ones(n, np.int64),
-    class_names=tuple(f"class {k}" for k in range(n_classes)),
-)
-store = FeatureStore.create(
-    url, listed, {"fc2": n_features}, dtype="float16", chunk_images=256,
-    attrs={"settings": {"made": "by a benchmark"}, "weights_sha256": "0", "weights": "random"},
-)
-centres = rng.standard_normal((n_classes, n_features), np.float32)
-
-def write(chunk):
-    rows = store.rows(chunk)
-    k = label[rows]
-    x = np.random.default_rng([1, chunk]).standard_normal((len(k), n_features), np.float32) * 8
-    x += centres[k]
-    store.write_chunk(chunk, {"fc2": x.astype(np.float16)}, np.arange(rows.start, rows.stop,
-                      dtype=np.uint64), [""] * len(k))
-
-with ThreadPoolExecutor(2) as pool:
-    list(pool.map(write, range(store.n_chunks)))
-store.write_split(rng.choice(3, n, p=(0.8, 0.1, 0.1)).astype(np.int8), {"made": "by a benchmark"})
-"""
 
 TRAIN = """
 import json, sys, time
 import numpy as np
-from dtl import cluster, config, trainer
-from dtl.feature_store import FeatureStore
+from dtl import config
+from dtl.cluster import connection
+from dtl.features.store import FeatureStore
+from dtl.training import trainer
 
 def peak():
     # Of this program: getrusage counts what was there before exec, too.
@@ -68,7 +36,7 @@ if __name__ == "__main__":
         "train": {"epochs": 1, "features_in": "store", "validate_every": 1_000_000},
     })
     store = FeatureStore.open(sys.argv[1])
-    with cluster.connect(c.cluster) as client:
+    with connection.connect(c.cluster) as client:
         started = time.monotonic()
         head, history = trainer.train(
             store, c.train, "fc2", 0, client, checkpoint=sys.argv[1] + ".checkpoint.npz"
@@ -83,17 +51,23 @@ if __name__ == "__main__":
 """
 
 
-def run(program: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout
+def write(url: str) -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, N_CLASSES, N_ROWS)
+    centres = rng.standard_normal((N_CLASSES, N_FEATURES), np.float32)
+
+    def features(chunk: int, rows: slice) -> np.ndarray:
+        shape = len(label[rows]), N_FEATURES
+        noise = np.random.default_rng([1, chunk]).standard_normal(shape, np.float32)
+        return 8 * noise + centres[label[rows]]
+
+    split = rng.choice(3, N_ROWS, p=(0.8, 0.1, 0.1))
+    write_store(url, label, features, split, chunk_images=256, dtype="float16")
 
 
 def test_memory_while_features_stay_in_the_store(tmp_path: Path) -> None:
-    url = tmp_path / "features.zarr"
-    run(WRITE, url, N_ROWS, N_FEATURES, N_CLASSES)
+    url = str(tmp_path / "features.zarr")
+    write(url)
     (tmp_path / "train.py").write_text(TRAIN)
     done = subprocess.run(
         [sys.executable, tmp_path / "train.py", url], stdout=subprocess.PIPE, text=True, check=True

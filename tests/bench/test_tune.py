@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client
-from helpers import synthetic_store
+from helpers import rectified_store
 
 from dtl import config
 from dtl.cluster import connection
@@ -43,7 +43,7 @@ def test_stacks_of_narrow_heads_are_faster(
     expected: float,
 ) -> None:
     """Of wide heads they are not, which is why none are made of them: here it is forced."""
-    store = synthetic_store(str(tmp_path / "features.zarr"), 2048, n_features, n_classes)
+    store = rectified_store(str(tmp_path / "features.zarr"), 2048, n_features, n_classes)
     limits = {"stacked": heads * n_features * n_classes, "alone": 0}
     best = dict.fromkeys(limits, float("inf"))
     made = max(1, tuning._STACKED // (n_features * n_classes))

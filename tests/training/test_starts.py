@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from distributed import Client
+from helpers import write_store
 
 from dtl import config
 from dtl.cluster import connection
@@ -19,7 +20,6 @@ from dtl.features import backbone, splitting
 from dtl.features.store import FeatureStore
 from dtl.head import hidden
 from dtl.head.model import Head
-from dtl.images.values import ImageList
 from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
 from dtl.training import starts, trainer
@@ -42,33 +42,18 @@ def vgg16() -> keras.Model:
 def store(vgg16: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Made up fc1 features, as if they were of that network."""
     rng, url = np.random.default_rng(0), str(tmp_path_factory.mktemp("starts") / "features.zarr")
-    label = np.arange(N_IMAGES, dtype=np.int32) % 3
-    listed = ImageList(
-        root="/nowhere",
-        path=np.array([f"{k}/{i}.jpg" for i, k in enumerate(label)], np.dtypes.StringDType()),
-        label=label,
-        given_split=np.full(N_IMAGES, -1, np.int8),
-        size_bytes=np.ones(N_IMAGES, np.int64),
-        class_names=("a", "b", "c"),
-    )
+    label = np.arange(N_IMAGES) % 3
     to_fc1 = keras.Model(vgg16.inputs, vgg16.get_layer("fc1").output)
     settings = {
         "network": "VGG16", "layers": ["fc1"], "pooling": "avg", "preprocess": "network",
         "precision": "bfloat16",
     }  # fmt: skip
-    made = FeatureStore.create(
-        url, listed, {"fc1": 4096}, dtype="float32", chunk_images=12,
-        attrs={"settings": settings, "weights_sha256": backbone._sha256(to_fc1), "seed": 3,
-               "weights": "random", "root": "/nowhere"},
-    )  # fmt: skip
     features = np.maximum(rng.normal(size=(N_IMAGES, 4096)) * rng.uniform(0.5, 3, 4096), 0)
     features += 0.3 * label[:, None]
-    for chunk in range(made.n_chunks):
-        rows = made.rows(chunk)
-        values = {"fc1": features[rows].astype(np.float32)}
-        made.write_chunk(chunk, values, np.arange(12, dtype=np.uint64), [""] * 12)
-    made.write_split((np.arange(N_IMAGES) % 4 == 3).astype(np.int8), {"made": "by a test"})
-    return made
+    return write_store(
+        url, label, lambda _, rows: features[rows], np.arange(N_IMAGES) % 4 == 3, layer="fc1",
+        chunk_images=12, settings=settings, weights_sha256=backbone._sha256(to_fc1), seed=3,
+    )  # fmt: skip
 
 
 def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
