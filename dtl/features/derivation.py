@@ -24,7 +24,6 @@ from dtl.features import extraction, featurization
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE, PENDING, BackboneSpec
-from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def derive(
     if store is None:
         store = FeatureStore.create(
             url,
-            _listed(source),
+            source.images(),
             {name: extractor.n_features[name] for name in layers},
             dtype=asked_features.dtype,
             chunk_images=source.chunk_images,
@@ -139,22 +138,6 @@ def settings(source: FeatureStore, asked: FeaturesConfig) -> dict[str, Any]:
 
 def _inherited(source: FeatureStore) -> Mapping[str, Any]:
     return {k: source.attrs[k] for k in ("weights", "seed", "root", "n_left_out", "left_out")}
-
-
-def _listed(source: FeatureStore) -> ImageList:
-    """The rows of a store as a list; what no chunk needs any more is left out."""
-    shards = tuple(source.attrs.get("shards", ()))
-    listed = ImageList(
-        root=str(source.attrs["root"]),
-        path=source.read("path"),
-        label=source.read("label"),
-        given_split=source.read("given_split"),
-        size_bytes=source.read("size_bytes") if shards else np.zeros(source.n_images, np.int64),
-        class_names=source.class_names,
-    )
-    if not shards:
-        return listed
-    return replace(listed, shards=shards, shard=source.read("shard"), offset=source.read("offset"))
 
 
 def _follow(

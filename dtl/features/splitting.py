@@ -5,34 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
-
 from dtl.config import SplitConfig
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE
 from dtl.images import split
-from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
-
-
-def check_split(listed: ImageList, config: SplitConfig, seed: int) -> None:
-    """Refuse a split that the list cannot give, before the features are made.
-
-    Raises
-    ------
-    ValueError
-    """
-    split.assign_splits(
-        listed.path,
-        listed.label,
-        listed.given_split,
-        np.arange(len(listed), dtype=np.uint64),
-        np.ones(len(listed), bool),
-        listed.class_names,
-        config,
-        seed,
-    )
 
 
 def split_settings(config: SplitConfig, seed: int) -> dict[str, Any]:
@@ -55,21 +33,12 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     settings = split_settings(config, seed)
     if store.split_settings == settings:
         return
-    label, content_hash = store.read("label"), store.read("content_hash")
+    images, content_hash = store.images(), store.read("content_hash")
     usable = store.read("status") == DONE
-    rows = split.assign_splits(
-        store.read("path"),
-        label,
-        store.read("given_split"),
-        content_hash,
-        usable,
-        store.class_names,
-        config,
-        seed,
-    )
+    rows = split.assign_splits(images, config, seed, content_hash=content_hash, usable=usable)
     store.write_split(rows, settings)
     log.info("split: %s", split.describe(rows))
-    n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], label[usable])
+    n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], images.label[usable])
     if n_duplicates:
         log.info(
             "%d images repeat another's bytes (%d of them in another class): %s",

@@ -95,7 +95,7 @@ class FeatureStore:
         for name in ("path", "label", "given_split"):
             store._array(name)[:] = getattr(images, name)
         store.write_places(images)
-        tar_attrs = {"shards": list(images.shards)} if images.shards else {}
+        tar_attrs = {"shards": list(images.tar_names)} if images.tar_names else {}
         class_names = list(images.class_names)
         group.attrs.put({**attrs, **tar_attrs, "class_names": class_names, "dtl": "features"})
         store.attrs = dict(group.attrs)
@@ -188,23 +188,45 @@ class FeatureStore:
 
     def files(self, root: str, chunk: int | None = None) -> list[str | Extent]:
         """Where the images of a chunk, or all, are below a root."""
-        shards = self.attrs.get("shards", [])
-        places = [self.read(name, chunk) for name in _TAR_COLUMNS] if shards else []
-        return tars.locate(root, map(str, self.read("path", chunk)), shards, *places)
+        tar_names = self.attrs.get("shards", [])
+        places = [self.read(name, chunk) for name in _TAR_COLUMNS] if tar_names else []
+        return tars.locate(root, map(str, self.read("path", chunk)), tar_names, *places)
+
+    def images(self) -> ImageList:
+        """Return the rows as a list of images; sizes are 0 where none lies in a tar."""
+        tar_names = tuple(self.attrs.get("shards", ()))
+
+        def read(name: str, n_images: int = 0) -> NDArray[Any]:
+            return self.read(name) if tar_names else np.zeros(n_images, _TAR_COLUMNS[name])
+
+        return ImageList(
+            root=str(self.attrs.get("root", "")),
+            path=self.read("path"),
+            label=self.read("label"),
+            given_split=self.read("given_split"),
+            size_bytes=read("size_bytes", self.n_images),
+            class_names=self.class_names,
+            tar_names=tar_names,
+            tar=read("shard"),
+            offset=read("offset"),
+        )
 
     def write_places(self, images: ImageList) -> None:
         """Keep in which tars the images lie, and where; these may have been packed again."""
-        shards = list(images.shards)
-        if shards == self.attrs.get("shards", []) and all(
-            np.array_equal(self.read(name), getattr(images, name))
-            for name in (_TAR_COLUMNS if shards else ())
+        tar_names = list(images.tar_names)
+        places: dict[str, NDArray[Any]] = {}
+        if tar_names:
+            places = {"shard": images.tar, "offset": images.offset, "size_bytes": images.size_bytes}
+        if tar_names == self.attrs.get("shards", []) and all(
+            np.array_equal(self.read(name), column) for name, column in places.items()
         ):
             return
-        for name, kind in (_TAR_COLUMNS if shards else {}).items():
+        for name, column in places.items():
             if name not in self._group:
+                kind = _TAR_COLUMNS[name]
                 _create_column(self._group, name, kind, self.n_images, self.chunk_images)
-            self._array(name)[:] = getattr(images, name)
-        self._group.attrs.update({"shards": shards, "root": images.root})
+            self._array(name)[:] = column
+        self._group.attrs.update({"shards": tar_names, "root": images.root})
         self.attrs = dict(self._group.attrs)
 
     def write_chunk(

@@ -133,7 +133,7 @@ def fetch(
         if layout == "split":
             listed = _split(listed, settings)
         if layout == "tars":
-            _write_tars(listed, settings)
+            packing.write_tars(settings.out, listed, settings.pack)
         else:
             _write_files(listed, settings.out)
         ledger.finish()
@@ -285,14 +285,7 @@ def _split(listed: ImageList, settings: Config) -> ImageList:
     with storage.Reader(tars.locate_listed(listed)) as reader:
         hashes = [formats.content_hash(reader.read(row)) for row in range(len(listed))]
     rows = split.assign_splits(
-        listed.path,
-        listed.label,
-        listed.given_split,
-        np.array(hashes, np.uint64),
-        np.ones(len(listed), bool),
-        listed.class_names,
-        settings.split,
-        settings.seed,
+        listed, settings.split, settings.seed, content_hash=np.array(hashes, np.uint64)
     )
     kept = _take(replace(listed, given_split=rows), rows != NO_SPLIT)
     path = [f"{SPLITS[k]}/{path}" for k, path in zip(kept.given_split, kept.path, strict=True)]
@@ -301,7 +294,7 @@ def _split(listed: ImageList, settings: Config) -> ImageList:
 
 
 def _take(listed: ImageList, rows: Any) -> ImageList:
-    columns = ("path", "label", "given_split", "size_bytes", "shard", "offset")
+    columns = ("path", "label", "given_split", "size_bytes", "tar", "offset")
     return replace(listed, **{name: getattr(listed, name)[rows] for name in columns})
 
 
@@ -326,10 +319,3 @@ def _write_files(listed: ImageList, url: str) -> None:
 
         for _ in read_ahead(pool, write, range(len(pending)), 4 * _WRITERS):
             advance(1)
-
-
-def _write_tars(listed: ImageList, settings: Config) -> None:
-    pending = packing.missing(settings.out, listed, settings.pack)
-    with track("packing", sum(map(len, pending.values())), "images") as advance:
-        for url, rows in pending.items():
-            advance(packing.write_shard(packing.gather(url, rows, listed)))

@@ -31,16 +31,16 @@ class Found:
     Parameters
     ----------
     root : str
-        The URL that paths and shards are relative to.
+        The URL that paths and tars are relative to.
     paths : list of str
         Of an image in a tar, its path if the tar were unpacked where it is; or CLASS/KEY.jpg, where
         its class lies beside it.
     sizes : list of int
         Bytes.
     left_out : list of (path, reason)
-    shards : list of str
+    tar_names : list of str
         The tars that have images.
-    shard, offset : list of int
+    tar, offset : list of int
         As in `ImageList`.
     """
 
@@ -48,30 +48,30 @@ class Found:
     paths: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
-    shards: list[str] = field(default_factory=list)
-    shard: list[int] = field(default_factory=list)
+    tar_names: list[str] = field(default_factory=list)
+    tar: list[int] = field(default_factory=list)
     offset: list[int] = field(default_factory=list)
 
-    def add(self, path: str, n_bytes: int, shard: int = -1, offset: int = 0) -> None:
+    def add(self, path: str, n_bytes: int, tar: int = -1, offset: int = 0) -> None:
         """Add an image."""
         self.paths.append(path)
         self.sizes.append(n_bytes)
-        self.shard.append(shard)
+        self.tar.append(tar)
         self.offset.append(offset)
 
     def sort(self) -> None:
         """Sort by tar, then by place in it; files of their own by path."""
         rows = sorted(
             range(len(self.paths)),
-            key=lambda row: (self.shard[row], self.offset[row], self.paths[row]),
+            key=lambda row: (self.tar[row], self.offset[row], self.paths[row]),
         )
-        for name in ("paths", "sizes", "shard", "offset"):
+        for name in ("paths", "sizes", "tar", "offset"):
             column = getattr(self, name)
             column[:] = [column[row] for row in rows]
 
     def files(self) -> list[str | Extent]:
         """Where the images are."""
-        return tars.locate(self.root, self.paths, self.shards, self.shard, self.offset, self.sizes)
+        return tars.locate(self.root, self.paths, self.tar_names, self.tar, self.offset, self.sizes)
 
 
 def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> ImageList:
@@ -118,10 +118,10 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     path_column = np.array(paths, np.dtypes.StringDType())[named]
     label = np.array([index[c] for _, c in places if c is not None], np.int32)
     given_split = np.array([s for s, c in places if c is not None], np.int8)
-    shard = np.array(found.shard, np.int32)[named]
-    in_order = keep_order and bool((shard >= 0).all())
+    tar = np.array(found.tar, np.int32)[named]
+    in_order = keep_order and bool((tar >= 0).all())
     if in_order and not _is_sorted(label, given_split, config.url):
-        order = np.arange(len(shard))
+        order = np.arange(len(tar))
     else:
         # Ties in the hash are broken by the path, so that the order is the same on any machine.
         order = np.lexsort(
@@ -129,7 +129,7 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
              split.hash_keys(path_column, seed, "order"))
         )  # fmt: skip
     offset = np.array(found.offset, np.int64)[named]
-    in_tars = order if found.shards else order[:0]
+    in_tars = order if found.tar_names else order[:0]
     listed = ImageList(
         root=found.root,
         path=path_column[order],
@@ -138,8 +138,8 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
         size_bytes=np.array(found.sizes, np.int64)[named][order],
         class_names=class_names,
         left_out=tuple(sorted(left_out)),
-        shards=tuple(found.shards),
-        shard=shard[in_tars],
+        tar_names=tuple(found.tar_names),
+        tar=tar[in_tars],
         offset=offset[in_tars],
     )
     log.info(
@@ -152,7 +152,7 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
 def _without_top(found: Found) -> list[str]:
     """The paths without the folder that all of them have in common, as archives have one."""
     tops = {path.split("/", 1)[0] for path in found.paths}
-    if len(tops) != 1 or not found.shards or layout.folders_are_splits(tops):
+    if len(tops) != 1 or not found.tar_names or layout.folders_are_splits(tops):
         return found.paths
     if any(path.count("/") < 2 for path in found.paths):
         return found.paths
@@ -228,14 +228,14 @@ def _add_tars(found: Found, names: list[str]) -> None:
             folder = name.rpartition("/")[0]
             prefix = f"{folder}/" if folder else ""
             for path, n_bytes, offset in rows:
-                found.add(prefix + path, n_bytes, len(found.shards), offset)
+                found.add(prefix + path, n_bytes, len(found.tar_names), offset)
             found.left_out += [(f"{name}/{path}", reason) for path, reason in left_out]
             if rows:
-                found.shards.append(name)
-    if found.shards and len(set(found.paths)) < len(found.paths):
+                found.tar_names.append(name)
+    if found.tar_names and len(set(found.paths)) < len(found.paths):
         path = next(path for path, n in Counter(found.paths).items() if n > 1)
-        twins = [found.shard[row] for row, other in enumerate(found.paths) if other == path]
-        places = ", ".join(found.shards[k] if k >= 0 else "a file" for k in twins)
+        twins = [found.tar[row] for row, other in enumerate(found.paths) if other == path]
+        places = ", ".join(found.tar_names[k] if k >= 0 else "a file" for k in twins)
         raise ValueError(
             f"{len(twins)} images have the path {path} ({places} in {found.root}). Every image "
             "needs its own: remove the tars that repeat others, or number their members through."

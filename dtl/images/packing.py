@@ -1,14 +1,16 @@
 """Many small image files into few tars: a stage beside the others, and optional.
 
-A shard is written by one task, from the files that it is to hold, and appears whole. The rows keep
+A tar is written by one task, from the files that it is to hold, and appears whole. The rows keep
 the shuffled order of the list, so that a chunk of the feature store is read from one tar or two,
 from start to end.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -30,8 +32,8 @@ _READERS = 16
 """Threads of a task that read small files; each waits for the storage."""
 
 
-class Shard(NamedTuple):
-    """What a tar is to hold: names in it, sizes in bytes, and where the bytes are now."""
+class TarPlan(NamedTuple):
+    """A tar to be written: names in it, sizes in bytes, and where the bytes are now."""
 
     url: str
     paths: list[str]
@@ -67,11 +69,7 @@ def pack(
     ledger = open_ledger(url, images, config)
     ledger.claim(overwrite=overwrite)
     check_visible(client, url)
-    pending = missing(url, images, config)
-    shards = (gather(shard, rows, images) for shard, rows in pending.items())
-    with track("packing", sum(map(len, pending.values())), "images") as advance:
-        for n_images in map_chunks(client, write_shard, shards):
-            advance(n_images)
+    write_tars(url, images, config, functools.partial(map_chunks, client))
     ledger.finish()
 
 
@@ -80,21 +78,29 @@ def open_ledger(url: str, images: ImageList, config: PackConfig) -> Ledger:
     return Ledger(url, IMAGES, {"images": images.description, "shard_mib": config.shard_mib})
 
 
-def missing(url: str, images: ImageList, config: PackConfig) -> dict[str, range]:
-    """The tars that are not there yet, and the rows that each is to hold."""
-    there = {path for path, _ in storage.walk(url)}
-    planned = enumerate(tars.plan_shards(images.size_bytes, config.shard_mib << 20))
-    return {
-        storage.join(url, tars.shard_name(index)): rows
-        for index, rows in planned
-        if tars.shard_name(index) not in there
-    }
+def write_tars(
+    url: str, images: ImageList, config: PackConfig, map_tasks: Callable[..., Iterable[int]] = map
+) -> None:
+    """Write the tars that are missing in a folder.
+
+    Parameters
+    ----------
+    map_tasks : callable (function, iterable) -> iterable
+        The built-in `map`, or one that works on a cluster; it need not keep the order.
+    """
+    written = {path for path, _ in storage.walk(url)}
+    planned = enumerate(tars.plan_tars(images.size_bytes, config.shard_mib << 20))
+    missing = [(tars.tar_name(k), rows) for k, rows in planned if tars.tar_name(k) not in written]
+    plans = (plan_tar(storage.join(url, name), rows, images) for name, rows in missing)
+    with track("packing", sum(len(rows) for _, rows in missing), "images") as advance:
+        for n_images in map_tasks(write_tar, plans):
+            advance(n_images)
 
 
-def gather(url: str, rows: range, images: ImageList) -> Shard:
-    """Say where the images of a tar are now."""
+def plan_tar(url: str, rows: range, images: ImageList) -> TarPlan:
+    """Gather the names and places of the images of one tar."""
     taken = slice(rows.start, rows.stop)
-    return Shard(
+    return TarPlan(
         url,
         images.path[taken].tolist(),
         images.size_bytes[taken].tolist(),
@@ -102,29 +108,29 @@ def gather(url: str, rows: range, images: ImageList) -> Shard:
     )
 
 
-def write_shard(shard: Shard) -> int:
-    """Write one tar; returns how many images it holds.
+def write_tar(plan: TarPlan) -> int:
+    """Write one tar; return how many images it holds.
 
     Raises
     ------
     OSError, ValueError
         As `pack`; a note names the image.
     """
-    n_images = len(shard.files)
+    n_images = len(plan.files)
     buffer = io.BytesIO()
-    with storage.Reader(shard.files) as reader, ThreadPoolExecutor(_READERS) as pool:
+    with storage.Reader(plan.files) as reader, ThreadPoolExecutor(_READERS) as pool:
 
         def read(row: int) -> bytes:
             try:
                 return reader.read(row)
             except OSError as error:
                 error.add_note(
-                    f"while packing {shard.paths[row]}: mend it or remove it, then pack again"
+                    f"while packing {plan.paths[row]}: mend it or remove it, then pack again"
                 )
                 raise
 
         ahead = read_ahead(pool, read, range(n_images), 4 * _READERS)
-        for path, n_bytes, data in zip(shard.paths, shard.sizes, ahead, strict=True):
+        for path, n_bytes, data in zip(plan.paths, plan.sizes, ahead, strict=True):
             if len(data) != n_bytes:
                 raise ValueError(
                     f"{path} has {len(data)} bytes, and had {n_bytes} when it was listed. "
@@ -134,5 +140,5 @@ def write_shard(shard: Shard) -> int:
             buffer.write(data)
             buffer.write(tars.padding(n_bytes))
     buffer.write(tars.END)
-    storage.write_bytes(shard.url, buffer.getvalue())
+    storage.write_bytes(plan.url, buffer.getvalue())
     return n_images

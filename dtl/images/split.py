@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import SplitConfig
-from dtl.images.values import NO_SPLIT, SPLITS, TRAIN
+from dtl.images.values import NO_SPLIT, SPLITS, TRAIN, ImageList
 
 
 def hash_keys(
@@ -125,16 +125,14 @@ def describe(split: NDArray[np.int8]) -> str:
 
 
 def assign_splits(
-    path: NDArray[np.generic],
-    label: NDArray[np.int32],
-    given_split: NDArray[np.int8],
-    content_hash: NDArray[np.uint64],
-    usable: NDArray[np.bool_],
-    class_names: Sequence[str],
+    images: ImageList,
     config: SplitConfig,
     seed: int,
+    *,
+    content_hash: NDArray[np.uint64] | None = None,
+    usable: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int8]:
-    """The split of every row.
+    """Assign every row to a split.
 
     Rows with the same bytes are one unit and stay together (or all but the first are dropped).
     Within a class, or among all rows for ``method="random"``, units in the order of a seeded hash
@@ -142,8 +140,12 @@ def assign_splits(
 
     Parameters
     ----------
-    path, label, given_split, content_hash, usable : (n_images,)
-        `usable` is false for rows without features, which take no part.
+    images : ImageList
+        Its ``path``, ``label``, ``given_split`` and ``class_names`` are used.
+    content_hash : (n_images,) uint64, optional
+        Equal where files have the same bytes; all different unless given.
+    usable : (n_images,) bool, optional
+        False for rows without features, which take no part.
 
     Returns
     -------
@@ -155,8 +157,11 @@ def assign_splits(
     ValueError
         If a class has too few images for the splits asked, or the folders give no split.
     """
-    n_images = len(label)
-    usable_rows = np.flatnonzero(usable)
+    path, label, given_split = images.path, images.label, images.given_split
+    n_images, class_names = len(images), images.class_names
+    if content_hash is None:
+        content_hash = np.arange(n_images, dtype=np.uint64)
+    usable_rows = np.arange(n_images) if usable is None else np.flatnonzero(usable)
     check_split(config, len(usable_rows))
     # By path, so that which of two identical files is the first does not depend on their rows.
     usable_rows = usable_rows[np.argsort(path[usable_rows].astype(object), kind="stable")]

@@ -159,33 +159,33 @@ def padding(n_bytes: int) -> bytes:
     return bytes(-n_bytes % BLOCK_BYTES)
 
 
-def plan_shards(
-    size_bytes: NDArray[np.int64], shard_bytes: int, most_images: int = 10_000
+def plan_tars(
+    size_bytes: NDArray[np.int64], tar_bytes: int, most_images: int = 10_000
 ) -> list[range]:
-    """Divide rows, in their order, into tars of at most `shard_bytes`, if one image is not more.
+    """Divide rows, in their order, into tars of at most `tar_bytes`, if one image is not more.
 
     Examples
     --------
-    >>> plan_shards(np.array([500, 500, 500, 9000, 1]), 2048)
+    >>> plan_tars(np.array([500, 500, 500, 9000, 1]), 2048)
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
     """
     ends = np.cumsum(BLOCK_BYTES + size_bytes + -size_bytes % BLOCK_BYTES)
-    shards, start = [], 0
+    planned, start = [], 0
     while start < len(ends):
         before = ends[start - 1] if start else 0
-        fit = int(np.searchsorted(ends, before + shard_bytes, "right"))
+        fit = int(np.searchsorted(ends, before + tar_bytes, "right"))
         stop = max(min(fit, start + most_images), start + 1)
-        shards.append(range(start, stop))
+        planned.append(range(start, stop))
         start = stop
-    return shards
+    return planned
 
 
-def shard_name(index: int) -> str:
-    """The name of a tar that `dtl.packing` writes; names sort as numbers do.
+def tar_name(index: int) -> str:
+    """Return the name of a tar that `dtl.images.packing` writes; names sort as numbers do.
 
     Examples
     --------
-    >>> shard_name(3)
+    >>> tar_name(3)
     'shard-000003.tar'
     """
     return f"shard-{index:06d}.tar"
@@ -197,18 +197,18 @@ def shard_name(index: int) -> str:
 def locate(
     root: str,
     path: Iterable[str],
-    shards: Sequence[str] = (),
-    shard: Iterable[int] = (),
+    tar_names: Sequence[str] = (),
+    tar: Iterable[int] = (),
     offset: Iterable[int] = (),
     size_bytes: Iterable[int] = (),
 ) -> list[str | Extent]:
-    """Where the bytes of rows are: URLs of files, and extents of tars.
+    """Return where the bytes of rows are: URLs of files, and extents of tars.
 
     Parameters
     ----------
     root : str
-        URL that `path` and `shards` are relative to.
-    shards, shard, offset, size_bytes
+        URL that `path` and `tar_names` are relative to.
+    tar_names, tar, offset, size_bytes
         As an `ImageList` has them; nothing where no image is in a tar.
 
     Examples
@@ -217,22 +217,22 @@ def locate(
     [Extent(url='/photos/0.tar', offset=512, n_bytes=9), '/photos/a/2.jpg']
     """
     root = root.rstrip("/")
-    if not shards:
+    if not tar_names:
         return [f"{root}/{name}" for name in path]
-    urls = [f"{root}/{name}" for name in shards]
+    urls = [f"{root}/{name}" for name in tar_names]
     return [
         Extent(urls[k], int(first), int(n)) if k >= 0 else f"{root}/{name}"
-        for name, k, first, n in zip(path, shard, offset, size_bytes, strict=True)
+        for name, k, first, n in zip(path, tar, offset, size_bytes, strict=True)
     ]
 
 
 def locate_listed(images: ImageList, rows: slice = slice(None)) -> list[str | Extent]:
-    """Where the bytes of listed images are."""
-    columns = (images.shard, images.offset, images.size_bytes) if images.shards else ()
+    """Return where the bytes of listed images are."""
+    columns = (images.tar, images.offset, images.size_bytes) if images.tar_names else ()
     return locate(
         images.root,
         images.path[rows].tolist(),
-        images.shards,
+        images.tar_names,
         *(column[rows].tolist() for column in columns),
     )
 

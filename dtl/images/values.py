@@ -34,12 +34,12 @@ class ImageList:
     class_names : tuple of str
     left_out : tuple of (path, reason)
         Files of the source that are no images of a class.
-    shards : tuple of str
+    tar_names : tuple of str
         Tars that images lie in, relative to `root`.
-    shard : (n_images,) int32
-        Index into `shards`, -1 for a file of its own. Empty where there are no shards.
+    tar : (n_images,) int32
+        Index into `tar_names`, -1 for a file of its own. Empty where there are no tars.
     offset : (n_images,) int64
-        Of the image's bytes in its tar. Empty where there are no shards.
+        Byte in its tar at which the image begins. Empty where there are no tars.
     """
 
     root: str
@@ -49,8 +49,8 @@ class ImageList:
     size_bytes: NDArray[np.int64]
     class_names: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...] = ()
-    shards: tuple[str, ...] = ()
-    shard: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    tar_names: tuple[str, ...] = ()
+    tar: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     offset: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ from dtl.features import featurization, splitting
 from dtl.features.extraction import memory_needed
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
-from dtl.images import listing
+from dtl.images import listing, split
 from dtl.pipeline.gather import report_input
 from dtl.pipeline.results import Results
 from dtl.report import page
@@ -100,7 +100,7 @@ class Run:
         started = time.monotonic()
         listed = listing.list_images(c.images, c.seed)
         listing_s = time.monotonic() - started
-        splitting.check_split(listed, c.split, c.seed)
+        split.assign_splits(listed, c.split, c.seed)  # or refuses what the list cannot give
         fresh = False
         try:
             asked = featurization.settings(listed, c.features, c.images, c.seed)

@@ -18,7 +18,9 @@ from dtl.images import listing
 LISTED = """
 import json, sys, tracemalloc
 import fsspec
-from dtl import config, features, listing
+from dtl import config
+from dtl.features import featurization
+from dtl.images import listing, split
 
 n = int(sys.argv[1])
 fs = fsspec.filesystem("memory")
@@ -27,8 +29,8 @@ for i in range(n):
 c = config.build({"images": {"url": "memory://photographs"}})
 tracemalloc.start()
 listed = listing.list_images(c.images, 0)
-listing.check_split(listed, c.split, 0)
-features.settings(listed, c.features, c.images, 0)
+split.assign_splits(listed, c.split, 0)
+featurization.settings(listed, c.features, c.images, 0)
 now, peak = tracemalloc.get_traced_memory()
 print(json.dumps([now, peak]))
 """

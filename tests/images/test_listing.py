@@ -11,9 +11,10 @@ from PIL import Image
 
 from dtl import storage
 from dtl.config import ImagesConfig, SplitConfig
-from dtl.features.splitting import check_split, split_images
+from dtl.features.splitting import split_images
 from dtl.features.store import FeatureStore
 from dtl.images.listing import list_images
+from dtl.images.split import assign_splits
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "../shared/data"))
 NAMES = DATA / "caltech256_all_30607_files.txt"
@@ -114,13 +115,13 @@ def test_caltech_rows_are_shuffled(caltech):
 
 
 def test_caltech_has_a_split(caltech):
-    check_split(caltech, SplitConfig(), 0)
-    check_split(caltech, SplitConfig(method="random", validation=5000, test=6000), 0)
-    check_split(caltech, SplitConfig(train_per_class=60), 0)
+    assign_splits(caltech, SplitConfig(), 0)
+    assign_splits(caltech, SplitConfig(method="random", validation=5000, test=6000), 0)
+    assign_splits(caltech, SplitConfig(train_per_class=60), 0)
     with pytest.raises(ValueError, match=r"Class 082\.galaxy has 81 .* leaves too few"):
-        check_split(caltech, SplitConfig(train_per_class=80), 0)
+        assign_splits(caltech, SplitConfig(train_per_class=80), 0)
     with pytest.raises(ValueError, match="needs train/, validation/ or test/"):
-        check_split(caltech, SplitConfig(method="folders"), 0)
+        assign_splits(caltech, SplitConfig(method="folders"), 0)
 
 
 SMALL = [f"{name}/{k}.jpg" for name in ("ant", "bee", "cat") for k in range(20)]

@@ -64,10 +64,10 @@ def test_rows_are_those_of_the_folder(large: Path, tmp_path: Path, threads: Clie
     assert packed.fingerprint == folder.fingerprint
     assert packed.left_out == ()
     assert read(packed) == contents(large)
-    assert packed.shards == tuple(f"shard-{k:06d}.tar" for k in range(len(packed.shards)))
-    assert (np.diff(packed.shard) >= 0).all()
+    assert packed.tar_names == tuple(f"shard-{k:06d}.tar" for k in range(len(packed.tar_names)))
+    assert (np.diff(packed.tar) >= 0).all()
     sizes = [path.stat().st_size for path in sorted((tmp_path / "tars").glob("*.tar"))]
-    assert len(sizes) == len(packed.shards) >= 5
+    assert len(sizes) == len(packed.tar_names) >= 5
     assert all(800_000 < size <= (1 << 20) + 1024 for size in sizes[:-1])
 
 
@@ -237,10 +237,10 @@ def test_features_and_head_have_the_same_bits(
     packing.pack(str(tmp_path / "tars"), folder, PackConfig(), processes)
     # Cut in three, so that chunks begin and end within tars.
     few = [
-        packing.gather(str(tmp_path / "three" / tars.shard_name(k)), rows, folder)
+        packing.plan_tar(str(tmp_path / "three" / tars.tar_name(k)), rows, folder)
         for k, rows in enumerate([range(5), range(5, 20), range(20, 26)])
     ]
-    assert [packing.write_shard(shard) for shard in few] == [5, 15, 6]
+    assert [packing.write_tar(plan) for plan in few] == [5, 15, 6]
     stores = {
         name: featurize(url, tmp_path / name / "features.zarr", processes)
         for name, url in {"a": pictures, "b": tmp_path / "tars", "c": tmp_path / "three"}.items()
@@ -317,8 +317,8 @@ def test_from_hdfs_to_hdfs(large: Path, tmp_path: Path, threads: Client, hadoop:
     packed = listed(f"{url}/tars")
     assert packed.fingerprint == listed(large).fingerprint
     assert read(packed) == contents(large)
-    assert {path: storage.read_bytes(f"{url}/tars/{path}") for path in packed.shards} == {
-        path: (tmp_path / "tars" / path).read_bytes() for path in packed.shards
+    assert {path: storage.read_bytes(f"{url}/tars/{path}") for path in packed.tar_names} == {
+        path: (tmp_path / "tars" / path).read_bytes() for path in packed.tar_names
     }
     with pytest.raises(FileNotFoundError, match=r"gone\.tar"), storage.Ranges(f"{url}/gone.tar"):
         pass

@@ -17,6 +17,7 @@ from dtl.images.split import (
     hash_keys,
     shares,
 )
+from dtl.images.values import ImageList
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "../shared/data"))
 NAMES = DATA / "caltech256_all_30607_files.txt"
@@ -25,15 +26,22 @@ NAMES = DATA / "caltech256_all_30607_files.txt"
 def assign(path, label, config, *, seed=0, given_split=None, content=None, usable=None):
     n = len(path)
     label = np.asarray(label, np.int32)
+    images = ImageList(
+        root="/photos",
+        path=np.asarray(path, np.dtypes.StringDType()),
+        label=label,
+        given_split=np.full(n, -1, np.int8)
+        if given_split is None
+        else np.asarray(given_split, np.int8),
+        size_bytes=np.zeros(n, np.int64),
+        class_names=tuple(f"class {k}" for k in range(label.max() + 1)) if n else (),
+    )
     return assign_splits(
-        np.asarray(path, np.dtypes.StringDType()),
-        label,
-        np.full(n, -1, np.int8) if given_split is None else np.asarray(given_split, np.int8),
-        np.arange(n, dtype=np.uint64) if content is None else np.asarray(content, np.uint64),
-        np.ones(n, bool) if usable is None else np.asarray(usable, bool),
-        [f"class {k}" for k in range(label.max() + 1)] if n else [],
+        images,
         config,
         seed,
+        content_hash=None if content is None else np.asarray(content, np.uint64),
+        usable=usable,
     )
 
 

@@ -109,10 +109,10 @@ def test_what_is_written_is_read_by_others(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 3000), max_size=40), st.integers(1, 20_000), st.integers(1, 9))
-def test_shards_take_every_row_once_in_order(sizes: list[int], most: int, n_most: int) -> None:
-    shards = tars.plan_shards(np.array(sizes, np.int64), most, n_most)
-    assert [row for rows in shards for row in rows] == list(range(len(sizes)))
-    for rows in shards:
+def test_tars_take_every_row_once_in_order(sizes: list[int], most: int, n_most: int) -> None:
+    planned = tars.plan_tars(np.array(sizes, np.int64), most, n_most)
+    assert [row for rows in planned for row in rows] == list(range(len(sizes)))
+    for rows in planned:
         n_bytes = sum(512 + sizes[row] + len(tars.padding(sizes[row])) for row in rows)
         assert 1 <= len(rows) <= n_most
         assert n_bytes <= most or len(rows) == 1
@@ -128,8 +128,8 @@ def test_class_folders_in_tars(tmp_path: Path) -> None:
     assert found.path.tolist() == [path for path, _ in MIXED]  # their order is random enough
     assert classes(found) == {path: path.split("/")[0] for path, _ in MIXED}
     assert read(found) == dict(MIXED)
-    assert found.shards == ("0.tar", "1.tar")
-    assert found.shard.tolist() == [0] * 15 + [1] * 12
+    assert found.tar_names == ("0.tar", "1.tar")
+    assert found.tar.tolist() == [0] * 15 + [1] * 12
     assert found.left_out == ()
 
 
@@ -145,7 +145,7 @@ def test_a_tar_stands_for_a_folder_of_its_members(tmp_path: Path) -> None:
     assert {path: data == photo(int(path[-5])) for path, data in read(found).items()} == (
         dict.fromkeys(expected, True)
     )
-    assert sorted(found.shard.tolist()) == [-1, 0, 0, 1]
+    assert sorted(found.tar.tolist()) == [-1, 0, 0, 1]
 
 
 def test_one_tar_with_one_top_folder(tmp_path: Path) -> None:
