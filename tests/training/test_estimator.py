@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -33,8 +30,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from dtl import SoftmaxRegression
 from dtl.config import TrainConfig
 from dtl.training.estimator import _NOT_OF_ARRAYS
-
-ROOT = Path(__file__).parents[2]
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -413,16 +408,3 @@ def test_prediction_refuses_what_was_not_trained_on() -> None:
         model.predict(ROWS[:, :4])
     with pytest.raises(ValueError, match="NaN or infinity"):
         model.predict(da.from_array(NAN, chunks=(60, 5))).compute()
-
-
-def test_the_readmes_example_runs(tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text().split("### With scikit-learn", 1)[1]
-    code = re.search(r"```python\n(.*?)```", section, re.S)
-    assert code
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code[1]],
-        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0.9

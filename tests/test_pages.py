@@ -1,0 +1,429 @@
+"""The pages are true: every command is run by a test, or its section says that it is not."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+from helpers import COLOURS, CUT, draw
+
+from dtl import config
+from dtl.pipeline import command_line, commands, settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *(path for folder in ("dtl", "deploy", "examples") for path in (ROOT / folder).rglob("*.md")),
+]
+SELF = "tests/test_pages.py"
+NOT_RUN = "not run by our tests"
+
+HERE = {
+    "dtl run --images photos --out results": CUT,
+    "dtl pack --images photos --out photos-tars": [],
+    "dtl featurize --images photos --out results": CUT,
+    "dtl train --out results --train.learning-rate 0.01": [],
+    "dtl evaluate --out results": [],
+    "dtl report --out results": [],
+    "dtl predict --model results --images new_photos --out predictions.parquet": [],
+    "dtl tune --out results --tune.learning-rates 0.003,0.01,0.03": [],
+    "dtl train --out results --config results/tuned.toml": [],
+    "dtl train --out results --train.solver lbfgs": [],
+    "dtl compare --out results": ["--compare.shards", "1,2"],
+    "dtl train --out results --train.n-shards 2 --train.batch-size 256 --train.learning-rate 0.07 "
+    "--train.epochs 2 --train.averaging-frequency 5": [],
+    "dtl summary --features.network ResNet50 --features.layers avg_pool": [],
+}
+"""Commands that `test_the_commands_of_a_page_run` runs, with options that make them quick."""
+
+HDFS, YARN = "tests/hadoop/test_hdfs.py", "tests/hadoop/test_on_yarn.py"
+MINICLUSTER = "tests/hadoop/test_minicluster.py"
+ELSEWHERE = {
+    "make demo": f"{SELF}::test_make_demo_runs_the_demo",
+    "make check": f"{SELF}::test_make_has_what_the_page_names",
+    "make test": ".ci/run",
+    "make bench": f"{SELF}::test_make_has_what_the_page_names",
+    "python examples/stages.py photos stages": f"{SELF}::test_the_stages_example_runs",
+    "dtl fetch caltech256 --to hdfs:///data/caltech256":
+        "tests/images/test_fetching.py::test_straight_to_hdfs",
+    "dtl featurize --images photos --out early --features.layers fc1":
+        "tests/features/test_derivation.py::test_fc1_becomes_fc2_and_predictions_bit_for_bit",
+    "dtl derive --model early --out later --features.layers fc2,predictions":
+        "tests/features/test_derivation.py::test_the_command",
+    "dtl train --out later --train.layer fc2":
+        "tests/features/test_derivation.py::test_the_command",
+    "dtl train --out early --train.layer fc1 --train.hidden-units 4096 "
+    "--train.hidden-start network --train.dropout 0.5 --train.l2 0.0001 "
+    "--train.learning-rate 0.005 --train.averaging-frequency 50":
+        "tests/training/test_starts.py"
+        "::test_learns_from_there_to_the_same_bits_in_worker_processes",
+    "dtl run --images caltech256 --out results --features.layers block5_pool --features.weights "
+    "vgg16_imagenet_conv.npz --split.train 0.6 --split.validation 0.15 --split.test 0.25":
+        "tests/pipeline/test_commands.py::test_real_photographs_to_a_real_classifier",
+    "dtl export --model results --out classifier.keras":
+        "tests/pipeline/test_commands.py::test_export_is_the_classifier_in_one_file",
+    # Slurm
+    'sbatch --wrap "dask scheduler --scheduler-file $HOME/dask.json"':
+        f"{SELF}::test_what_slurm_runs",
+    "sbatch --array 1-8 --cpus-per-task 4 --mem 6G --wrap "
+    '"dask worker --scheduler-file $HOME/dask.json --nthreads 4 --memory-limit 6GiB"':
+        f"{SELF}::test_what_slurm_runs",
+    "dtl run --images photos --out results --cluster "
+    """$(python -c "import json; print(json.load(open('$HOME/dask.json'))['address'])")""":
+        f"{SELF}::test_what_slurm_runs",
+    # HDFS
+    "dtl run --images hdfs:///data/photos --out hdfs:///user/me/results":
+        f"{HDFS}::test_a_whole_run_from_hdfs_to_hdfs",
+    "dtl run --images $HDFS_URL/tmp/photos --out $HDFS_URL/tmp/results":
+        f"{HDFS}::test_a_whole_run_from_hdfs_to_hdfs",
+    "hdfs dfs -put photos /tmp/photos": f"{MINICLUSTER}::test_the_launcher_puts_and_gets_files",
+    "hdfs dfs -ls /tmp/results": f"{MINICLUSTER}::test_the_launcher_puts_and_gets_files",
+    "yarn application -list": f"{MINICLUSTER}::test_an_application_runs_java_in_its_containers",
+    **dict.fromkeys(
+        (
+            "python deploy/hadoop/minicluster.py start",
+            "python deploy/hadoop/minicluster.py status",
+            "python deploy/hadoop/minicluster.py stop",
+            "python deploy/hadoop/minicluster.py kill datanode-0",
+            "python deploy/hadoop/minicluster.py run --no-yarn -- sh -c 'hdfs dfs -ls $HDFS_URL/'",
+        ),
+        f"{MINICLUSTER}::test_the_command_line_starts_keeps_and_stops",
+    ),
+    "python deploy/hadoop/minicluster.py restart namenode":
+        f"{MINICLUSTER}::test_the_namenode_comes_back_with_its_files",
+    # YARN
+    "dtl pack-environment --out hdfs:///user/me/dtl-env.tar":
+        f"{YARN}::test_driver_killed_with_a_packed_environment",
+    "dtl run --cluster yarn --yarn.environment hdfs:///user/me/dtl-env.tar "
+    "--images hdfs:///data/photos --out hdfs:///user/me/results --cluster.n-workers 8":
+        f"{YARN}::test_real_photographs_and_a_worker_container_killed",
+    "id=$(dtl submit --yarn.environment hdfs:///user/me/dtl-env.tar "
+    "--images hdfs:///data/photos --out hdfs:///user/me/results --cluster.n-workers 8)":
+        f"{YARN}::test_submit_status_logs",
+    "dtl status $id": f"{YARN}::test_submitted_and_killed_or_for_nothing",
+    "dtl logs $id": f"{YARN}::test_submit_status_logs",
+    "dtl kill $id": f"{YARN}::test_submitted_and_killed_or_for_nothing",
+    "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.[yarn]'":
+        "Makefile",
+}  # fmt: skip
+"""Commands that other tests run with folders of their own, and where those tests are."""
+
+SETS_UP = ("export ", "source ", ". ")
+"""Beginnings of commands that only change the shell."""
+
+SNIPPETS = {
+    "client = Client(": f"{SELF}::test_the_notebook_runs",
+    "from dtl import SoftmaxRegression": f"{SELF}::test_the_scikit_learn_example_runs",
+    "xarray.open_zarr(": f"{HDFS}::test_a_whole_run_from_hdfs_to_hdfs",
+    "with MiniCluster(":
+        f"{MINICLUSTER}::test_a_second_start_needs_no_maven_and_stop_leaves_nothing",
+}  # fmt: skip
+"""Python in the pages, by a text that is in it, and the tests that run it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+    section: str
+    """All text between the headings around it."""
+
+    @property
+    def is_run(self) -> bool:
+        return NOT_RUN not in " ".join(self.section.lower().split())
+
+    def commands(self) -> list[str]:
+        """Commands without comments, each on one line with single blanks."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        without_comments = (re.sub(r"(^|\s{2,})#.*", "", line) for line in lines)
+        return [" ".join(line.split()) for line in without_comments if line.strip()]
+
+
+@functools.cache
+def blocks() -> list[Block]:
+    found: list[Block] = []
+    for page in PAGES:
+        text = page.read_text()
+        fences = list(re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S))
+        # In a block a `#` begins a comment, and no heading.
+        prose = re.sub(r"^```.*?^```$", lambda m: "." * len(m[0]), text, flags=re.M | re.S)
+        headings = [match.start() for match in re.finditer(r"^#+ ", prose, re.M)]
+        for fence in fences:
+            start = max((h for h in headings if h < fence.start()), default=0)
+            end = min((h for h in headings if h > fence.start()), default=len(text))
+            found.append(Block(page, fence[1], fence[2], prose[start:end]))
+    return found
+
+
+def commands_of(page: Path) -> list[str]:
+    return [c for b in blocks() if b.page == page and b.language == "sh" for c in b.commands()]
+
+
+def in_page(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code(snippet: str) -> str:
+    """The Python in the pages that has this text in it."""
+    [block] = [b for b in blocks() if b.language == "python" and snippet in b.text]
+    return block.text
+
+
+def exists(test: str) -> bool:
+    file, _, name = test.partition("::")
+    return (ROOT / file).exists() and (not name or f"def {name}(" in (ROOT / file).read_text())
+
+
+# --- what the pages show ------------------------------------------------------------------------
+
+
+def test_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 8192
+
+
+@pytest.mark.parametrize("page", PAGES, ids=in_page)
+def test_code_is_fenced_and_says_its_language(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("\n```") % 2 == 0
+    assert {b.language for b in blocks() if b.page == page} <= {"sh", "python", "toml", "text"}
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    assert not re.search(r"^\n {4}", outside, re.M)
+
+
+def test_every_command_is_run_by_a_test_or_said_not_to_be() -> None:
+    shown = {c: b for b in blocks() if b.language == "sh" for c in b.commands()}
+    run = {c for c, b in shown.items() if b.is_run and not c.startswith(SETS_UP)}
+    known = HERE.keys() | ELSEWHERE.keys()
+    assert run - known == set(), "no test runs these"
+    # Those of a section that says so may be run by a test nevertheless.
+    assert known - shown.keys() == set(), "no page shows these"
+    assert HERE.keys() & ELSEWHERE.keys() == set()
+    for test in {*ELSEWHERE.values(), *SNIPPETS.values()}:
+        assert exists(test), test
+
+
+def test_every_python_snippet_is_run_by_a_test() -> None:
+    snippets = [b.text for b in blocks() if b.language == "python"]
+    for text in snippets:
+        assert sum(known in text for known in SNIPPETS) == 1, text
+        imports = [
+            statement for statement in ast.parse(text).body
+            if isinstance(statement, ast.Import | ast.ImportFrom)
+        ]  # fmt: skip
+        exec(compile(ast.Module(imports, []), "page", "exec"), {})
+    assert len(snippets) == len(SNIPPETS)
+
+
+@pytest.mark.parametrize(
+    "command", sorted({c for page in PAGES for c in commands_of(page) if "dtl " in c})
+)
+def test_the_command_line_takes_every_command(command: str) -> None:
+    """Those too that only a cluster can run."""
+    if found := re.search(
+        r"(?:^|\$\(|-- )dtl (.*?)(?:\)?)$", re.sub(r"\$\(python .*", "x", command)
+    ):
+        settings.make_parser().parse_args(shlex.split(found[1]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=in_page)
+def test_every_option_in_the_text_exists(page: Path) -> None:
+    known = {option.flag for option in config.options()}
+    # Of `dtl` and its commands, of minicluster.py, and of Slurm.
+    known |= {"--config", "--debug", "--help", "--help-all", "--model", "--wait"}
+    known |= {"--to", "--from", "--md5", "--scratch", "--layout"}
+    known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
+    known |= {"--wrap"}
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    used = re.findall(r"(?<![\w-])(--[a-z][\w.-]*\w)", text)
+    # `--train.*` stands for a section.
+    assert [
+        name for name in used if not any(k == name or k.startswith(f"{name}.") for k in known)
+    ] == []
+
+
+def test_every_command_of_dtl_is_in_a_page() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for name in commands.COMMANDS:
+        assert f"dtl {name}" in text or f"`{name}`" in text or f"make {name}" in text, name
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    kept = ("".join(c for c in h.lower() if c in " -_" or unicodedata.category(c)[0] in "LN")
+            for h in headings)  # fmt: skip
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=in_page)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "toml"],
+                         ids=lambda b: in_page(b.page))  # fmt: skip
+def test_toml_in_pages_is_a_configuration(block: Block) -> None:
+    table = tomllib.loads(block.text)
+    if isinstance(images := table.get("images"), str):
+        table["images"] = {"url": images}
+    assert config.build(table) != config.build({})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
+def test_example_configurations_are_valid(path: Path) -> None:
+    assert config.build(tomllib.loads(path.read_text())) != config.build({})
+
+
+# --- running it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photographs, for commands to be typed in."""
+    made = tmp_path_factory.mktemp("pages")
+    draw(made / "photos", COLOURS, 16)
+    draw(made / "new_photos", COLOURS, 1)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if HERE.keys() & set(commands_of(p))], ids=in_page
+)
+def test_the_commands_of_a_page_run(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the page, after README's first command."""
+    monkeypatch.chdir(folder)
+    for command in ["dtl run --images photos --out results", *commands_of(page)]:
+        if command in HERE:
+            options = HERE[command]
+            if not command.startswith("dtl summary"):
+                options = [*options, "--cluster.processes", "false"]
+            assert command_line.main([*shlex.split(command)[1:], *options]) == 0, command
+            if command.startswith(("dtl run", "dtl report")):
+                assert Path("results/report.html").exists()
+
+
+def test_make_demo_runs_the_demo() -> None:
+    """Only what make would do; tests/pipeline runs the demo."""
+    done = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"bin/(dtl|python -m dtl\.pipeline) demo$", done.stdout.strip())
+
+
+def test_make_has_what_the_page_names() -> None:
+    for target in re.findall(r"^make (\w+)", "\n".join(commands_of(ROOT / "README.md")), re.M):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0, target
+
+
+@pytest.mark.slow
+def test_the_stages_example_runs(folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "stages.py", folder / "photos", tmp_path / "out",
+         "block1_pool", "random"],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "48 images" in done.stdout
+    assert "first image: " in done.stdout
+
+
+def test_the_scikit_learn_example_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code("from dtl import SoftmaxRegression")],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.9
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """The address of a scheduler with one worker."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, protocol="tcp", memory_limit=0,
+        dashboard_address=":0",
+    ) as running:  # fmt: skip
+        yield running.scheduler_address
+
+
+def test_the_notebook_runs(scheduler: str, folder: Path, tmp_path: Path) -> None:
+    text = code("client = Client(")
+    for shown, here in {
+        "tcp://scheduler:8786": scheduler,
+        "hdfs:///data/photos": str(folder / "photos"),
+        '"layers": ["fc2"]': '"layers": ["block1_pool"], "weights": "random"',
+        '"fc2"': '"block1_pool"',
+        "hdfs:///user/me": str(tmp_path),
+    }.items():
+        assert shown in text
+        text = text.replace(shown, here)
+    names: dict[str, object] = {}
+    try:
+        exec(text, names)
+        assert names["scores"].scores["test"].accuracy > 0.9  # type: ignore[attr-defined]
+    finally:
+        client = names.get("client")
+        if isinstance(client, Client):
+            client.close()
+
+
+@pytest.mark.slow
+def test_what_slurm_runs(folder: Path, tmp_path: Path) -> None:
+    """The commands of a scheduler and a worker, and the driver that finds them by their file."""
+    [scheduler, worker] = [c for c in ELSEWHERE if c.startswith("sbatch")]
+    [driver] = [c for c in ELSEWHERE if "dask.json" in c and c.startswith("dtl")]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"HOME": str(tmp_path), "PATH": programs}
+
+    def start(sbatch: str, *options: str) -> subprocess.Popen[bytes]:
+        wrapped = shlex.split(sbatch)[-1].replace("$HOME", str(tmp_path))
+        return subprocess.Popen(
+            [*shlex.split(wrapped), *options], cwd=tmp_path, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    local = ("--port", "0", "--host", "127.0.0.1", "--no-dashboard")
+    jobs = [start(scheduler, *local)]
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "dask.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        jobs.append(start(worker, "--no-dashboard"))
+        typed = driver.replace("dtl ", f"{sys.executable} -m dtl.pipeline ", 1)
+        typed = typed.replace("--out results", f"--out {tmp_path}/results")
+        done = subprocess.run(
+            ["sh", "-c", f"{typed} {shlex.join(CUT)}"], cwd=folder, env=environment,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "results" / "report.html").exists()
+    finally:
+        for job in jobs:
+            job.terminate()
+            job.wait(30)
