@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+import typing
 from collections.abc import Sequence
-from contextlib import ExitStack
 
-from distributed.scheduler import KilledWorker
+from dtl.pipeline.messages import name_flags, print_error
 
-from dtl.cluster.workers import MORE_MEMORY
-from dtl.pipeline.commands import COMMANDS, show_summary
-from dtl.pipeline.logs import log_to_stderr
-from dtl.pipeline.results import Results
-from dtl.pipeline.settings import make_parser, resolve
-from dtl.pipeline.stages import Run
-from dtl.pipeline.tables import complain
+if typing.TYPE_CHECKING:
+    from dtl.pipeline.commands import Command
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
-    arguments = make_parser().parse_args(argv)
-    command = COMMANDS[arguments.command]
-    goes_on = " What is done stays done; the same command goes on." if command.resumes else ""
-    log_to_stderr()
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The command and its arguments; those of the process if not given.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 after an error, 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        With status 0 after ``--help``, and 2 for arguments that the command does not have.
+    """
+    command: Command | None = None
+    debug = False
     try:
-        if command.alone:
-            return command.work(arguments) or 0
-        settings = resolve(arguments, command)
-        if command.work is show_summary:
-            show_summary(settings)
-            return 0
-        with ExitStack() as stack:
-            run = Run(settings, stack)
-            if command.needs_model:
-                return command.work(run, Results(arguments.model)) or 0
-            if command.arguments:
-                return command.work(run, arguments) or 0
-            return command.work(run) or 0
+        # Imported here, so that Ctrl-C during start-up ends in one line, too.
+        from dtl.pipeline.arguments import parse_arguments
+        from dtl.pipeline.commands import COMMANDS
+
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        command, debug = COMMANDS[arguments.command], arguments.debug
+        return _run(command, arguments)
     except KeyboardInterrupt:
-        complain(f"Interrupted.{goes_on}")
-        return 130
-    except KilledWorker as error:
-        complain(f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{goes_on}")
-        return 1
-    except (ValueError, OSError, ImportError) as error:
-        if arguments.debug:
+        print_error(f"Interrupted.{_advice(command)}")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
             raise
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        complain(f"{error}{notes}")
+        print_error(name_flags(_describe(error, command)))
         return 1
+
+
+def _run(command: Command, arguments: argparse.Namespace) -> int:
+    from dtl.pipeline.logs import log_to_stderr
+
+    log_to_stderr()
+    function = command.load()
+    if command.starts_from == "nothing":
+        return function(arguments) or 0
+    from contextlib import ExitStack
+
+    from dtl.pipeline.configuration import read_options
+    from dtl.pipeline.run import Run
+
+    options = read_options(arguments, command)
+    with ExitStack() as stack:
+        return function(Run(options, stack), arguments) or 0
+
+
+def _describe(error: Exception, command: Command | None) -> str:
+    from dtl.config.errors import UserError
+
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+    if isinstance(error, UserError | OSError):
+        return f"{error}{notes}"
+    # Dask is loaded if, and only if, the command came to need workers.
+    dask = sys.modules.get("distributed.scheduler")
+    if dask is not None and isinstance(error, dask.KilledWorker):
+        from dtl.cluster.workers import MORE_MEMORY
+
+        return f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{_advice(command)}"
+    return (
+        f"{type(error).__name__}: {error}{notes}: this is a fault of dtl. "
+        "Run again with --debug to see where."
+    )
+
+
+def _advice(command: Command | None) -> str:
+    resumes = command is not None and command.resumes
+    return " What is done stays done; the same command goes on." if resumes else ""

@@ -18,6 +18,7 @@ from dtl.head.model import Head
 from dtl.images import formats, split
 from dtl.images.values import SPLITS
 from dtl.pipeline.results import Results
+from dtl.pipeline.warnings import warnings_about
 from dtl.report.page import ReportInput
 from dtl.storage import Extent
 from dtl.training.values import Tuning
@@ -55,7 +56,7 @@ def report_input(
         n_duplicates=n_duplicates,
         n_conflicting=n_conflicting,
         timings=results.timings(),
-        warnings=warnings(store),
+        warnings=warnings_about(store),
         tuning=tuning_of(results.tuning(), head.provenance),
     )
 
@@ -72,17 +73,6 @@ def tuning_of(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | No
 
 
 _SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
-
-
-def warnings(store: FeatureStore) -> list[str]:
-    """What whoever reads the scores must know first."""
-    if store.attrs["weights"] != "random":
-        return []
-    return [
-        f"The network was not trained: {store.settings['network']} has random weights, so its "
-        "features are random projections and the scores are far below what ImageNet weights give. "
-        "This shows that everything runs, not how good a classifier can be."
-    ]
 
 
 def _files(scores: Evaluation) -> Mapping[str, Any]:

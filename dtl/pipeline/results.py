@@ -96,6 +96,19 @@ class Results:
         data = self._read("head.npz")
         return None if data is None else Head.from_bytes(data)
 
+    def trained_head(self) -> Head:
+        """The trained head.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        head = self.head()
+        if head is None:
+            raise FileNotFoundError(f"No head.npz in {self.url}. Run the train stage first.")
+        return head
+
     def history(self) -> list[Round]:
         """The rounds of the head's training."""
         data = self._read("history.parquet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from dtl.evaluation.values import Evaluation
@@ -67,14 +66,3 @@ def columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:
         ).rstrip()
         for row in rows
     )
-
-
-def say(text: str) -> None:
-    """Print to stdout at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def complain(text: str) -> None:
-    """Print an error to stderr."""
-    sys.stderr.write(f"error: {text}\n")

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 from distributed import Client, Future
 from numpy.typing import NDArray
 
@@ -156,6 +155,8 @@ def solve(
     ----------
     Byrd, Lu, Nocedal, Zhu (1995), "A limited memory algorithm for bound constrained optimization".
     """
+    import scipy.optimize  # 0.4 s, which no other solver needs
+
     first: Params = start.result()
     objective = _Objective(groups, first["kernel"].shape, config.l2, client, run)
     history: list[Round] = []

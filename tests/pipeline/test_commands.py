@@ -21,7 +21,8 @@ from dtl import config, storage
 from dtl.cluster.yarn import capacity, logs, submission
 from dtl.features import splitting
 from dtl.images import drawing
-from dtl.pipeline import command_line, commands, settings, stages
+from dtl.pipeline import command_line, commands, configuration, stages
+from dtl.pipeline.arguments import parse_arguments
 from dtl.pipeline.results import Results
 from dtl.storage import lock
 
@@ -279,7 +280,7 @@ def test_unknown_command(capsys: Capsys) -> None:
 
 
 def test_nothing_given(capsys: Capsys, tmp_path: Path) -> None:
-    assert "Say --out URL" in fails(capsys, "run")
+    assert "Set --out" in fails(capsys, "run")
     assert "Say --images URL" in fails(capsys, "run", "--out", tmp_path)
 
 
@@ -444,10 +445,8 @@ def test_places_are_recorded_so_that_any_folder_finds_them(
         ("random", "random"),
     ):
         places = ["--out", "out", "--images", "photos", "--train.start-from", "before"]
-        arguments = settings.make_parser().parse_args(
-            ["run", *places, "--features.weights", weights]
-        )
-        c = settings.resolve(arguments, commands.COMMANDS["run"])
+        given = parse_arguments(["run", *places, "--features.weights", weights])
+        c = configuration.read_options(given, commands.COMMANDS["run"])
         assert c.features.weights == recorded
         assert (c.out, c.images.url, c.train.start_from) == tuple(
             str(tmp_path / name) for name in ("out", "photos", "before")
@@ -547,7 +546,7 @@ def test_a_worker_without_memory_names_the_option_of_each_kind_of_cluster(
     def killed(_: object) -> NoReturn:
         raise KilledWorker("task", worker, 3)
 
-    monkeypatch.setattr(stages.Run, "featurize", killed)
+    monkeypatch.setattr(stages, "featurize", killed)
     message = fails(capsys, "featurize", "--out", tmp_path)
     for option in (
         "--cluster.memory-limit on a local cluster", "--yarn.worker-memory on YARN",

@@ -1,0 +1,115 @@
+"""The network, and a trained run's network and head on other images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+
+from dtl import storage
+from dtl.config.errors import UserError
+from dtl.pipeline.messages import print_line
+from dtl.pipeline.results import Results
+from dtl.pipeline.run import Run
+from dtl.pipeline.tables import columns
+
+log = logging.getLogger(__name__)
+
+
+def predict(run: Run, arguments: argparse.Namespace) -> None:
+    """Classify other images into a Parquet dataset."""
+    from dtl.evaluation import prediction
+    from dtl.features import extraction
+    from dtl.images import listing
+
+    c = run.options
+    head = Results(arguments.model).trained_head()
+    extraction.check_options(c.features, c.images, head)
+    found = listing.find_images(c.images.url)
+    if not found.paths:
+        raise UserError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
+    found.sort()
+    run.claim_folder()
+    run.check_worker_memory()
+    n_unread = prediction.predict(
+        run.results.url,
+        found.root,
+        found.paths,
+        head,
+        c.features,
+        c.images,
+        c.seed,
+        run.client,
+        places=found.files(),
+        overwrite=c.overwrite,
+    )
+    n_images = len(found.paths)
+    print_line(f"Predictions for {n_images} images ({n_unread} unreadable): {run.results.url}")
+
+
+def derive(run: Run, arguments: argparse.Namespace) -> None:
+    """Compute later layers' features from stored ones, without the images."""
+    from dtl.features import derivation
+
+    c, url = run.options, run.results.features
+    source = Results(arguments.model).store()
+    derivation.check_not_same(url, source)
+    try:
+        store = derivation.finished(url, source, c.features)
+    except ValueError:
+        if not c.overwrite:
+            raise
+        store = None
+    run.begin()
+    if store is not None:
+        log.info("features: done before, %d images", store.n_images)
+    else:
+        run.check_worker_memory()
+        store = derivation.derive(
+            url, source, c.features, c.seed, run.client, overwrite=c.overwrite
+        )
+    print_line(f"Features of {store.n_images} images: {store.url}")
+
+
+def export(run: Run, arguments: argparse.Namespace) -> None:
+    """Write network and head as one Keras file, and the names of the classes beside it."""
+    from dtl.features import backbone, extraction  # Keras, which no other command needs here
+
+    c, head = run.options, Results(arguments.model).trained_head()
+    spec = extraction.backbone_spec(c.features, c.seed, "float32")
+    if not c.out.endswith(".keras"):
+        raise UserError(f"`out` must end in .keras. Received: {c.out!r}.")
+    if storage.exists(c.out) and not c.overwrite:
+        raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
+    extraction.check_options(c.features, c.images, head)
+    exported = backbone.export(spec, head)
+    names = f"{c.out.removesuffix('.keras')}.classes.json"
+    storage.write_bytes(names, json.dumps(head.class_names).encode())
+    storage.write_bytes(c.out, exported)
+    print_line(
+        f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}"
+    )
+
+
+def summarize(run: Run, _: argparse.Namespace) -> None:
+    """Print the network, its cut, and what is frozen."""
+    from dtl.features import backbone
+
+    f = run.options.features
+    description = backbone.describe(f.network, f.layers, f.pooling)
+    rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
+    for layer in description.layers:
+        note = "frozen" if layer.name in description.used else "not used"
+        if layer.name in f.layers:
+            note = f"cut here: {description.n_features[layer.name]} features"
+        shape = " x ".join(str(n) for n in layer.output_shape)
+        rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
+    print_line(columns(rows, right={3}))
+    height, width = description.input_size
+    trained = "a softmax layer, features x classes"
+    if n_units := run.options.train.hidden_units:
+        trained = f"a hidden layer of {n_units:,} units, and a softmax layer, units x classes"
+    print_line(
+        f"\n{f.network}, images of {height} x {width}; {description.weights_bytes / 2**20:.0f} MiB "
+        f"of frozen weights in each worker. Trained: {trained}."
+    )

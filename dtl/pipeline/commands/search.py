@@ -1,0 +1,76 @@
+"""Several trainings beside each other: compared, or searched for the best."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from dtl.features import splitting
+from dtl.features.store import FeatureStore
+from dtl.pipeline.messages import print_line
+from dtl.pipeline.run import Run
+from dtl.pipeline.stages import reuse
+from dtl.pipeline.tables import comparison_table, trials_table
+from dtl.training import comparison, tuning
+from dtl.training.checkpoint import resume
+
+
+def compare(run: Run, _: argparse.Namespace) -> None:
+    """Compare ways of averaging, each against the exact optimum."""
+    c, results = run.options, run.results
+    comparison.check(c.train, c.compare)
+    store = _split_store(run)
+    asked = comparison.provenance(store, c.train, c.compare, c.layer, c.seed)
+    compared = reuse("comparison", results.comparison(), asked)
+    if compared is None:
+        from dtl.report import page
+
+        comparison.check_store(store, c.train, c.compare, c.layer)
+        compared = comparison.compare(store, c.train, c.compare, c.layer, c.seed, run.client)
+        results.write_comparison(compared, page.render_comparison(compared, _title(store)))
+    print_line(f"{comparison_table(compared)}\n\nPage: {results.comparison_page}")
+
+
+def tune(run: Run, _: argparse.Namespace) -> None:
+    """Search for the options of training that validate best."""
+    c, results = run.options, run.results
+    tuning.check(c.train, c.tune, c.seed)
+    store = _split_store(run)
+    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed, c.features.weights)
+    found = reuse("tuning", results.tuning(), asked)
+    if found is None:
+        from dtl.report import page
+
+        tuning.check_store(store, c.train)
+        # A checkpoint that cannot be used is refused before a cluster is started.
+        resume(results.tuning_checkpoint, asked, tuning.Search.from_bytes, overwrite=c.overwrite)
+        started = time.monotonic()
+        found = tuning.tune(
+            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights,
+            checkpoint=results.tuning_checkpoint, overwrite=c.overwrite,
+        )  # fmt: skip
+        seconds = time.monotonic() - started
+        results.write_tuning(found, page.render_tuning(found, _title(store)))
+        results.add_timing("tune", seconds, len(found.trials), "trials")
+    chosen = tuning.best(found, c.train)
+    results.write_tuned(chosen)
+    hints = "".join(f"\n{hint}" for hint in found.hints)
+    print_line(
+        f"{trials_table(found)}\n{hints}\n"
+        f"Best: --train.learning-rate {chosen.learning_rate} --train.l2 {chosen.l2} "
+        f"--train.dropout {chosen.dropout} "
+        f"--train.averaging-frequency {chosen.averaging_frequency}\n"
+        f"Train with it: dtl train --out {c.out} --config {results.tuned}\n\n"
+        f"Page: {results.tuning_page}"
+    )
+
+
+def _split_store(run: Run) -> FeatureStore:
+    store = run.results.store()
+    run.claim_folder()
+    splitting.split_images(store, run.options.split, run.options.seed)
+    return store
+
+
+def _title(store: FeatureStore) -> str:
+    return str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,121 @@
+"""The stages, together or one by one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import replace
+
+from dtl import config, storage
+from dtl.config import Config
+from dtl.config.provenance import check_same
+from dtl.features import featurization, splitting
+from dtl.features.store import FeatureStore
+from dtl.head.model import Head
+from dtl.pipeline import stages
+from dtl.pipeline.messages import print_line
+from dtl.pipeline.run import Run
+from dtl.pipeline.tables import scores_table
+from dtl.pipeline.warnings import warnings_about
+
+log = logging.getLogger(__name__)
+
+
+def run_all(run: Run, _: argparse.Namespace) -> None:
+    """Run every stage, and print the scores."""
+    store, scores = stages.run_stages(run)
+    for warning in warnings_about(store):
+        print_line(f"\nWarning: {warning}")
+    print_line(f"\n{scores_table(scores)}\n\nReport: {run.results.report}")
+    if run.dashboard:
+        print_line(f"Dask dashboard (while it ran): {run.dashboard}")
+
+
+def demo(run: Run, arguments: argparse.Namespace) -> None:
+    """Draw pictures, unless photographs are given, and run every stage on them."""
+    c = run.options
+    if not c.images.url:
+        from dtl.images import drawing
+
+        pictures = storage.join(run.results.url, "pictures")
+        storage.check_writable(run.results.url)
+        n_pictures = drawing.draw_pictures(pictures, c.seed)
+        log.info("drew %d pictures below %s", n_pictures, pictures)
+        c = replace(c, images=replace(c.images, url=pictures))
+    if c.features.weights == "imagenet":
+        try:
+            # The store of an earlier demo tells what could be had then.
+            weights = FeatureStore.open(run.results.features).attrs["weights"]
+        except (FileNotFoundError, ValueError):
+            weights = _available_weights(run, c)
+        c = replace(c, features=replace(c.features, weights=weights))
+    run.options = c
+    run_all(run, arguments)
+
+
+def _available_weights(run: Run, c: Config) -> str:
+    from dtl.features import extraction
+
+    run.check_worker_memory()
+    try:
+        extraction.prepare(run.client, c.features, c.images, c.seed)
+    except OSError as error:
+        log.warning("%s\nGoing on with an untrained network (random weights).", error)
+        return "random"
+    return c.features.weights
+
+
+def featurize(run: Run, _: argparse.Namespace) -> None:
+    """Compute the features of all images."""
+    store = stages.featurize(run)
+    print_line(f"Features of {store.n_images} images: {store.url}")
+
+
+def train(run: Run, _: argparse.Namespace) -> None:
+    """Train a head on stored features."""
+    store = run.results.store()
+    featurization.check_options(store, run.options.features, run.options.images)
+    run.begin()
+    stages.train(run, store)
+    print_line(f"Head: {storage.join(run.results.url, 'head.npz')}")
+
+
+def evaluate(run: Run, _: argparse.Namespace) -> None:
+    """Score a trained head."""
+    store, head = run.results.store(), run.results.trained_head()
+    _check_made_with(run.options, store, head)
+    run.begin()
+    print_line(scores_table(stages.evaluate(run, store, head)))
+
+
+def report(run: Run, _: argparse.Namespace) -> None:
+    """Write the report of an evaluated head anew."""
+    store, head, scores = run.results.store(), run.results.trained_head(), run.results.evaluation()
+    if scores is None or scores.provenance["head_sha256"] != head.fingerprint:
+        raise FileNotFoundError(
+            f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
+        )
+    _check_made_with(run.options, store, head)
+    run.begin()
+    storage.remove(run.results.report)
+    stages.report(run, store, head, scores)
+    print_line(f"Report: {run.results.report}")
+
+
+def _check_made_with(c: Config, store: FeatureStore, head: Head) -> None:
+    """Refuse options of earlier stages that are not as they were, rather than record them."""
+    from dtl.evaluation import scoring
+
+    featurization.check_options(store, c.features, c.images)
+    made = {name: head.provenance[name] for name in ("train", "split", "seed")}
+    options = config.to_dict(c.train) | {"layer": c.layer}
+    asked = {
+        "train": {name: options.get(name) for name in made["train"]},
+        "split": splitting.split_settings(c.split, c.seed),
+        "seed": c.seed,
+    }
+    check_same(
+        asked, made, "The head was trained with other options",
+        "Give these options as they were, or run the train stage with them.",
+    )  # fmt: skip
+    scoring.check_trained_on(store, head)

@@ -1,0 +1,122 @@
+"""One command's configuration, results, and client."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dtl import storage
+from dtl.config import Config
+from dtl.config.errors import UserError
+from dtl.pipeline.logs import quieten_dask
+from dtl.pipeline.results import Results
+from dtl.storage import lock
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+class Run:
+    """One command: its options, its results, and a client once one is needed.
+
+    Parameters
+    ----------
+    options : Config
+        With absolute URLs.
+    stack : ExitStack
+        Closes the client, and frees the results' folder, when the command ends.
+    """
+
+    def __init__(self, options: Config, stack: ExitStack) -> None:
+        self.options = options
+        self._stack = stack
+        self._client: Client | None = None
+        self._locked = False
+
+    @functools.cached_property
+    def results(self) -> Results:
+        """The folder of the results.
+
+        Raises
+        ------
+        UserError
+            If ``out`` is not set.
+        """
+        if not self.options.out:
+            raise UserError("No place for the results given. Set `out`.")
+        return Results(self.options.out)
+
+    @property
+    def client(self) -> Client:
+        """Started or reached at the first use."""
+        if self._client is None:
+            # A finished run needs no Dask.
+            from dtl.cluster import connection
+            from dtl.cluster.workers import register_setup
+
+            quieten_dask()
+            o = self.options
+            self._client = self._stack.enter_context(
+                connection.connect(o.cluster, o.yarn, file_systems=hdfs_urls(o))
+            )
+            register_setup(self._client, storage.use_hdfs_client, o.storage.hdfs_client)
+        return self._client
+
+    @property
+    def dashboard(self) -> str:
+        """Where Dask showed the work; empty if there was none."""
+        return str(self._client.dashboard_link) if self._client else ""
+
+    def check_worker_memory(self) -> None:
+        """Refuse YARN's containers if the network has no room in them, before any is started."""
+        o = self.options
+        if o.cluster.address == "yarn" and self._client is None:
+            from dtl.cluster.yarn import capacity  # with skein, which is an extra
+            from dtl.features.extraction import memory_needed
+
+            capacity.check_worker_memory(
+                o.cluster, o.yarn, functools.partial(memory_needed, o.features)
+            )
+
+    def claim_folder(self) -> None:
+        """Lock the results' folder.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, or another driver writes to it.
+        """
+        if not self._locked:
+            storage.check_writable(self.results.url)
+            self._stack.enter_context(lock.hold(self.results.url))
+            self._locked = True
+
+    def begin(self) -> None:
+        """Lock the results' folder, and save the configuration there.
+
+        Raises
+        ------
+        UserError
+            If the training would start from a head that it replaces.
+        OSError
+            If the folder cannot be written, or another driver writes to it.
+        """
+        start = self.options.train.start_from
+        if start:
+            from dtl.training.starts import head_url
+
+            if (url := head_url(start)) in self.results.head_files:
+                raise UserError(
+                    f"`train.start_from` = {start}, but the training replaces or removes {url}. "
+                    "Copy that to another name, and start from the copy."
+                )
+        self.claim_folder()
+        self.results.write_config(replace(self.options, overwrite=False))
+
+
+def hdfs_urls(options: Config) -> list[str]:
+    """List the places on HDFS that the options name."""
+    urls = (options.images.url, options.out, options.features.weights, options.train.start_from)
+    return [url for url in urls if url.startswith("hdfs://")]
