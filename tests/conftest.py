@@ -22,6 +22,7 @@ from dtl.features.store import FeatureStore
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
 
+from localhadoop.machine import fetch_hadoop, find_java  # noqa: E402
 from minicluster import MiniCluster, UnavailableError  # noqa: E402
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -122,15 +123,23 @@ def processes() -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def hadoop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
-    """HDFS with two DataNodes and two copies of each block; YARN does not run, unless it does."""
+def hadoop_installed() -> None:
+    """Java and Hadoop's jars, for tests that start clusters of their own."""
+    try:
+        fetch_hadoop(find_java()[0])
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def hadoop(
+    hadoop_installed: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MiniCluster]:
+    """HDFS with two DataNodes and two copies of each block; YARN runs once `yarn` is used."""
     # So that tests of a NameNode that is gone for good need not wait for three minutes.
     site = {"hdfs-site": {"dfs.client.failover.max.attempts": 6}}
     running = MiniCluster(tmp_path_factory.mktemp("hadoop"), yarn=False, site=site)
-    try:
-        running.start()
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    running.start()
     before = dict(os.environ)
     os.environ.update(running.environment)  # as `. env.sh` does; worker processes inherit it
     yield running

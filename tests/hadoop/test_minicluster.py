@@ -1,4 +1,6 @@
-"""The cluster that the other tests stand on: it is real, it breaks when told, it leaves nothing."""
+"""The cluster that other tests stand on: it is real, breaks on demand and leaves nothing."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import minicluster
@@ -20,14 +23,16 @@ from minicluster import MiniCluster, UnavailableError
 SCRIPT = Path(minicluster.__file__)
 
 
-def call(cluster, *command, user=None, check=True):
+def call(
+    cluster: MiniCluster, *command: str, user: str | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **cluster.environment}
     if user is not None:
         env["HADOOP_USER_NAME"] = user
     return subprocess.run(command, env=env, capture_output=True, text=True, check=check)
 
 
-def rest(cluster, path, body=None):
+def rest(cluster: MiniCluster, path: str, body: object = None) -> Any:
     url = f"{cluster.resourcemanager_url}/ws/v1/cluster/{path}?user.name=tester"
     request = urllib.request.Request(url, headers={"Content-Type": "application/json"})
     if body is not None:
@@ -36,12 +41,12 @@ def rest(cluster, path, body=None):
         return json.loads(answer.read() or "null")
 
 
-def filesystem(url):
+def filesystem(url: str) -> Any:
     return fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
 
 
 @pytest.fixture
-def path_without_maven(tmp_path, monkeypatch):
+def path_without_maven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PATH with all that is needed but mvn."""
     folder = tmp_path / "programs"
     folder.mkdir()
@@ -58,7 +63,7 @@ def path_without_maven(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["url", "webhdfs_url"])
-def test_a_file_written_through_fsspec_is_read_back(hadoop, kind):
+def test_a_file_written_through_fsspec_is_read_back(hadoop: MiniCluster, kind: str) -> None:
     url = f"{getattr(hadoop, kind)}/tmp/fsspec-{kind}"
     fs = filesystem(url)
     data = os.urandom(300_000)
@@ -69,7 +74,7 @@ def test_a_file_written_through_fsspec_is_read_back(hadoop, kind):
     assert not fs.exists(url)
 
 
-def test_the_launcher_puts_and_gets_files(hadoop, tmp_path):
+def test_the_launcher_puts_and_gets_files(hadoop: MiniCluster, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"from the command line")
     call(hadoop, "hdfs", "dfs", "-put", str(tmp_path / "in"), "/tmp/launcher")
     assert filesystem(hadoop.url).cat(f"{hadoop.url}/tmp/launcher") == b"from the command line"
@@ -77,14 +82,14 @@ def test_the_launcher_puts_and_gets_files(hadoop, tmp_path):
     assert (tmp_path / "out").read_bytes() == b"from the command line"
 
 
-def test_the_launcher_names_its_commands(hadoop):
+def test_the_launcher_names_its_commands(hadoop: MiniCluster) -> None:
     done = call(hadoop, "yarn", "dance", check=False)
     assert done.returncode == 2
     assert "Usage: yarn COMMAND" in done.stderr
     assert "classpath" in done.stderr
 
 
-def test_permissions_and_quotas_are_enforced(hadoop):
+def test_permissions_and_quotas_are_enforced(hadoop: MiniCluster) -> None:
     denied = call(hadoop, "hdfs", "dfs", "-mkdir", "/user/alice", user="alice", check=False)
     assert "Permission denied: user=alice" in denied.stderr
     fs = filesystem(hadoop.url)
@@ -95,7 +100,7 @@ def test_permissions_and_quotas_are_enforced(hadoop):
         fs.pipe(f"{hadoop.url}/tmp/tight/two", b"2")
 
 
-def test_a_file_is_readable_without_either_datanode(breakable_hadoop):
+def test_a_file_is_readable_without_either_datanode(breakable_hadoop: MiniCluster) -> None:
     cluster = breakable_hadoop
     url = f"{cluster.url}/tmp/twice"
     data = os.urandom(2_000_000)
@@ -107,7 +112,7 @@ def test_a_file_is_readable_without_either_datanode(breakable_hadoop):
         cluster.start_daemon(name)
 
 
-def test_the_namenode_comes_back_with_its_files(breakable_hadoop):
+def test_the_namenode_comes_back_with_its_files(breakable_hadoop: MiniCluster) -> None:
     cluster = breakable_hadoop
     url = f"{cluster.url}/tmp/remembered"
     filesystem(url).pipe(url, b"remembered")
@@ -117,7 +122,7 @@ def test_the_namenode_comes_back_with_its_files(breakable_hadoop):
     assert filesystem(url).cat(url) == b"remembered"
 
 
-def test_unknown_and_dead_daemons_are_refused(breakable_hadoop):
+def test_unknown_and_dead_daemons_are_refused(breakable_hadoop: MiniCluster) -> None:
     with pytest.raises(ValueError, match="Daemons are namenode, datanode-0"):
         breakable_hadoop.kill("secondarynamenode")
     breakable_hadoop.kill("datanode-1")
@@ -128,7 +133,7 @@ def test_unknown_and_dead_daemons_are_refused(breakable_hadoop):
 # YARN.
 
 
-def test_the_class_path_names_jars_that_exist(hadoop):
+def test_the_class_path_names_jars_that_exist(hadoop: MiniCluster) -> None:
     entries = call(hadoop, "yarn", "classpath", "--glob").stdout.strip().split(":")
     assert len(entries) > 100
     assert all(Path(entry).exists() for entry in entries)
@@ -137,7 +142,7 @@ def test_the_class_path_names_jars_that_exist(hadoop):
         assert jar in names
 
 
-def test_the_resourcemanager_has_one_node(yarn):
+def test_the_resourcemanager_has_one_node(yarn: MiniCluster) -> None:
     metrics = rest(yarn, "metrics")["clusterMetrics"]
     assert metrics["activeNodes"] == 1
     assert metrics["totalMB"] == 8192
@@ -146,7 +151,7 @@ def test_the_resourcemanager_has_one_node(yarn):
     assert [queue["queueName"] for queue in info["queues"]["queue"]] == ["default", "small"]
 
 
-def test_an_application_runs_java_in_its_containers(yarn):
+def test_an_application_runs_java_in_its_containers(yarn: MiniCluster) -> None:
     entries = call(yarn, "yarn", "classpath", "--glob").stdout.strip().split(":")
     jar = next(entry for entry in entries if "distributedshell" in entry)
     client = "org.apache.hadoop.yarn.applications.distributedshell.Client"
@@ -156,13 +161,16 @@ def test_an_application_runs_java_in_its_containers(yarn):
     call(yarn, "yarn", "jar", jar, client, "-jar", jar, *shell, *sizes)
     app = max(rest(yarn, "apps")["apps"]["app"], key=lambda app: app["startedTime"])
     assert (app["state"], app["finalStatus"]) == ("FINISHED", "SUCCEEDED")
+    logs = ("yarn", "logs", "-applicationId", app["id"])
     wait_until(
-        lambda: "two-lines-42" in call(yarn, "yarn", "logs", "-applicationId", app["id"]).stdout,
+        # It fails until the NodeManager has put the logs together.
+        lambda: "two-lines-42" in call(yarn, *logs, check=False).stdout,
         "the container's log",
+        timeout_s=240,
     )
 
 
-def test_the_nodemanager_registers_again(yarn, breakable_hadoop):
+def test_the_nodemanager_registers_again(yarn: MiniCluster, breakable_hadoop: MiniCluster) -> None:
     yarn.kill("nodemanager")
     yarn.start_daemon("nodemanager")
     assert rest(yarn, "metrics")["clusterMetrics"]["activeNodes"] == 1
@@ -171,9 +179,10 @@ def test_the_nodemanager_registers_again(yarn, breakable_hadoop):
 # Starting and stopping.
 
 
+@pytest.mark.slow
 def test_a_second_start_needs_no_maven_and_stop_leaves_nothing(
-    hadoop, tmp_path, path_without_maven
-):
+    hadoop_installed: None, tmp_path: Path, path_without_maven: None
+) -> None:
     home = tmp_path / "cluster"
     with MiniCluster(home, yarn=False, n_datanodes=1, replication=1) as cluster:
         assert len(processes_of(home)) >= 3
@@ -184,8 +193,9 @@ def test_a_second_start_needs_no_maven_and_stop_leaves_nothing(
     assert not cluster.running
 
 
-def test_the_command_line_starts_keeps_and_stops(hadoop, tmp_path):
-    def minicluster(*args, check=True):
+@pytest.mark.slow
+def test_the_command_line_starts_keeps_and_stops(hadoop_installed: None, tmp_path: Path) -> None:
+    def minicluster(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(SCRIPT), args[0], "--dir", str(home), *args[1:]]
         return subprocess.run(command, capture_output=True, text=True, check=check)
 
@@ -211,7 +221,8 @@ def test_the_command_line_starts_keeps_and_stops(hadoop, tmp_path):
     assert "No cluster is in" in minicluster("stop", check=False).stderr
 
 
-def test_nothing_outlives_an_owner_that_is_killed(hadoop, tmp_path):
+@pytest.mark.slow
+def test_nothing_outlives_an_owner_that_is_killed(hadoop_installed: None, tmp_path: Path) -> None:
     home = tmp_path / "cluster"
     code = (
         f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
@@ -241,7 +252,7 @@ def test_nothing_outlives_an_owner_that_is_killed(hadoop, tmp_path):
         wait_until(lambda: not processes_of(home) and not home.exists(), "the end of everything")
 
 
-def is_sleep(pid):
+def is_sleep(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0012345\x00"
     except OSError:
@@ -251,7 +262,8 @@ def is_sleep(pid):
 # What may be missing or in the way.
 
 
-def test_a_daemon_that_cannot_start_shows_its_log(hadoop, tmp_path):
+@pytest.mark.slow
+def test_a_daemon_that_cannot_start_shows_its_log(hadoop_installed: None, tmp_path: Path) -> None:
     cluster = MiniCluster(
         tmp_path / "cluster", yarn=False, site={"hdfs-site": {"dfs.namenode.name.dir": "/proc/no"}}
     )
@@ -261,7 +273,7 @@ def test_a_daemon_that_cannot_start_shows_its_log(hadoop, tmp_path):
     assert not (tmp_path / "cluster").exists()
 
 
-def test_a_busy_port_is_named(hadoop, tmp_path):
+def test_a_busy_port_is_named(hadoop_installed: None, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -272,25 +284,27 @@ def test_a_busy_port_is_named(hadoop, tmp_path):
         MiniCluster(tmp_path, ports={"nameserver": port}).start()
 
 
-def test_a_folder_with_other_files_is_refused(hadoop, tmp_path):
+def test_a_folder_with_other_files_is_refused(hadoop_installed: None, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds files that no cluster wrote"):
         MiniCluster(tmp_path).start()
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_folder_that_hadoop_cannot_name_is_refused(hadoop, tmp_path):
+def test_a_folder_that_hadoop_cannot_name_is_refused(
+    hadoop_installed: None, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"Hadoop cannot work in .*my cluster"):
         MiniCluster(tmp_path / "my cluster").start()
 
 
-def test_an_unknown_file_of_properties_is_refused(hadoop, tmp_path):
+def test_an_unknown_file_of_properties_is_refused(hadoop_installed: None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Received: mapred-site"):
         MiniCluster(tmp_path / "cluster", site={"mapred-site": {"a": 1}}).start()
     assert not (tmp_path / "cluster").exists()
 
 
-def fake_java(folder, version):
+def fake_java(folder: Path, version: str) -> Path:
     java = folder / "bin" / "java"
     java.parent.mkdir(parents=True)
     java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2026-01-01' >&2\n")
@@ -299,35 +313,41 @@ def fake_java(folder, version):
 
 
 @pytest.mark.parametrize(("text", "version"), [("1.8.0_402", 8), ("17.0.15", 17), ("25", 25)])
-def test_java_versions_are_read(tmp_path, text, version):
+def test_java_versions_are_read(tmp_path: Path, text: str, version: int) -> None:
     assert machine.java_version(fake_java(tmp_path / "java", text)) == version
 
 
-def test_java_is_looked_for_in_java_home_first(tmp_path, monkeypatch):
+def test_java_is_looked_for_in_java_home_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "java", "11.0.2")))
     assert machine.find_java() == (tmp_path / "java", 11)
 
 
-def test_a_wrong_java_is_named(tmp_path, monkeypatch):
+def test_a_wrong_java_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "JAVA_VERSIONS", ())
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "java", "25.0.1")))
     with pytest.raises(UnavailableError, match=r"Java 8, 11 or 17\. Found: Java 25 in .*java"):
         machine.find_java()
 
 
-def test_no_java_is_said(tmp_path, monkeypatch):
+def test_no_java_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "java_version", lambda home: None)
     with pytest.raises(UnavailableError, match="Found: no java"):
         MiniCluster(tmp_path).start()
 
 
-def test_no_maven_and_no_jars_is_said(tmp_path, monkeypatch, path_without_maven):
+def test_no_maven_and_no_jars_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path_without_maven: None
+) -> None:
     monkeypatch.setenv("DTL_HADOOP_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UnavailableError, match="there is no mvn on PATH"):
         machine.fetch_hadoop(tmp_path)
 
 
-def test_a_download_that_fails_leaves_no_half(tmp_path, monkeypatch):
+def test_a_download_that_fails_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     maven = tmp_path / "programs" / "mvn"
     maven.parent.mkdir()
     maven.write_text('#!/bin/sh\nmkdir -p "${6#-Dtarget=}"/jars\necho no route to host\nexit 1\n')
@@ -339,7 +359,7 @@ def test_a_download_that_fails_leaves_no_half(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["hadoop.lock"]
 
 
-def test_ports_are_free_distinct_and_below_the_kernels():
+def test_ports_are_free_distinct_and_below_the_kernels() -> None:
     names = [f"port-{index}" for index in range(200)]
     ports = machine.choose_ports(names, {})
     assert list(ports) == names
