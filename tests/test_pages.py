@@ -21,7 +21,8 @@ from distributed import Client, LocalCluster
 from helpers import COLOURS, CUT, draw
 
 from dtl import config
-from dtl.pipeline import command_line, commands, settings
+from dtl.pipeline import command_line, commands
+from dtl.pipeline.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -238,7 +239,7 @@ def test_the_command_line_takes_every_command(command: str) -> None:
     if found := re.search(
         r"(?:^|\$\(|-- )dtl (.*?)(?:\)?)$", re.sub(r"\$\(python .*", "x", command)
     ):
-        settings.make_parser().parse_args(shlex.split(found[1]))
+        parse_arguments(shlex.split(found[1]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=in_page)
