@@ -10,6 +10,7 @@ from distributed import Client, LocalCluster
 from dtl import config
 from dtl.evaluation import scoring
 from dtl.features import featurization, splitting
+from dtl.features.values import ExtractionSpec
 from dtl.images import listing
 from dtl.training import trainer
 
@@ -25,9 +26,8 @@ def main(
         }
     )
     listed = listing.list_images(c.images, c.seed)
-    store = featurization.featurize(
-        f"{out}/features.zarr", listed, c.features, c.images, c.seed, client
-    )
+    spec = ExtractionSpec(c.features, c.images, c.seed)
+    store = featurization.featurize(f"{out}/features.zarr", listed, spec, client)
     splitting.split_images(store, c.split, c.seed)
     head, history = trainer.train(store, c.train, layer, c.seed, client)
     scores = scoring.evaluate(store, head, client)

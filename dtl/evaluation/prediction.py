@@ -18,14 +18,14 @@ from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible
-from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import differences
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
+from dtl.features.values import ExtractionSpec
 from dtl.head import blas
 from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
-from dtl.images import tars
+from dtl.images.listing import Found
 from dtl.storage import Extent
 
 log = logging.getLogger(__name__)
@@ -37,15 +37,11 @@ _Part = tuple[str, Sequence[str], Sequence[str | Extent]]
 
 def predict(
     url: str,
-    root: str,
-    paths: Sequence[str],
+    images: Found,
     head: Head,
-    features: FeaturesConfig,
-    image: ImagesConfig,
-    seed: int,
+    spec: ExtractionSpec,
     client: Client,
     *,
-    places: Sequence[str | Extent] | None = None,
     overwrite: bool = False,
 ) -> int:
     """Classify images; writes a Parquet dataset, one part a chunk.
@@ -58,12 +54,10 @@ def predict(
     ----------
     url : str
         Folder of the dataset.
-    root : str
-        URL that `paths` are relative to.
-    features : FeaturesConfig
+    images : Found
+        As `listing.find_images` gives them; labels do not matter.
+    spec : ExtractionSpec
         As the head's features were made.
-    places : sequence of str or Extent, optional
-        Where the images of `paths` are, if not at their paths: in tars.
 
     Returns
     -------
@@ -77,10 +71,10 @@ def predict(
         head's; or something else is there: with `overwrite`, predictions of other images or another
         head are replaced, and nothing else is.
     """
-    extraction.check_options(features, image, head)
-    check_shared(client, root, url)
-    check_visible(client, root)
-    chunk_images = features.chunk_images
+    extraction.check_head(head, spec)
+    check_shared(client, images.root, url)
+    check_visible(client, images.root)
+    paths, chunk_images = images.paths, spec.features.chunk_images
     asked = {
         "head": head.fingerprint,
         "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
@@ -101,7 +95,7 @@ def predict(
     elif storage.exists(url) and not _is_empty(url):
         raise ValueError(f"{url} holds something that is no predictions. Choose another --out.")
     precision = str(head.provenance["features"]["precision"])
-    extractor = extraction.prepare(client, features, image, seed, precision)
+    extractor = extraction.prepare(client, spec, precision)
     if extractor.weights_sha256 != head.provenance["weights_sha256"]:
         raise ValueError(
             f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
@@ -115,7 +109,7 @@ def predict(
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
     check_visible(client, url)
-    files = tars.locate(root, paths) if places is None else places
+    files = images.files()
     parts: list[_Part] = []
     for i, start in enumerate(range(0, len(paths), chunk_images)):
         rows = slice(start, start + chunk_images)

@@ -18,12 +18,12 @@ from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
-from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config import FeaturesConfig
 from dtl.config.provenance import check_same
 from dtl.features import extraction, featurization
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, PENDING, BackboneSpec
+from dtl.features.values import DONE, PENDING, ExtractionSpec, NetworkSpec
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ _AS_BEFORE = ("network", "pooling", "preprocess", "batch_images", "chunk_images"
 def derive(
     url: str,
     source: FeatureStore,
-    asked_features: FeaturesConfig,
-    seed: int,
+    spec: ExtractionSpec,
     client: Client,
     *,
     overwrite: bool = False,
@@ -47,8 +46,8 @@ def derive(
         Where the new store is, or is to be. It has the same rows in the same chunks.
     source : FeatureStore
         Finished, with a layer that the new ones follow from and that has no positions, such as fc1.
-    asked_features : FeaturesConfig
-        As the source's features were made, but for `layers`, the new ones.
+    spec : ExtractionSpec
+        As the source's features were made, but for ``features.layers``, the new ones.
     client : distributed.Client
         Whose workers read both stores and the weights.
 
@@ -60,13 +59,12 @@ def derive(
     """
     check_shared(client, source.url, url)
     check_visible(client, source.url)
-    asked = settings(source, asked_features)
-    precision = str(asked["precision"])
-    # No image is read: those settings do not matter here.
-    layers, stored = asked_features.layers, tuple(source.settings["layers"])
-    both = replace(asked_features, layers=tuple(dict.fromkeys(stored + layers)))
-    extractor = extraction.prepare(client, both, ImagesConfig(), seed, precision)
-    found = run_on_each_worker(client, _follow, extractor.spec, stored, layers)
+    features = spec.features
+    asked = settings(source, features)
+    layers, stored = features.layers, tuple(source.settings["layers"])
+    both = replace(features, layers=tuple(dict.fromkeys(stored + layers)))
+    extractor = extraction.prepare(client, replace(spec, features=both), str(asked["precision"]))
+    found = run_on_each_worker(client, _follow, extractor.network, stored, layers)
     layer, source_sha256, weights_sha256 = next(iter(found.values()))
     if source_sha256 != source.attrs["weights_sha256"]:
         raise ValueError(
@@ -85,7 +83,7 @@ def derive(
             url,
             source.images(),
             {name: extractor.n_features[name] for name in layers},
-            dtype=asked_features.dtype,
+            dtype=features.dtype,
             chunk_images=source.chunk_images,
             attrs={
                 **_inherited(source),
@@ -99,7 +97,7 @@ def derive(
         store.clean()
     check_visible(client, url)
     n_pending = int((store.read("status") == PENDING).sum())
-    log.info("%s from %s of %s", ", ".join(asked_features.layers), layer, source.url)
+    log.info("%s from %s of %s", ", ".join(layers), layer, source.url)
     with track("features", n_pending, "images") as advance:
         for n_images in map_chunks(
             client,
@@ -141,11 +139,11 @@ def _inherited(source: FeatureStore) -> Mapping[str, Any]:
 
 
 def _follow(
-    spec: BackboneSpec, stored: tuple[str, ...], layers: tuple[str, ...]
+    spec: NetworkSpec, stored: tuple[str, ...], layers: tuple[str, ...]
 ) -> tuple[str, str, str]:
-    from dtl.features import backbone
+    from dtl.features import networks
 
-    network = backbone.load(spec)
+    network = networks.load(spec)
     last = network.last_before(layers, stored)
     return last, network.sha256_up_to(stored), network.sha256_up_to(layers)
 
@@ -159,11 +157,11 @@ def _derive_chunk(
     extractor: Extractor,
 ) -> int:
     """Compute and store one chunk, on a worker."""
-    from dtl.features import backbone
+    from dtl.features import networks
 
     if (store.read("status", chunk) != PENDING).all():
         return len(store.read("status", chunk))  # run again, as a featurized chunk is
-    network, layers = backbone.load(extractor.spec), tuple(store.settings["layers"])
+    network, layers = networks.load(extractor.network), tuple(store.settings["layers"])
     values = source.read(layer, chunk).astype(np.float32)
     with network.lock:
         computed = network.features_from(layer, values, layers, extractor.batch_images)

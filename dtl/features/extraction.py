@@ -19,14 +19,14 @@ from dtl import storage
 from dtl.cluster.workers import MORE_MEMORY, known_workers, run_on_each_worker
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
-from dtl.features.values import BackboneSpec
+from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
 from dtl.images import formats
 from dtl.storage import Extent
 from dtl.storage.ranges import read_ahead
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
-# `dtl.features.backbone`: the driver and a command that finds its work done stay light.
+# `dtl.features.networks`: the driver and a command that finds its work done stay light.
 
 _READERS = 8
 """Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
@@ -38,36 +38,30 @@ class Extractor:
 
     Parameters
     ----------
-    spec : BackboneSpec
+    network : NetworkSpec
     weights_sha256 : str
         Of the network that every worker must have.
-    image : ImagesConfig
+    images : ImagesConfig
     batch_images : int
     input_size : (height, width)
     n_features : dict of layer name to int
     """
 
-    spec: BackboneSpec
+    network: NetworkSpec
     weights_sha256: str
-    image: ImagesConfig
+    images: ImagesConfig
     batch_images: int
     input_size: tuple[int, int]
     n_features: dict[str, int]
 
 
-def prepare(
-    client: Client,
-    features: FeaturesConfig,
-    image: ImagesConfig,
-    seed: int,
-    precision: str | None = None,
-) -> Extractor:
+def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) -> Extractor:
     """Check the network against the workers, and load it on all of them, before work starts.
 
     Parameters
     ----------
     precision : str, optional
-        Instead of that of `features`.
+        Instead of ``spec.features.precision``.
 
     Raises
     ------
@@ -77,6 +71,7 @@ def prepare(
     OSError
         If the weights cannot be had.
     """
+    features = spec.features
     probes = run_on_each_worker(client, _probe, features.network, features.layers, features.pooling)
     description = next(iter(probes.values()))[0]
     needed = _memory_needed(description.weights_bytes)
@@ -88,14 +83,14 @@ def prepare(
                 f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
             )
     available = [precisions for _, precisions in probes.values()]
-    spec = backbone_spec(features, seed, _precision(precision or features.precision, available))
-    hashes = run_on_each_worker(client, _load, spec)
+    network = spec.make_network_spec(_precision(precision or features.precision, available))
+    hashes = run_on_each_worker(client, _load, network)
     if len(set(hashes.values())) > 1:
         raise ValueError(f"The workers have different weights: {hashes}. Give them one file.")
     return Extractor(
-        spec=spec,
+        network=network,
         weights_sha256=next(iter(hashes.values())),
-        image=image,
+        images=spec.images,
         batch_images=features.batch_images,
         input_size=description.input_size,
         n_features=description.n_features,
@@ -115,32 +110,7 @@ def _memory_needed(weights_bytes: int) -> int:
     return 3 * weights_bytes + (1 << 30)
 
 
-def backbone_spec(features: FeaturesConfig, seed: int, precision: str) -> BackboneSpec:
-    """The network that the configuration asks for, at a precision."""
-    named = features.weights in ("imagenet", "random")
-    return BackboneSpec(
-        network=features.network,
-        layers=features.layers,
-        pooling=features.pooling,
-        weights=features.weights if named else storage.absolute(features.weights),
-        seed=seed,
-        preprocess=features.preprocess,
-        precision=precision,
-    )
-
-
-def options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
-    """The options, but for the weights, that say what an image's features mean."""
-    return {
-        "network": features.network,
-        "layers": list(features.layers),
-        "pooling": features.pooling,
-        "preprocess": features.preprocess,
-        "resize": image.resize,
-    }
-
-
-def check_options(features: FeaturesConfig, image: ImagesConfig, head: Head) -> None:
+def check_head(head: Head, spec: ExtractionSpec) -> None:
     """Refuse to make features of new images otherwise than those that a head was trained on.
 
     Raises
@@ -148,35 +118,11 @@ def check_options(features: FeaturesConfig, image: ImagesConfig, head: Head) -> 
     ValueError
         Naming each difference.
     """
-    asked = options(features, image)
-    made = {name: head.provenance["features"].get(name) for name in asked}
+    made = {name: head.provenance["features"].get(name) for name in spec.meaning}
     check_same(
-        asked, made, "The head was trained on features that were made otherwise",
+        spec.meaning, made, "The head was trained on features that were made otherwise",
         "Give these options as they were.",
     )  # fmt: skip
-
-
-def describe_weights(weights: str, seed: int) -> str:
-    """What a network's weights are, wherever their file lies.
-
-    Parameters
-    ----------
-    weights : str
-        As ``features.weights``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file is gone.
-
-    Examples
-    --------
-    >>> describe_weights("random", seed=3)
-    'random, seed 3'
-    """
-    if weights == "random":
-        return f"random, seed {seed}"
-    return weights if weights == "imagenet" else f"file, SHA-256 {storage.sha256(weights)}"
 
 
 def extract(
@@ -203,9 +149,9 @@ def extract(
     OSError
         If the storage failed; a file that is gone or forbidden is one of `errors` instead.
     """
-    from dtl.features import backbone
+    from dtl.features import networks
 
-    network = backbone.load(extractor.spec)
+    network = networks.load(extractor.network)
     if network.weights_sha256 != extractor.weights_sha256:
         raise ValueError(
             f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
@@ -214,7 +160,7 @@ def extract(
 
     def read(row: int) -> tuple[int, str, NDArray[np.uint8] | None]:
         return read_image(
-            files[row], extractor.input_size, extractor.image, lambda: reader.read(row)
+            files[row], extractor.input_size, extractor.images, lambda: reader.read(row)
         )
 
     n_images, batch_images = len(files), extractor.batch_images
@@ -303,12 +249,12 @@ def _precision(asked: str, available: Sequence[Sequence[str]]) -> str:
 
 
 def _probe(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
-    from dtl.features import backbone
+    from dtl.features import networks
 
-    return backbone.describe(network, layers, pooling), backbone.precisions()
+    return networks.describe(network, layers, pooling), networks.precisions()
 
 
-def _load(spec: BackboneSpec) -> str:
-    from dtl.features import backbone
+def _load(spec: NetworkSpec) -> str:
+    from dtl.features import networks
 
-    return backbone.load(spec).weights_sha256
+    return networks.load(spec).weights_sha256

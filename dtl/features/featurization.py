@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible
-from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
-from dtl.features.values import PENDING, SKIPPED
+from dtl.features.values import PENDING, SKIPPED, ExtractionSpec
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
@@ -28,20 +26,7 @@ _MOST_LEFT_OUT = 1000
 """Of the files that are no images, how many the store names."""
 
 
-def settings(
-    listed: ImageList, features: FeaturesConfig, image: ImagesConfig, seed: int
-) -> dict[str, Any]:
-    """All that the features depend on; a store with other settings is refused.
-
-    ``precision`` is left out where it is automatic and so not known yet.
-    """
-    return _options(features, image) | {
-        "weights": extraction.describe_weights(features.weights, seed),
-        "images": listed.description,
-    }
-
-
-def check_options(store: FeatureStore, features: FeaturesConfig, image: ImagesConfig) -> None:
+def check_options(store: FeatureStore, spec: ExtractionSpec) -> None:
     """Refuse options that a store was not made with, where they would change nothing of it.
 
     Raises
@@ -50,24 +35,12 @@ def check_options(store: FeatureStore, features: FeaturesConfig, image: ImagesCo
         Naming each difference.
     """
     stored = store.settings
-    asked = {name: v for name, v in _options(features, image).items() if name in stored}
+    asked = {name: v for name, v in spec.options.items() if name in stored}
     check_same(
         asked, {name: stored[name] for name in asked},
         f"{store.url} holds features that were made with other options",
         "Give these options as they were, or run the featurize stage with them.",
     )  # fmt: skip
-
-
-def _options(features: FeaturesConfig, image: ImagesConfig) -> dict[str, Any]:
-    asked = extraction.options(features, image) | {
-        "max_pixels": image.max_pixels,
-        "dtype": features.dtype,
-        "batch_images": features.batch_images,
-        "chunk_images": features.chunk_images,
-    }
-    if features.precision != "auto":
-        asked["precision"] = features.precision
-    return asked
 
 
 def open_matching(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
@@ -107,9 +80,7 @@ def finished(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
 def featurize(
     url: str,
     listed: ImageList,
-    features: FeaturesConfig,
-    image: ImagesConfig,
-    seed: int,
+    spec: ExtractionSpec,
     client: Client,
     *,
     overwrite: bool = False,
@@ -129,22 +100,21 @@ def featurize(
     ------
     ValueError
         For settings that the network, the workers or an existing store do not fit; if more than
-        ``image.max_skipped`` of the images are unreadable.
+        ``images.max_skipped`` of the images are unreadable.
     OSError
         If the storage fails for good; what is done stays done.
     """
-    asked = settings(listed, features, image, seed)
+    asked, max_skipped = spec.fingerprint(listed), spec.images.max_skipped
     try:
         store = open_matching(url, asked)
     except ValueError:
         if not overwrite:
             raise
         store = None
-    weights = [] if features.weights in ("imagenet", "random") else [features.weights]
     check_shared(client, listed.root, url)
-    check_visible(client, listed.root, *map(storage.absolute, weights))
+    check_visible(client, *filter(None, (listed.root, spec.weights_url)))
     precision = store.settings["precision"] if store else None
-    extractor = extraction.prepare(client, features, image, seed, precision)
+    extractor = extraction.prepare(client, spec, precision)
     if store and store.attrs["weights_sha256"] != extractor.weights_sha256:
         if not overwrite:
             raise ValueError(
@@ -158,13 +128,13 @@ def featurize(
             url,
             listed,
             extractor.n_features,
-            dtype=features.dtype,
-            chunk_images=features.chunk_images,
+            dtype=spec.features.dtype,
+            chunk_images=spec.features.chunk_images,
             attrs={
-                "settings": asked | {"precision": extractor.spec.precision},
-                "weights": features.weights,
+                "settings": asked | {"precision": extractor.network.precision},
+                "weights": spec.features.weights,
                 "weights_sha256": extractor.weights_sha256,
-                "seed": seed,
+                "seed": spec.seed,
                 "root": listed.root,
                 "n_left_out": len(listed.left_out),
                 "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
@@ -179,7 +149,7 @@ def featurize(
     n_pending = int((status == PENDING).sum())
     if n_pending < len(listed):
         log.info("%d of %d images are done; going on", len(listed) - n_pending, len(listed))
-    most_skipped = int(image.max_skipped * len(listed))
+    most_skipped = int(max_skipped * len(listed))
     n_skipped = int((status == SKIPPED).sum())
     results = map_chunks(
         client,
@@ -195,7 +165,7 @@ def featurize(
             advance(n_images, f"{n_skipped} skipped" if n_skipped else "")
             if n_skipped > most_skipped:
                 break
-    check_skipped(store, image.max_skipped)
+    check_skipped(store, max_skipped)
     return store
 
 

@@ -1,27 +1,33 @@
-"""The network as it is asked for, and as it is described."""
+"""The options that features follow from, and what is known of a network without its weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dtl import storage
+from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.images.values import ImageList
 
 PENDING, DONE, SKIPPED = range(3)
 """The `status` of a row of the feature store."""
 
 
 @dataclass(frozen=True)
-class BackboneSpec:
-    """What determines a network's outputs.
+class NetworkSpec:
+    """A network and all that its outputs depend on.
 
     Parameters
     ----------
-    network : str
-        Name of a model function in `keras.applications`.
+    name : str
+        A model function of `keras.applications`.
     layers : tuple of str
         Layers whose outputs are the features.
     pooling : {"avg", "max", "flatten"}
         For outputs with positions, (height, width, channels).
     weights : str
-        ``imagenet``, ``random``, or a URL.
+        ``imagenet``, ``random``, or an absolute URL.
     seed : int
         Of random weights.
     preprocess : {"network", "dl4j"}
@@ -29,13 +35,114 @@ class BackboneSpec:
         Of the computation; the weights stay float32.
     """
 
-    network: str = "VGG16"
+    name: str = "VGG16"
     layers: tuple[str, ...] = ("fc2",)
     pooling: str = "avg"
     weights: str = "imagenet"
     seed: int = 0
     preprocess: str = "network"
     precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class ExtractionSpec:
+    """The options that the features of images follow from.
+
+    Parameters
+    ----------
+    features : FeaturesConfig
+        Which network, and how its features are stored.
+    images : ImagesConfig
+        How files become arrays; ``images.url`` does not matter here.
+    seed : int
+        Of random weights.
+    """
+
+    features: FeaturesConfig
+    images: ImagesConfig
+    seed: int = 0
+
+    def make_network_spec(self, precision: str) -> NetworkSpec:
+        """Return the network that computes the features, at a precision."""
+        features = self.features
+        return NetworkSpec(
+            name=features.network,
+            layers=features.layers,
+            pooling=features.pooling,
+            weights=self.weights_url or features.weights,
+            seed=self.seed,
+            preprocess=features.preprocess,
+            precision=precision,
+        )
+
+    @property
+    def weights_url(self) -> str:
+        """Absolute URL of the file of weights; empty for named weights."""
+        weights = self.features.weights
+        return "" if weights in ("imagenet", "random") else storage.absolute(weights)
+
+    @cached_property
+    def weights(self) -> str:
+        """The weights' fingerprint: a file is read once to hash it."""
+        return describe_weights(self.features.weights, self.seed)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """The options, except for the weights, that features of other images must share."""
+        features = self.features
+        return {
+            "network": features.network,
+            "layers": list(features.layers),
+            "pooling": features.pooling,
+            "preprocess": features.preprocess,
+            "resize": self.images.resize,
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options, except for the weights, that the stored bits depend on.
+
+        An automatic ``precision`` is left out, because it is not known before the workers are.
+        """
+        features = self.features
+        options = self.meaning | {
+            "max_pixels": self.images.max_pixels,
+            "dtype": features.dtype,
+            "batch_images": features.batch_images,
+            "chunk_images": features.chunk_images,
+        }
+        return (
+            options if features.precision == "auto" else options | {"precision": features.precision}
+        )
+
+    def fingerprint(self, images: ImageList) -> dict[str, Any]:
+        """Return all that the features of these images follow from."""
+        return self.options | {"weights": self.weights, "images": images.description}
+
+
+def describe_weights(weights: str, seed: int) -> str:
+    """Return the fingerprint of a network's weights, wherever their file lies.
+
+    Parameters
+    ----------
+    weights : str
+        As ``features.weights``.
+    seed : int
+        Of random weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is gone.
+
+    Examples
+    --------
+    >>> describe_weights("random", seed=3)
+    'random, seed 3'
+    """
+    if weights == "random":
+        return f"random, seed {seed}"
+    return weights if weights == "imagenet" else f"file, SHA-256 {storage.sha256(weights)}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dtl import storage
 from dtl.config import Config
 from dtl.config.errors import UserError
+from dtl.features.values import ExtractionSpec
 from dtl.pipeline.logs import quieten_dask
 from dtl.pipeline.results import Results
 from dtl.storage import lock
@@ -47,6 +48,11 @@ class Run:
         if not self.options.out:
             raise UserError("No place for the results given. Set `out`.")
         return Results(self.options.out)
+
+    @property
+    def extraction(self) -> ExtractionSpec:
+        """The options that the features of images follow from."""
+        return ExtractionSpec(self.options.features, self.options.images, self.options.seed)
 
     @property
     def client(self) -> Client:

@@ -36,15 +36,14 @@ def run_stages(run: Run) -> tuple[FeatureStore, Evaluation]:
 
 def featurize(run: Run) -> FeatureStore:
     """List and featurize; all that can be checked before the work is."""
-    c, results = run.options, run.results
+    c, results, spec = run.options, run.results, run.extraction
     started = time.monotonic()
     listed = listing.list_images(c.images, c.seed)
     listing_s = time.monotonic() - started
     split.assign_splits(listed, c.split, c.seed)  # or refuses what the list cannot give
     fresh = False
     try:
-        asked = featurization.settings(listed, c.features, c.images, c.seed)
-        store = featurization.finished(results.features, asked)
+        store = featurization.finished(results.features, spec.fingerprint(listed))
     except ValueError:
         if not c.overwrite:
             raise
@@ -66,13 +65,7 @@ def featurize(run: Run) -> FeatureStore:
 
     try:
         store = featurization.featurize(
-            results.features,
-            listed,
-            c.features,
-            c.images,
-            c.seed,
-            client,
-            overwrite=c.overwrite,
+            results.features, listed, spec, client, overwrite=c.overwrite
         )
     except OSError:
         raise  # the storage may be gone

@@ -15,9 +15,8 @@ from dtl import storage
 from dtl.cluster.spread import submit_value
 from dtl.config import TrainConfig
 from dtl.config.provenance import differences
-from dtl.features import extraction
 from dtl.features.store import FeatureStore
-from dtl.features.values import BackboneSpec
+from dtl.features.values import NetworkSpec, describe_weights
 from dtl.head import blas, hidden, softmax
 from dtl.head.averaging import Moments
 from dtl.head.model import Head
@@ -67,9 +66,7 @@ def find(
 
 def describe_network(store: FeatureStore, weights: str) -> str:
     """What the weights are of the network whose layer is asked for, as `find` takes them."""
-    return extraction.describe_weights(
-        weights or str(store.attrs["weights"]), int(store.attrs["seed"])
-    )
+    return describe_weights(weights or str(store.attrs["weights"]), int(store.attrs["seed"]))
 
 
 def submit(
@@ -119,11 +116,11 @@ def carry_over(head: Head, moments: Moments) -> Params:
     }
 
 
-def spec(store: FeatureStore, weights: str) -> BackboneSpec:
+def spec(store: FeatureStore, weights: str) -> NetworkSpec:
     """The network that a store's features are of, with weights from where they are now."""
     made = store.settings
-    return BackboneSpec(
-        network=made["network"],
+    return NetworkSpec(
+        name=made["network"],
         layers=tuple(made["layers"]),
         pooling=made["pooling"],
         weights=weights if weights in ("imagenet", "random") else storage.absolute(weights),
@@ -133,13 +130,13 @@ def spec(store: FeatureStore, weights: str) -> BackboneSpec:
 
 
 def network_head(
-    spec: BackboneSpec, layer: str, sha256: str, n_units: int, class_names: tuple[str, ...]
+    spec: NetworkSpec, layer: str, sha256: str, n_units: int, class_names: tuple[str, ...]
 ) -> Head:
     """The Dense layer that follows `layer` in a network, on a worker, below a softmax of zeros.
 
     Parameters
     ----------
-    spec : BackboneSpec
+    spec : NetworkSpec
         With the stored layers.
     sha256 : str
         Of the weights up to them.
@@ -149,16 +146,16 @@ def network_head(
     ValueError
         If no Dense layer of `n_units` ReLU units follows, or the weights are others.
     """
-    from dtl.features import backbone
+    from dtl.features import networks
 
-    name, found_units = backbone.hidden_layer(spec.network, layer)
+    name, found_units = networks.hidden_layer(spec.name, layer)
     if found_units != n_units:
         raise ValueError(
-            f"train.hidden_units = {n_units}, but {name} of {spec.network}, which the hidden layer "
+            f"train.hidden_units = {n_units}, but {name} of {spec.name}, which the hidden layer "
             f"is to start from, has {found_units} units. Give that number, or train.hidden_start = "
             "random."
         )
-    kernel, bias, found_sha256 = backbone.read_dense(spec, name)
+    kernel, bias, found_sha256 = networks.read_dense(spec, name)
     if found_sha256 != sha256:
         raise ValueError(
             f"The features were made with weights of SHA-256 {sha256}, the same layers of the "

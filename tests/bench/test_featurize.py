@@ -17,6 +17,7 @@ from distributed import Client
 from dtl import config
 from dtl.cluster import connection
 from dtl.features import featurization
+from dtl.features.values import ExtractionSpec
 from dtl.images import formats, listing
 
 N_IMAGES = 1024
@@ -53,15 +54,16 @@ def test_featurize_is_as_fast_as_a_bare_keras_loop(data: Path, tmp_path: Path) -
     c = config.build({"images": {"url": str(few)}, "features": {"weights": "random"}})
     listed = listing.list_images(c.images, c.seed)
     paths = [str(p) for p in listed.path]
+    spec = ExtractionSpec(c.features, c.images, c.seed)
     ours, bare = [], []
     with connection.connect(c.cluster) as client:
         warm_up = listing.list_images(c.images, c.seed)
         for turn in range(N_TURNS):
             url = str(tmp_path / f"{turn}.zarr")
             # The network is loaded, as after the first seconds of a long run.
-            featurization.extraction.prepare(client, c.features, c.images, c.seed)
+            featurization.extraction.prepare(client, spec)
             started = time.perf_counter()
-            store = featurization.featurize(url, warm_up, c.features, c.images, c.seed, client)
+            store = featurization.featurize(url, warm_up, spec, client)
             ours.append(len(paths) / (time.perf_counter() - started))
             precision = store.settings["precision"]
             bare.append(_on_the_worker(client, listed.root, paths, 16, precision))

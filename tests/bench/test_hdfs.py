@@ -11,6 +11,7 @@ from minicluster import MiniCluster
 from dtl import config, storage
 from dtl.cluster import connection
 from dtl.features import extraction, featurization
+from dtl.features.values import ExtractionSpec
 from dtl.images import listing
 
 N_IMAGES = 768
@@ -29,14 +30,15 @@ def test_hdfs_is_as_fast_as_a_local_disk(data: Path, tmp_path: Path, hadoop: Min
     options = {"weights": "random"}
     c = config.build({"features": options})
     with connection.connect(c.cluster) as client:
-        extraction.prepare(client, c.features, c.images, c.seed)
+        spec = ExtractionSpec(c.features, c.images)
+        extraction.prepare(client, spec)
         for turn in range(N_TURNS):
             for name, place in places.items():
                 c = config.build({"features": options, "images": {"url": f"{place}/photographs"}})
                 listed = listing.list_images(c.images, c.seed)
                 started = time.perf_counter()
                 url = f"{place}/{turn}.zarr"
-                featurization.featurize(url, listed, c.features, c.images, c.seed, client)
+                featurization.featurize(url, listed, spec, client)
                 speed[name].append(len(listed) / (time.perf_counter() - started))
             print(f"turn {turn}:", {name: round(s[-1], 2) for name, s in speed.items()}, "images/s")
     ratio = statistics.median(speed["hdfs"]) / statistics.median(speed["disk"])

@@ -13,13 +13,14 @@ import psutil
 from dtl import config
 from dtl.cluster import connection
 from dtl.features import featurization
+from dtl.features.values import ExtractionSpec
 from dtl.images import listing
 
 LISTED = """
 import json, sys, tracemalloc
 import fsspec
 from dtl import config
-from dtl.features import featurization
+from dtl.features.values import ExtractionSpec
 from dtl.images import listing, split
 
 n = int(sys.argv[1])
@@ -30,7 +31,7 @@ c = config.build({"images": {"url": "memory://photographs"}})
 tracemalloc.start()
 listed = listing.list_images(c.images, 0)
 split.assign_splits(listed, c.split, 0)
-featurization.settings(listed, c.features, c.images, 0)
+ExtractionSpec(c.features, c.images).fingerprint(listed)
 now, peak = tracemalloc.get_traced_memory()
 print(json.dumps([now, peak]))
 """
@@ -65,7 +66,7 @@ def test_worker_memory_does_not_grow_with_the_images(data: Path, tmp_path: Path)
         listed = listing.list_images(c.images, c.seed)
         with connection.connect(c.cluster) as client:
             featurization.featurize(
-                str(tmp_path / f"{n}.zarr"), listed, c.features, c.images, c.seed, client
+                str(tmp_path / f"{n}.zarr"), listed, ExtractionSpec(c.features, c.images), client
             )
             (peaks[n],) = client.run(_peak_bytes).values()
         print(f"{n} images at fc2: the worker's peak is {peaks[n] / 2**30:.2f} GiB")

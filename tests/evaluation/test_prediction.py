@@ -12,15 +12,17 @@ from helpers import contents
 
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.evaluation.prediction import predict
-from dtl.features import backbone, extraction
-from dtl.features.values import BackboneSpec
+from dtl.features import networks
+from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
 from dtl.images import formats
+from dtl.images.listing import Found
 from dtl.storage import lock
 
 FEATURES = FeaturesConfig(
     layers=("block1_pool",), weights="random", precision="float32", batch_images=4, chunk_images=8
 )
+SPEC = ExtractionSpec(FEATURES, ImagesConfig())
 BROKEN = {"green/8.jpg": b"", "red/text.jpg": b"no picture at all"}
 
 
@@ -36,8 +38,12 @@ def listed(root: Path) -> list[str]:
     return sorted(contents(root))
 
 
+def found(root: Path) -> Found:
+    return Found(str(root), listed(root))
+
+
 def features_of(root: Path, paths: Sequence[str]) -> np.ndarray:
-    network = backbone.load(BackboneSpec(layers=("block1_pool",), weights="random"))
+    network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     pixels = [formats.decode((root / path).read_bytes(), (224, 224)) for path in paths]
     batch = np.stack(pixels)
     return np.concatenate([network.features(one[None])["block1_pool"] for one in batch])
@@ -52,7 +58,7 @@ def make_head(root: Path, seed: int) -> Head:
     """Seven classes, to which pictures of one colour go together, some more surely than others."""
     features = features_of(root, sorted(set(listed(root)) - set(BROKEN)))
     rng = np.random.default_rng(seed)
-    network = backbone.load(BackboneSpec(layers=("block1_pool",), weights="random"))
+    network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     return Head(
         kernel=0.1 * rng.normal(size=(64, 7)).astype(np.float32),
         bias=rng.normal(size=7).astype(np.float32),
@@ -61,7 +67,7 @@ def make_head(root: Path, seed: int) -> Head:
         class_names=tuple(f"class {k}" for k in range(7)),
         provenance={
             "layer": "block1_pool",
-            "features": {"precision": "float32"} | extraction.options(FEATURES, ImagesConfig()),
+            "features": {"precision": "float32"} | SPEC.meaning,
             "weights_sha256": network.weights_sha256,
         },
     )
@@ -71,9 +77,8 @@ def run(
     out: Path, root: Path, head: Head, client: Client, *, seed: int = 0, overwrite: bool = False
 ) -> int:
     return predict(
-        str(out), str(root), listed(root), head, FEATURES, ImagesConfig(), seed, client,
-        overwrite=overwrite,
-    )  # fmt: skip
+        str(out), found(root), head, replace(SPEC, seed=seed), client, overwrite=overwrite
+    )
 
 
 def expected_classes(root: Path, head: Head) -> dict[str, str]:
@@ -221,12 +226,10 @@ def test_features_that_would_mean_something_else_are_refused(
     image = replace(ImagesConfig(), **{k: v for k, v in changed.items() if k == "resize"})
     asked = replace(FEATURES, **{k: v for k, v in changed.items() if k != "resize"})
     with pytest.raises(ValueError, match=r"features that were made otherwise:\n" + message):
-        predict(str(tmp_path / "p"), str(root), listed(root), head, asked, image, 0, processes)
+        predict(str(tmp_path / "p"), found(root), head, ExtractionSpec(asked, image), processes)
     assert not (tmp_path / "p").exists()
 
 
 def test_memory_of_one_process_is_refused(root: Path, head: Head, processes: Client) -> None:
     with pytest.raises(ValueError, match=r"memory://out: memory:// is of one process only"):
-        predict(
-            "memory://out", str(root), listed(root), head, FEATURES, ImagesConfig(), 0, processes
-        )
+        predict("memory://out", found(root), head, SPEC, processes)

@@ -12,6 +12,7 @@ from dtl import config
 from dtl.config import Config
 from dtl.features import derivation, featurization
 from dtl.features.store import FeatureStore
+from dtl.features.values import ExtractionSpec
 from dtl.images import listing
 
 
@@ -20,9 +21,13 @@ def settings(pictures: Path, *layers: str, **options: object) -> Config:
     return config.build({"images": {"url": str(pictures)}, "features": given | options})
 
 
+def spec(c: Config) -> ExtractionSpec:
+    return ExtractionSpec(c.features, c.images, c.seed)
+
+
 def featurize(c: Config, url: Path, client: Client) -> FeatureStore:
     listed = listing.list_images(c.images, c.seed)
-    return featurization.featurize(str(url), listed, c.features, c.images, c.seed, client)
+    return featurization.featurize(str(url), listed, spec(c), client)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def small_settings(pictures: Path, *layers: str, **options: object) -> Config:
 
 
 def derive(source: FeatureStore, c: Config, url: Path, client: Client) -> FeatureStore:
-    return derivation.derive(str(url), source, c.features, c.seed, client)
+    return derivation.derive(str(url), source, spec(c), client)
 
 
 def test_fc1_becomes_fc2_and_predictions_bit_for_bit(

@@ -16,12 +16,12 @@ from PIL import Image
 
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.features import backbone, extraction
+from dtl.features import networks
 from dtl.features.extraction import Extractor, extract, prepare, read_image
-from dtl.features.values import BackboneSpec
+from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.images import formats
 
-SPEC = BackboneSpec(layers=("block1_pool",), weights="random")
+SPEC = NetworkSpec(layers=("block1_pool",), weights="random")
 """VGG16 after its first block: real, and quick to compute."""
 
 FEATURES = FeaturesConfig(layers=("block1_pool",), weights="random", precision="float32")
@@ -30,9 +30,9 @@ FEATURES = FeaturesConfig(layers=("block1_pool",), weights="random", precision="
 @pytest.fixture(scope="module")
 def extractor() -> Extractor:
     return Extractor(
-        spec=SPEC,
-        weights_sha256=backbone.load(SPEC).weights_sha256,
-        image=ImagesConfig(max_pixels=1_000_000),
+        network=SPEC,
+        weights_sha256=networks.load(SPEC).weights_sha256,
+        images=ImagesConfig(max_pixels=1_000_000),
         batch_images=4,
         input_size=(224, 224),
         n_features={"block1_pool": 64},
@@ -41,7 +41,7 @@ def extractor() -> Extractor:
 
 def alone(file: Path) -> np.ndarray:
     """An image's features without extraction."""
-    network = backbone.load(SPEC)
+    network = networks.load(SPEC)
     pixels = formats.decode(file.read_bytes(), (224, 224))
     return network.features(pixels[None])["block1_pool"][0]
 
@@ -145,7 +145,7 @@ def test_unread_images_are_zeros_though_the_network_makes_something_of_black(
     biases = [np.ones(64, np.float32)] * 2
     np.savez(pictures / "w.npz", kernels[0], biases[0], kernels[1], biases[1])
     spec = replace(SPEC, weights=str(pictures / "w.npz"))
-    other = replace(extractor, spec=spec, weights_sha256=backbone.load(spec).weights_sha256)
+    other = replace(extractor, network=spec, weights_sha256=networks.load(spec).weights_sha256)
     files = [pictures / "gone.jpg", *sorted(pictures.glob("red/*.jpg"))[:3], pictures / "w.npz"]
     features, _, errors = extract([str(file) for file in files], other)
     assert [error != "" for error in errors] == [True, False, False, False, True]
@@ -156,7 +156,7 @@ def test_unread_images_are_zeros_though_the_network_makes_something_of_black(
 
 def test_several_layers(pictures: Path) -> None:
     spec = replace(SPEC, layers=("block1_conv1", "block1_pool"), pooling="max")
-    network = backbone.load(spec)
+    network = networks.load(spec)
     extractor = Extractor(
         spec, network.weights_sha256, ImagesConfig(), 4, (224, 224),
         network.description.n_features,
@@ -203,7 +203,7 @@ def test_reads_a_window_ahead_while_another_chunk_is_in_the_network(
     done: list[Any] = []
     one_by_one = replace(extractor, batch_images=2)
     chunk = threading.Thread(target=lambda: done.append(extract(urls, one_by_one)))
-    with backbone.load(SPEC).lock:
+    with networks.load(SPEC).lock:
         chunk.start()
         deadline = time.monotonic() + 30
         while n_read < 6 and time.monotonic() < deadline:
@@ -261,42 +261,45 @@ def test_read_image_names_the_file_where_the_storage_fails(monkeypatch: pytest.M
 
 def test_prepare(processes: Client, extractor: Extractor) -> None:
     image = ImagesConfig(max_pixels=1_000_000)
-    found = prepare(processes, replace(FEATURES, batch_images=4), image, 0)
+    found = prepare(processes, ExtractionSpec(replace(FEATURES, batch_images=4), image))
     assert found == extractor
-    automatic = prepare(processes, replace(FEATURES, precision="auto"), image, 0)
-    assert automatic.spec.precision == backbone.precisions()[0]
-    as_before = prepare(processes, replace(FEATURES, precision="auto"), image, 0, "float32")
-    assert as_before.spec.precision == "float32"
-    other_seed = prepare(processes, FEATURES, image, 1)
+    auto = ExtractionSpec(replace(FEATURES, precision="auto"), image)
+    automatic = prepare(processes, auto)
+    assert automatic.network.precision == networks.precisions()[0]
+    as_before = prepare(
+        processes, ExtractionSpec(replace(FEATURES, precision="auto"), image), "float32"
+    )
+    assert as_before.network.precision == "float32"
+    other_seed = prepare(processes, ExtractionSpec(FEATURES, image, 1))
     assert other_seed.weights_sha256 != extractor.weights_sha256
 
 
 def test_unknown_network_and_layer(processes: Client) -> None:
     message = r"Unknown network 'VGG99'\. Known: .*VGG16"
     with pytest.raises(ValueError, match=message):
-        prepare(processes, replace(FEATURES, network="VGG99"), ImagesConfig(), 0)
+        prepare(processes, ExtractionSpec(replace(FEATURES, network="VGG99"), ImagesConfig()))
     with pytest.raises(ValueError, match=r"has no layer 'fc3'\. It has: .*fc1, fc2"):
-        prepare(processes, replace(FEATURES, layers=("fc3",)), ImagesConfig(), 0)
+        prepare(processes, ExtractionSpec(replace(FEATURES, layers=("fc3",)), ImagesConfig()))
 
 
-@pytest.mark.skipif("float16" in backbone.precisions(), reason="a GPU computes float16 at speed")
+@pytest.mark.skipif("float16" in networks.precisions(), reason="a GPU computes float16 at speed")
 def test_precision_that_a_worker_does_not_have(processes: Client) -> None:
     message = (
         r"features\.precision = float16: not every worker's processor computes it at speed\. They "
         r"have: \[\[.*'float32'\]\]\. Use auto or float32\."
     )
     with pytest.raises(ValueError, match=message):
-        prepare(processes, replace(FEATURES, precision="float16"), ImagesConfig(), 0)
+        prepare(processes, ExtractionSpec(replace(FEATURES, precision="float16"), ImagesConfig()))
 
 
 def test_weights_that_a_worker_cannot_read(processes: Client, tmp_path: Path) -> None:
     missing = replace(FEATURES, weights=str(tmp_path / "gone.npz"))
     with pytest.raises(FileNotFoundError, match=r"No such file: .*gone\.npz"):
-        prepare(processes, missing, ImagesConfig(), 0)
+        prepare(processes, ExtractionSpec(missing, ImagesConfig()))
     (tmp_path / "text.npz").write_text("what is this")
     wrong = replace(FEATURES, weights=str(tmp_path / "text.npz"))
     with pytest.raises(ValueError, match=r"text\.npz is no \.npz file of weights"):
-        prepare(processes, wrong, ImagesConfig(), 0)
+        prepare(processes, ExtractionSpec(wrong, ImagesConfig()))
 
 
 @pytest.fixture
@@ -322,8 +325,8 @@ def test_too_little_memory_is_refused_before_the_weights_are_loaded(small: Clien
         r"worker more memory \(--cluster\.memory-limit on a local cluster, .*, or run fewer "
     )
     with pytest.raises(ValueError, match=message):
-        prepare(small, replace(FEATURES, layers=("fc1", "fc2")), ImagesConfig(), 0)
-    enough = prepare(small, FEATURES, ImagesConfig(), 0)  # of the first block's
+        prepare(small, ExtractionSpec(replace(FEATURES, layers=("fc1", "fc2")), ImagesConfig()))
+    enough = prepare(small, ExtractionSpec(FEATURES, ImagesConfig()))  # of the first block's
     assert enough.n_features == {"block1_pool": 64}
 
 
@@ -331,9 +334,12 @@ def test_workers_get_the_absolute_place_of_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = extraction.backbone_spec(replace(FEATURES, weights="w.npz"), 3, "bfloat16")
+    spec = ExtractionSpec(replace(FEATURES, weights="w.npz"), ImagesConfig(), 3).make_network_spec(
+        "bfloat16"
+    )
     assert spec.weights == str(tmp_path / "w.npz")
     assert (spec.seed, spec.precision, spec.layers) == (3, "bfloat16", ("block1_pool",))
     for name in ("imagenet", "random"):
         features = replace(FEATURES, weights=name)
-        assert extraction.backbone_spec(features, 3, "float32").weights == name
+        network = ExtractionSpec(features, ImagesConfig(), 3).make_network_spec("float32")
+        assert network.weights == name

@@ -19,7 +19,7 @@ from dtl import config
 from dtl.config import Config
 from dtl.features import featurization
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, PENDING, SKIPPED
+from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import listing
 from dtl.images.values import ImageList
 
@@ -34,9 +34,11 @@ def settings(url: Path | str, **changes: object) -> Config:
 
 
 def featurize(c: Config, url: Path, client: Client, *, overwrite: bool = False) -> FeatureStore:
-    return featurization.featurize(
-        str(url), listed(c), c.features, c.images, c.seed, client, overwrite=overwrite
-    )
+    return featurization.featurize(str(url), listed(c), spec(c), client, overwrite=overwrite)
+
+
+def spec(c: Config) -> ExtractionSpec:
+    return ExtractionSpec(c.features, c.images, c.seed)
 
 
 def listed(c: Config) -> ImageList:
@@ -53,14 +55,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_are_the_listed_images_through_the_network(
     pictures: Path, tmp_path: Path, processes: Client
 ) -> None:
-    from dtl.features import backbone
-    from dtl.features.values import BackboneSpec
+    from dtl.features import networks
+    from dtl.features.values import NetworkSpec
     from dtl.images import formats
 
     c = settings(pictures)
     store = featurize(c, tmp_path / "f.zarr", processes)
     assert (store.read("status") == DONE).all()
-    network = backbone.load(BackboneSpec(layers=("block1_pool",), weights="random"))
+    network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     for row in (0, 7, 23):
         data = (pictures / str(store.read("path")[row])).read_bytes()
         batch = formats.decode(data, (224, 224))[None]
@@ -172,7 +174,7 @@ def test_a_store_that_was_begun_with_other_weights_is_refused_or_begun_anew(
 def test_memory_with_processes_is_refused(pictures: Path, processes: Client) -> None:
     c = settings(pictures)
     with pytest.raises(ValueError, match=r"memory:// is of one process only"):
-        featurization.featurize("memory://f", listed(c), c.features, c.images, 0, processes)
+        featurization.featurize("memory://f", listed(c), spec(c), processes)
 
 
 def test_a_half_made_store_is_made_anew(pictures: Path, tmp_path: Path, processes: Client) -> None:
@@ -211,13 +213,17 @@ def stamps(folder: Path) -> dict[str, int]:
 
 DRIVER = """
 import sys
-from dtl import cluster, config, features, listing
+from dtl import config
+from dtl.cluster import connection
+from dtl.features import featurization
+from dtl.features.values import ExtractionSpec
+from dtl.images import listing
 if __name__ == "__main__":
     c = config.build(config.parse_toml(open(sys.argv[2]).read(), "test"))
-    with cluster.connect(c.cluster) as client:
-        features.featurize(
-            sys.argv[1], listing.list_images(c.images, c.seed), c.features, c.images, c.seed, client
-        )
+    spec = ExtractionSpec(c.features, c.images, c.seed)
+    with connection.connect(c.cluster) as client:
+        listed = listing.list_images(c.images, c.seed)
+        featurization.featurize(sys.argv[1], listed, spec, client)
 """
 
 

@@ -23,6 +23,7 @@ from dtl.evaluation import prediction, scoring
 from dtl.evaluation.values import Mistake
 from dtl.features import featurization, splitting
 from dtl.features.store import FeatureStore
+from dtl.features.values import ExtractionSpec
 from dtl.images import formats, listing, packing, tars
 from dtl.images.values import ImageList
 from dtl.pipeline import command_line
@@ -223,7 +224,9 @@ def settings(url: Path) -> Config:
 
 def featurize(url: Path, out: Path, client: Client) -> FeatureStore:
     c = settings(url)
-    store = featurization.featurize(str(out), listed(url), c.features, c.images, c.seed, client)
+    store = featurization.featurize(
+        str(out), listed(url), ExtractionSpec(c.features, c.images, c.seed), client
+    )
     splitting.split_images(store, c.split, c.seed)
     return store
 
@@ -289,11 +292,9 @@ def test_predictions_and_the_pictures_of_a_report(
     found.sort()
     assert len(found.paths) == 24
     tables = []
-    for root, places in ((str(pictures), None), (found.root, found.files())):
+    for images in (listing.Found(str(pictures), found.paths), found):
         url = str(tmp_path / f"predictions-{len(tables)}")
-        prediction.predict(
-            url, root, found.paths, head, c.features, c.images, 0, processes, places=places
-        )
+        prediction.predict(url, images, head, ExtractionSpec(c.features, c.images), processes)
         tables.append(pq.read_table(url))
     assert tables[0].equals(tables[1])
     out.write_head(head, history)

@@ -24,7 +24,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
 
     c = run.options
     head = Results(arguments.model).trained_head()
-    extraction.check_options(c.features, c.images, head)
+    extraction.check_head(head, run.extraction)
     found = listing.find_images(c.images.url)
     if not found.paths:
         raise UserError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
@@ -32,16 +32,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     run.claim_folder()
     run.check_worker_memory()
     n_unread = prediction.predict(
-        run.results.url,
-        found.root,
-        found.paths,
-        head,
-        c.features,
-        c.images,
-        c.seed,
-        run.client,
-        places=found.files(),
-        overwrite=c.overwrite,
+        run.results.url, found, head, run.extraction, run.client, overwrite=c.overwrite
     )
     n_images = len(found.paths)
     print_line(f"Predictions for {n_images} images ({n_unread} unreadable): {run.results.url}")
@@ -65,24 +56,21 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
         log.info("features: done before, %d images", store.n_images)
     else:
         run.check_worker_memory()
-        store = derivation.derive(
-            url, source, c.features, c.seed, run.client, overwrite=c.overwrite
-        )
+        store = derivation.derive(url, source, run.extraction, run.client, overwrite=c.overwrite)
     print_line(f"Features of {store.n_images} images: {store.url}")
 
 
 def export(run: Run, arguments: argparse.Namespace) -> None:
     """Write network and head as one Keras file, and the names of the classes beside it."""
-    from dtl.features import backbone, extraction  # Keras, which no other command needs here
+    from dtl.features import extraction, networks  # Keras, which no other command needs here
 
     c, head = run.options, Results(arguments.model).trained_head()
-    spec = extraction.backbone_spec(c.features, c.seed, "float32")
     if not c.out.endswith(".keras"):
         raise UserError(f"`out` must end in .keras. Received: {c.out!r}.")
     if storage.exists(c.out) and not c.overwrite:
         raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
-    extraction.check_options(c.features, c.images, head)
-    exported = backbone.export(spec, head)
+    extraction.check_head(head, run.extraction)
+    exported = networks.export(run.extraction.make_network_spec("float32"), head)
     names = f"{c.out.removesuffix('.keras')}.classes.json"
     storage.write_bytes(names, json.dumps(head.class_names).encode())
     storage.write_bytes(c.out, exported)
@@ -93,10 +81,10 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
 
 def summarize(run: Run, _: argparse.Namespace) -> None:
     """Print the network, its cut, and what is frozen."""
-    from dtl.features import backbone
+    from dtl.features import networks
 
     f = run.options.features
-    description = backbone.describe(f.network, f.layers, f.pooling)
+    description = networks.describe(f.network, f.layers, f.pooling)
     rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
     for layer in description.layers:
         note = "frozen" if layer.name in description.used else "not used"

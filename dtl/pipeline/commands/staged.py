@@ -58,7 +58,7 @@ def _available_weights(run: Run, c: Config) -> str:
 
     run.check_worker_memory()
     try:
-        extraction.prepare(run.client, c.features, c.images, c.seed)
+        extraction.prepare(run.client, run.extraction)
     except OSError as error:
         log.warning("%s\nGoing on with an untrained network (random weights).", error)
         return "random"
@@ -74,7 +74,7 @@ def featurize(run: Run, _: argparse.Namespace) -> None:
 def train(run: Run, _: argparse.Namespace) -> None:
     """Train a head on stored features."""
     store = run.results.store()
-    featurization.check_options(store, run.options.features, run.options.images)
+    featurization.check_options(store, run.extraction)
     run.begin()
     stages.train(run, store)
     print_line(f"Head: {storage.join(run.results.url, 'head.npz')}")
@@ -83,7 +83,7 @@ def train(run: Run, _: argparse.Namespace) -> None:
 def evaluate(run: Run, _: argparse.Namespace) -> None:
     """Score a trained head."""
     store, head = run.results.store(), run.results.trained_head()
-    _check_made_with(run.options, store, head)
+    _check_made_with(run, store, head)
     run.begin()
     print_line(scores_table(stages.evaluate(run, store, head)))
 
@@ -95,18 +95,19 @@ def report(run: Run, _: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
         )
-    _check_made_with(run.options, store, head)
+    _check_made_with(run, store, head)
     run.begin()
     storage.remove(run.results.report)
     stages.report(run, store, head, scores)
     print_line(f"Report: {run.results.report}")
 
 
-def _check_made_with(c: Config, store: FeatureStore, head: Head) -> None:
+def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     """Refuse options of earlier stages that are not as they were, rather than record them."""
     from dtl.evaluation import scoring
 
-    featurization.check_options(store, c.features, c.images)
+    c = run.options
+    featurization.check_options(store, run.extraction)
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
     options = config.to_dict(c.train) | {"layer": c.layer}
     asked = {

@@ -13,17 +13,17 @@ import numpy as np
 import psutil
 import pytest
 
-from dtl.features import backbone
-from dtl.features.backbone import Backbone
-from dtl.features.values import BackboneSpec
+from dtl.features import networks
+from dtl.features.networks import Network
+from dtl.features.values import NetworkSpec
 from dtl.head.model import Head
 
-keras = backbone.keras
+keras = networks.keras
 
 # Keras' own, while it writes a file: TensorFlow's arrays are older than NumPy's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-FIRST = BackboneSpec(layers=("block1_pool",), weights="random", seed=5)
+FIRST = NetworkSpec(layers=("block1_pool",), weights="random", seed=5)
 """VGG16 after its first block: real, and quick to compute."""
 
 VGG16_ARRAYS = [
@@ -90,7 +90,7 @@ def test_fc2_of_an_untrained_vgg16_is_that_of_keras_own(images: np.ndarray) -> N
     drawing = threading.Thread(target=draw)
     drawing.start()
     try:
-        network = Backbone(BackboneSpec(weights="random", seed=5))
+        network = Network(NetworkSpec(weights="random", seed=5))
     finally:
         stop.set()
         drawing.join()
@@ -103,12 +103,12 @@ def test_fc2_of_an_untrained_vgg16_is_that_of_keras_own(images: np.ndarray) -> N
 
 def test_several_layers_in_one_pass_equal_each_alone(images: np.ndarray) -> None:
     layers = ("block2_pool", "block1_conv1", "block1_pool")
-    together = Backbone(replace(FIRST, layers=layers))
+    together = Network(replace(FIRST, layers=layers))
     found = together.features(images)
     assert list(found) == list(layers)
     assert [values.shape[1] for values in found.values()] == [128, 64, 64]
     for layer in layers:
-        alone = Backbone(replace(FIRST, layers=(layer,))).features(images)[layer]
+        alone = Network(replace(FIRST, layers=(layer,))).features(images)[layer]
         assert alone.any()
         assert np.allclose(found[layer], alone, rtol=1e-5, atol=1e-4)
 
@@ -122,7 +122,7 @@ def test_pooling_is_that_of_numpy(images: np.ndarray, pooling: str) -> None:
         "max": maps.max(axis=(1, 2)),
         "flatten": maps.reshape(2, -1),
     }[pooling]
-    network = Backbone(replace(FIRST, pooling=pooling))
+    network = Network(replace(FIRST, pooling=pooling))
     found = network.features(images)["block1_pool"]
     assert network.description.n_features == {"block1_pool": expected.shape[1]}
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
@@ -133,7 +133,7 @@ def test_pooling_is_that_of_numpy(images: np.ndarray, pooling: str) -> None:
 )
 def test_preprocessing_is_that_of_keras(images: np.ndarray, network: str, module: str) -> None:
     layer = {"VGG16": "block1_conv1", "MobileNetV2": "Conv1"}[network]
-    made = Backbone(replace(FIRST, network=network, layers=(layer,), pooling="flatten"))
+    made = Network(replace(FIRST, network=network, layers=(layer,), pooling="flatten"))
     batch = getattr(keras.applications, module).preprocess_input(images.astype(np.float32))
     expected = made.model.predict_on_batch(batch)
     before = images.copy()
@@ -144,7 +144,7 @@ def test_preprocessing_is_that_of_keras(images: np.ndarray, network: str, module
 
 
 def test_dl4j_preprocessing_is_bgr_with_the_means_in(images: np.ndarray) -> None:
-    network = Backbone(replace(FIRST, preprocess="dl4j"))
+    network = Network(replace(FIRST, preprocess="dl4j"))
     features = network.features(images)["block1_pool"]
     maps = outputs(own_convolutions(5), "block1_pool", images[..., [2, 1, 0]].astype(np.float32))
     assert np.allclose(features, maps.mean(axis=(1, 2), dtype=np.float64), rtol=1e-4, atol=1e-3)
@@ -154,7 +154,7 @@ def test_another_network(images: np.ndarray) -> None:
     keras.utils.set_random_seed(5)
     mobile = keras.applications.MobileNetV2(weights=None)
     batch = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
-    network = Backbone(replace(FIRST, network="MobileNetV2", layers=("block_2_add",)))
+    network = Network(replace(FIRST, network="MobileNetV2", layers=("block_2_add",)))
     found = network.features(images)["block_2_add"]
     expected = outputs(mobile, "block_2_add", batch).mean(axis=(1, 2), dtype=np.float64)
     assert np.abs(expected).max() > 1e-3
@@ -163,18 +163,18 @@ def test_another_network(images: np.ndarray) -> None:
 
 def test_layers_that_keras_names_itself_have_one_name_whatever_was_made_before() -> None:
     """Keras numbers them over all models of a process."""
-    description = backbone.describe("MobileNetV3Small", ("re_lu_1",), "avg")
+    description = networks.describe("MobileNetV3Small", ("re_lu_1",), "avg")
     assert {"re_lu", "re_lu_1", "activation"} <= {layer.name for layer in description.layers}
     keras.applications.MobileNetV3Small(weights=None)
-    network = Backbone(replace(FIRST, network="MobileNetV3Small", layers=("re_lu_1",)))
+    network = Network(replace(FIRST, network="MobileNetV3Small", layers=("re_lu_1",)))
     assert network.description.n_features == {"re_lu_1": 16}
     assert {"re_lu", "re_lu_1"} <= {layer.name for layer in network.model.layers}
     assert network.features(np.zeros((1, 224, 224, 3), "u1"))["re_lu_1"].shape == (1, 16)
 
 
-@pytest.mark.skipif("bfloat16" not in backbone.precisions(), reason="no bfloat16 in this processor")
+@pytest.mark.skipif("bfloat16" not in networks.precisions(), reason="no bfloat16 in this processor")
 def test_bfloat16_is_float32_with_fewer_digits(images: np.ndarray) -> None:
-    exact, fast = (Backbone(replace(FIRST, precision=p)) for p in ("float32", "bfloat16"))
+    exact, fast = (Network(replace(FIRST, precision=p)) for p in ("float32", "bfloat16"))
     assert fast.weights_sha256 == exact.weights_sha256
     assert keras.config.dtype_policy().name == "float32"  # put back
     expected, found = (n.features(images)["block1_pool"] for n in (exact, fast))
@@ -185,16 +185,16 @@ def test_bfloat16_is_float32_with_fewer_digits(images: np.ndarray) -> None:
 
 
 def test_a_process_loads_a_network_once() -> None:
-    first = backbone.load(FIRST)
-    assert backbone.load(replace(FIRST)) is first
-    assert backbone.load(replace(FIRST, seed=6)) is not first
+    first = networks.load(FIRST)
+    assert networks.load(replace(FIRST)) is first
+    assert networks.load(replace(FIRST, seed=6)) is not first
 
 
 # --- weights -------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    first, same, other = (Backbone(replace(FIRST, seed=s)).weights_sha256 for s in (5, 5, 6))
+    first, same, other = (Network(replace(FIRST, seed=s)).weights_sha256 for s in (5, 5, 6))
     assert first == same != other
     assert len(first) == 64
     assert int(first, 16)
@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 def test_the_real_weights_file(data: Path, images: np.ndarray) -> None:
     file = data / "vgg16_imagenet_conv.npz"
-    network = Backbone(replace(FIRST, layers=("block5_pool",), weights=str(file)))
+    network = Network(replace(FIRST, layers=("block5_pool",), weights=str(file)))
     trained = own_convolutions(0)
     with np.load(file) as arrays:
         trained.set_weights([arrays[name] for name in sorted(arrays.files)])
@@ -250,7 +250,7 @@ def test_weights_of_a_file(
     save: Callable[[keras.Model, Path], None],
 ) -> None:  # fmt: skip
     save(trained, tmp_path / name)
-    network = Backbone(
+    network = Network(
         replace(FIRST, layers=("block1_pool", "block2_pool"), weights=str(tmp_path / name))
     )
     batch = keras_batch(images)
@@ -261,7 +261,7 @@ def test_weights_of_a_file(
 
 def refused(path: Path, layer: str = "block2_pool") -> str:
     with pytest.raises(ValueError, match=path.name) as caught:
-        Backbone(replace(FIRST, layers=(layer,), weights=str(path)))
+        Network(replace(FIRST, layers=(layer,), weights=str(path)))
     return str(caught.value)
 
 
@@ -290,7 +290,7 @@ def test_weights_that_end_too_early(tmp_path: Path) -> None:
     assert "ends before layer block2_conv2 of " in message
     assert "Give a file with those weights, or cut at an earlier layer." in message
     # Where the cut needs no more of them, they are enough.
-    features = Backbone(replace(FIRST, weights=str(file))).features(np.ones((1, 224, 224, 3), "u1"))
+    features = Network(replace(FIRST, weights=str(file))).features(np.ones((1, 224, 224, 3), "u1"))
     assert not features["block1_pool"].any()
 
 
@@ -305,7 +305,7 @@ def test_more_weights_than_the_network_has(tmp_path: Path) -> None:
     message = refused(file)
     assert "has more weights than the network, from extra/kernel:0 on." in message
     # The whole network's are not too many for its first blocks.
-    Backbone(replace(FIRST, weights=str(legacy_h5(tmp_path / "whole.h5", VGG16_ARRAYS))))
+    Network(replace(FIRST, weights=str(legacy_h5(tmp_path / "whole.h5", VGG16_ARRAYS))))
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.weights.h5", "w.h5"])
@@ -337,7 +337,7 @@ def test_weights_that_are_something_else(tmp_path: Path) -> None:
 
 def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No such file: .*gone\.npz"):
-        Backbone(replace(FIRST, weights=str(tmp_path / "gone.npz")))
+        Network(replace(FIRST, weights=str(tmp_path / "gone.npz")))
 
 
 def test_imagenet_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +353,7 @@ def test_imagenet_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> 
     )
     try:
         with pytest.raises(OSError, match=message):
-            Backbone(replace(FIRST, weights="imagenet"))
+            Network(replace(FIRST, weights="imagenet"))
     finally:
         urllib.request.install_opener(None)
 
@@ -363,12 +363,12 @@ def test_imagenet_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_describe_vgg16() -> None:
     layers = ("fc1", "fc2", "predictions", "block5_pool")
-    found = backbone.describe("VGG16", layers, "avg")
+    found = networks.describe("VGG16", layers, "avg")
     assert found.n_features == {"fc1": 4096, "fc2": 4096, "predictions": 1000, "block5_pool": 512}
     assert found.input_size == (224, 224)
     assert found.weights_bytes == 4 * 138_357_544
-    assert backbone.describe("VGG16", ("fc2",), "avg").weights_bytes == 4 * 134_260_544
-    flat = backbone.describe("VGG16", ("block5_pool",), "flatten")
+    assert networks.describe("VGG16", ("fc2",), "avg").weights_bytes == 4 * 134_260_544
+    flat = networks.describe("VGG16", ("block5_pool",), "flatten")
     assert flat.n_features == {"block5_pool": 7 * 7 * 512}
     assert [(layer.name, layer.kind) for layer in flat.layers[-5:]] == [
         ("block5_pool", "MaxPooling2D"), ("flatten", "Flatten"), ("fc1", "Dense"), ("fc2", "Dense"),
@@ -382,7 +382,7 @@ def test_describe_vgg16() -> None:
 
 @pytest.mark.parametrize("network", ["InceptionV3", "Xception"])
 def test_describe_networks_of_another_size(network: str) -> None:
-    found = backbone.describe(network, ("avg_pool",), "avg")
+    found = networks.describe(network, ("avg_pool",), "avg")
     assert found.input_size == (299, 299)
     assert found.n_features == {"avg_pool": 2048}
 
@@ -390,7 +390,7 @@ def test_describe_networks_of_another_size(network: str) -> None:
 def test_describe_makes_no_weights() -> None:
     process = psutil.Process()
     before = process.memory_info().rss
-    found = backbone.describe("VGG19", ("predictions",), "avg")
+    found = networks.describe("VGG19", ("predictions",), "avg")
     grown = process.memory_info().rss - before
     assert found.weights_bytes == 4 * 143_667_240
     assert grown < found.weights_bytes / 4
@@ -399,15 +399,15 @@ def test_describe_makes_no_weights() -> None:
 def test_unknown_network() -> None:
     message = r"Unknown network 'VGG99'\. Known: ConvNeXtBase, .*MobileNetV2, .*VGG16, VGG19, Xcept"
     with pytest.raises(ValueError, match=message):
-        backbone.describe("VGG99", ("fc2",), "avg")
+        networks.describe("VGG99", ("fc2",), "avg")
 
 
 def test_unknown_layer() -> None:
     message = r"has no layer 'fc3'\. It has: .*block1_conv1, .*fc1, fc2, predictions\."
     with pytest.raises(ValueError, match=message):
-        backbone.describe("VGG16", ("fc2", "fc3"), "avg")
+        networks.describe("VGG16", ("fc2", "fc3"), "avg")
     with pytest.raises(ValueError, match=message):
-        Backbone(replace(FIRST, layers=("fc3",)))
+        Network(replace(FIRST, layers=("fc3",)))
 
 
 # --- export --------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     n_units: int,
 ) -> None:  # fmt: skip
     spec = replace(FIRST, layers=layers, preprocess=preprocess)
-    network = Backbone(spec)
+    network = Network(spec)
     rng = np.random.default_rng(1)
     # Four pictures more, so that means and scales are of more than two.
     many = np.concatenate([images, rng.integers(0, 256, (4, 224, 224, 3), np.uint8)])
@@ -453,9 +453,9 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     assert np.ptp(expected, axis=0).min() > 0.05
 
     with pytest.raises(ValueError, match=r"the network has .*Give --features\.weights as it was"):
-        backbone.export(replace(spec, seed=spec.seed + 1), head)
+        networks.export(replace(spec, seed=spec.seed + 1), head)
     file = tmp_path / "classifier.keras"
-    file.write_bytes(backbone.export(spec, head))
+    file.write_bytes(networks.export(spec, head))
     classifier = keras.models.load_model(file)
     assert classifier.input_shape == (None, 224, 224, 3)
     assert np.allclose(classifier.predict_on_batch(many), expected, atol=1e-4)

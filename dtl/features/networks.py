@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl import storage
-from dtl.features.values import BackboneSpec, Description, Layer
+from dtl.features.values import Description, Layer, NetworkSpec
 from dtl.features.weights import assign
 from dtl.head.model import Head
 
@@ -86,15 +86,15 @@ def describe(network: str, layers: tuple[str, ...], pooling: str) -> Description
     )
 
 
-class Backbone:
+class Network:
     """A network with its weights, cut at layers.
 
     One chunk of work at a time should hold `lock` while it calls `features`.
     """
 
-    def __init__(self, spec: BackboneSpec) -> None:
+    def __init__(self, spec: NetworkSpec) -> None:
         self.spec = spec
-        self.description = describe(spec.network, spec.layers, spec.pooling)
+        self.description = describe(spec.name, spec.layers, spec.pooling)
         self.lock = threading.Lock()
         with _dtype_policy(spec.precision):
             self.model = _cut(_with_weights(spec, self.description), spec.layers, spec.pooling)
@@ -102,7 +102,7 @@ class Backbone:
         pixels = keras.Input((*self.description.input_size, 3), dtype="uint8")
         floats = keras.ops.cast(pixels, "float32")
         self._of_pixels = keras.Model(
-            pixels, self.model(_preprocess(spec.network, spec.preprocess)(floats))
+            pixels, self.model(_preprocess(spec.name, spec.preprocess)(floats))
         )
         # XLA makes this several times slower on a CPU under TensorFlow; JAX has nothing else.
         self._of_pixels.jit_compile = keras.backend.backend() == "jax"
@@ -137,7 +137,7 @@ class Backbone:
                     self._tail(layer, layers)
                     return layer
         raise ValueError(
-            f"{', '.join(layers)} of {self.spec.network} cannot be computed from the stored "
+            f"{', '.join(layers)} of {self.spec.name} cannot be computed from the stored "
             f"{', '.join(stored)}. It takes an earlier layer without positions, such as fc1."
         )
 
@@ -174,7 +174,7 @@ class Backbone:
         ]
         return {name: np.concatenate([p[name] for p in parts])[:n_images] for name in layers}
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019  (one backbone a process)
+    @functools.lru_cache(maxsize=1)  # noqa: B019  (one network per process)
     def _tail(self, layer: str, layers: tuple[str, ...]) -> keras.Model:
         outputs = [self._output(name) for name in layers]
         with _dtype_policy(self.spec.precision):
@@ -198,15 +198,15 @@ def _by_layer(layers: Sequence[str], outputs: Any) -> dict[str, NDArray[np.float
 _loading = threading.Lock()
 
 
-def load(spec: BackboneSpec) -> Backbone:
-    """The backbone of this process, made at the first call."""
+def load(spec: NetworkSpec) -> Network:
+    """Return the network of this process, made at the first call."""
     with _loading:
         return _load(spec)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(spec: BackboneSpec) -> Backbone:
-    return Backbone(spec)
+def _load(spec: NetworkSpec) -> Network:
+    return Network(spec)
 
 
 def hidden_layer(network: str, layer: str) -> tuple[str, int]:
@@ -237,13 +237,13 @@ def hidden_layer(network: str, layer: str) -> tuple[str, int]:
 
 
 def read_dense(
-    spec: BackboneSpec, name: str
+    spec: NetworkSpec, name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
     """Kernel and bias of a network's Dense layer, and `weights_sha256` of the network to its cut.
 
     Parameters
     ----------
-    spec : BackboneSpec
+    spec : NetworkSpec
         Which says where the network is cut; the layer may be behind that.
 
     Returns
@@ -253,12 +253,12 @@ def read_dense(
     weights_sha256 : str
     """
     # Not by `load`, which would keep it: no task wants this cut again.
-    network = Backbone(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
+    network = Network(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
     kernel, bias = network.model.get_layer(name).get_weights()
     return kernel, bias, network.sha256_up_to(spec.layers)
 
 
-def export(spec: BackboneSpec, head: Head) -> bytes:
+def export(spec: NetworkSpec, head: Head) -> bytes:
     """The whole classifier as the bytes of a .keras file.
 
     RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out.
@@ -268,14 +268,14 @@ def export(spec: BackboneSpec, head: Head) -> bytes:
     ValueError
         If the network has other weights than the one of the head's features.
     """
-    backbone = Backbone(spec)
-    if backbone.weights_sha256 != head.provenance["weights_sha256"]:
+    network = Network(spec)
+    if network.weights_sha256 != head.provenance["weights_sha256"]:
         raise ValueError(
             f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
-            f"network has {backbone.weights_sha256}. Give --features.weights as it was."
+            f"network has {network.weights_sha256}. Give --features.weights as it was."
         )
-    images = keras.Input((*backbone.description.input_size, 3), name="image")
-    features = backbone.model(_preprocess(spec.network, spec.preprocess)(images))
+    images = keras.Input((*network.description.input_size, 3), name="image")
+    features = network.model(_preprocess(spec.name, spec.preprocess)(images))
     if len(spec.layers) > 1:
         features = features[spec.layers.index(head.provenance["layer"])]
     names = ["hidden", "class"] if head.n_units else ["class"]
@@ -360,30 +360,30 @@ def _cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mod
     return keras.Model(model.inputs, outputs if len(outputs) > 1 else outputs[0])
 
 
-def _with_weights(spec: BackboneSpec, description: Description) -> keras.Model:
+def _with_weights(spec: NetworkSpec, description: Description) -> keras.Model:
     # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
     options = {"include_top": False, "input_shape": (*description.input_size, 3)}
-    bare = _make(spec.network, weights=None, **options)
+    bare = _make(spec.name, weights=None, **options)
     if not set(spec.layers) <= {layer.name for layer in bare.layers}:
         options = {}
     del bare
     if spec.weights == "imagenet":
         with _timeout():
             try:
-                return _make(spec.network, weights="imagenet", **options)
+                return _make(spec.name, weights="imagenet", **options)
             except Exception as error:
                 raise OSError(
-                    f"The ImageNet weights of {spec.network} are not in Keras' cache "
+                    f"The ImageNet weights of {spec.name} are not in Keras' cache "
                     f"(~/.keras/models) on {socket.gethostname()} and could not be downloaded: "
                     f"{error}. Give a file that every worker can read with --features.weights "
                     "URL, or use --features.weights random."
                 ) from error
     with _initializer_seeds(spec.seed):
-        model = _make(spec.network, weights=None, **options)
+        model = _make(spec.name, weights=None, **options)
     if spec.weights != "random":
         needed = _cut(model, spec.layers, spec.pooling)
         with storage.local_copy(spec.weights) as path:
-            assign(model, needed, _skeleton(spec.network), path, spec.weights)
+            assign(model, needed, _skeleton(spec.name), path, spec.weights)
     return model
 
 
