@@ -199,7 +199,7 @@ def test_reads_a_window_ahead_while_another_chunk_is_in_the_network(
             n_read += 1
         return read_bytes(url)
 
-    monkeypatch.setattr(storage, "read_bytes", count)
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", count)
     done: list[Any] = []
     one_by_one = replace(extractor, batch_images=2)
     chunk = threading.Thread(target=lambda: done.append(extract(urls, one_by_one)))
@@ -242,7 +242,7 @@ def test_read_image_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(url: str) -> bytes:
         raise PermissionError(13, "Permission denied", url)
 
-    monkeypatch.setattr(storage, "read_bytes", forbidden)  # root may read everything
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", forbidden)  # root may read everything
     assert read_image("/a.jpg", (30, 20), ImagesConfig()) == (0, "no permission to read", None)
 
 
@@ -250,7 +250,7 @@ def test_read_image_names_the_file_where_the_storage_fails(monkeypatch: pytest.M
     def fails(url: str) -> bytes:
         raise OSError("Connection reset by peer")
 
-    monkeypatch.setattr(storage, "read_bytes", fails)
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", fails)
     with pytest.raises(OSError, match="Connection reset by peer") as caught:
         read_image("hdfs://name/a.jpg", (30, 20), ImagesConfig())
     assert caught.value.__notes__ == ["while reading hdfs://name/a.jpg"]
@@ -266,9 +266,7 @@ def test_prepare(processes: Client, extractor: Extractor) -> None:
     auto = ExtractionSpec(replace(FEATURES, precision="auto"), image)
     automatic = prepare(processes, auto)
     assert automatic.network.precision == networks.precisions()[0]
-    as_before = prepare(
-        processes, ExtractionSpec(replace(FEATURES, precision="auto"), image), "float32"
-    )
+    as_before = prepare(processes, auto, "float32")
     assert as_before.network.precision == "float32"
     other_seed = prepare(processes, ExtractionSpec(FEATURES, image, 1))
     assert other_seed.weights_sha256 != extractor.weights_sha256
