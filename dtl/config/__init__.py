@@ -1,14 +1,14 @@
 """Options: declared once, read from TOML and the command line, and compared with stored results."""
 
-from dtl.config.forms import Option, build, options, parse_text, parse_toml, to_dict
+from dtl.config.forms import Option, build, options, parse_text, parse_toml, to_dict, to_fingerprint
 from dtl.config.options import NO_URL, parse_memory
+from dtl.config.retired import RETIRED
 from dtl.config.sections import (
     ClusterConfig,
     Config,
     FeaturesConfig,
     ImagesConfig,
     PackConfig,
-    ReportConfig,
     SplitConfig,
     StorageConfig,
     YarnConfig,
@@ -17,6 +17,7 @@ from dtl.config.training import CompareConfig, TrainConfig, TuneConfig
 
 __all__ = [
     "NO_URL",
+    "RETIRED",
     "ClusterConfig",
     "CompareConfig",
     "Config",
@@ -24,7 +25,6 @@ __all__ = [
     "ImagesConfig",
     "Option",
     "PackConfig",
-    "ReportConfig",
     "SplitConfig",
     "StorageConfig",
     "TrainConfig",
@@ -36,4 +36,5 @@ __all__ = [
     "parse_text",
     "parse_toml",
     "to_dict",
+    "to_fingerprint",
 ]

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtl.config.options import NO_URL, hints_of, members_of
+from dtl.config.errors import UserError
+from dtl.config.options import NO_URL, Section, hints_of, members_of
+from dtl.config.retired import RETIRED, drop_retired
 from dtl.config.sections import Config
 
 
@@ -67,7 +69,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
 
     Raises
     ------
-    ValueError
+    UserError
         For an unknown key (the known ones are listed) or a value of the wrong type or range.
 
     Examples
@@ -77,25 +79,29 @@ def build(*layers: Mapping[str, Any]) -> Config:
     >>> build({"train": {"learning_rat": 0.1}})
     Traceback (most recent call last):
         ...
-    ValueError: Unknown key train.learning_rat. Did you mean learning_rate? ...
+    dtl.config.errors.UserError: Unknown key train.learning_rat. Did you mean learning_rate? ...
     """
     merged: dict[str, dict[str, Any]] = {}
     top: dict[str, Any] = {}
     hints = hints_of(Config)
     for layer in layers:
         for name, value in layer.items():
+            if isinstance(value, Mapping):
+                value = drop_retired(name, value)
+            if name in RETIRED and not value:
+                continue
             if name not in hints:
-                raise ValueError(_unknown(name, "", list(hints)))
+                raise UserError(_unknown(name, "", list(hints)))
             kind = hints[name]
             if not dataclasses.is_dataclass(kind):
                 top[name] = value
                 continue
             if not isinstance(value, Mapping):
-                raise ValueError(f"[{name}] must be a table of options. Received: {value!r}.")
+                raise UserError(f"[{name}] must be a table of options. Received: {value!r}.")
             known = [spec.name for spec in dataclasses.fields(kind)]
             for key in value:
                 if key not in known:
-                    raise ValueError(_unknown(key, f"{name}.", known))
+                    raise UserError(_unknown(key, f"{name}.", known))
             merged.setdefault(name, {}).update(value)
     sections = {name: hints[name](**values) for name, values in merged.items()}
     return Config(**top, **sections)
@@ -106,7 +112,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is not valid TOML: {error}.") from error
+        raise UserError(f"{where} is not valid TOML: {error}.") from error
 
 
 def parse_text(option: Option, text: str) -> Any:
@@ -135,6 +141,11 @@ def to_dict(config: Any) -> dict[str, Any]:
         for spec in dataclasses.fields(config)
         if dataclasses.is_dataclass(getattr(config, spec.name))
     }
+
+
+def to_fingerprint(section: Section) -> dict[str, Any]:
+    """Return a section's options as stored fingerprints have them, the retired ones too."""
+    return to_dict(section) | dict(RETIRED.get(section._name, {}))
 
 
 def _unknown(key: str, prefix: str, known: list[str]) -> str:

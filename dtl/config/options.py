@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any, Literal, Union
 
+from dtl.config.errors import UserError
+
 NO_URL = ""
 
 _IN_WORDS = {
@@ -71,7 +73,7 @@ def parse_memory(text: str) -> int:
     """
     match = _MEMORY.fullmatch(text)
     if match is None:
-        raise ValueError(f"Memory must be an amount such as 4GiB. Received: {text!r}.")
+        raise UserError(f"Memory must be an amount such as 4GiB. Received: {text!r}.")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** ("kMGT".index(prefix) + 1))
 
@@ -100,11 +102,11 @@ class Section:
             key = f"{self._name}.{spec.name}".lstrip(".")
             value = _typed(value, hints[spec.name], key)
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} must be a finite number. Received: {value!r}.")
+                raise UserError(f"{key} must be a finite number. Received: {value!r}.")
             object.__setattr__(self, spec.name, value)
             check = spec.metadata["check"]
             if check is not None and not check(value):
-                raise ValueError(f"{key} must be {spec.metadata['allowed']}. Received: {value!r}.")
+                raise UserError(f"{key} must be {spec.metadata['allowed']}. Received: {value!r}.")
 
 
 def hints_of(section: type) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             if value in typing.get_args(member):
                 return value
             choices = ", ".join(typing.get_args(member))
-            raise ValueError(f"{key} must be one of {choices}. Received: {value!r}.")
+            raise UserError(f"{key} must be one of {choices}. Received: {value!r}.")
         if typing.get_origin(member) is tuple:
             item = typing.get_args(member)[0]
             kinds = {item, int} if item is float else {item}
@@ -140,4 +142,4 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         elif type(value) is member:
             return value
     expected = " or ".join(_IN_WORDS[m] for m in members_of(kind))
-    raise ValueError(f"{key} must be {expected}. Received: {value!r}.")
+    raise UserError(f"{key} must be {expected}. Received: {value!r}.")

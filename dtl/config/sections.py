@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dtl.config.errors import UserError
 from dtl.config.options import (
     NO_URL,
     Section,
@@ -37,7 +38,7 @@ class ClusterConfig(Section):
     )
     n_workers: int = option(
         1,
-        "processes of a local cluster, containers of YARN; the network is loaded once in each",
+        "processes of a local cluster, or containers of YARN, at least; each loads the network",
         check=positive,
         allowed="1 or more",
     )
@@ -75,15 +76,12 @@ class YarnConfig(Section):
         0, "of a worker's container (yarn.io/gpu)", check=not_negative, allowed="0 or more"
     )
     scheduler_memory: str = memory("1GiB", "of the container of Dask's scheduler")
-    scheduler_vcores: int = vcores(1, "of the container of Dask's scheduler")
     driver_memory: str = memory("2GiB", "of the container of a submitted driver")
-    driver_vcores: int = vcores(1, "of the container of a submitted driver")
-    adaptive_min: int = option(
-        0, "fewest workers, if their number follows the work", check=not_negative,
-        allowed="0 or more",
-    )  # fmt: skip
     adaptive_max: int = option(
-        0, "most workers; 0: always cluster.n_workers", check=not_negative, allowed="0 or more"
+        0,
+        "most workers, if their number follows the work; 0: always cluster.n_workers",
+        check=not_negative,
+        allowed="0 or more",
     )
     env: tuple[str, ...] = option(
         (),
@@ -94,14 +92,6 @@ class YarnConfig(Section):
     files: tuple[str, ...] = option(
         (), "files and archives that lie in each container's folder; archives are unpacked"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.adaptive_min > self.adaptive_max:
-            raise ValueError(
-                f"yarn.adaptive_min must be at most yarn.adaptive_max = {self.adaptive_max}. "
-                f"Received: {self.adaptive_min}."
-            )
 
 
 @dataclass(frozen=True)
@@ -218,16 +208,6 @@ class PackConfig(Section):
 
 
 @dataclass(frozen=True)
-class ReportConfig(Section):
-    """What the report shows."""
-
-    _name: typing.ClassVar = "report"
-    n_mistakes: int = option(
-        24, "most confident mistakes shown as pictures", check=not_negative, allowed="0 or more"
-    )
-
-
-@dataclass(frozen=True)
 class Config(Section):
     """A whole run."""
 
@@ -244,14 +224,21 @@ class Config(Section):
     compare: CompareConfig = field(default_factory=CompareConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     pack: PackConfig = field(default_factory=PackConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.yarn.adaptive_max < self.cluster.n_workers:
+            raise UserError(
+                "`yarn.adaptive_max` must be 0, or at least `cluster.n_workers` = "
+                f"{self.cluster.n_workers}. Received: {self.yarn.adaptive_max}."
+            )
 
     @property
     def layer(self) -> str:
         """The layer whose features the head is trained on."""
         layer = self.train.layer or self.features.layers[0]
         if layer not in self.features.layers:
-            raise ValueError(
+            raise UserError(
                 f"train.layer must be one of features.layers {self.features.layers}. "
                 f"Received: {layer!r}."
             )

@@ -7,6 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
+from dtl.config.errors import UserError
 from dtl.config.options import NO_URL, Section, not_negative, option, positive
 
 
@@ -15,18 +16,17 @@ class TrainConfig(Section):
     """How a head is trained."""
 
     _name: typing.ClassVar = "train"
+    # Constants, until training has them as its own.
+    lbfgs_tolerance: typing.ClassVar[float] = 1e-5
+    lbfgs_max_iterations: typing.ClassVar[int] = 1000
+    learning_rate_decay: typing.ClassVar[float] = 0.01
+    outer_learning_rate: typing.ClassVar[float] = 1.0
+    validate_every: typing.ClassVar[int] = 0
+    max_seconds: typing.ClassVar[float] = 0.0
+    checkpoint_every: typing.ClassVar[int] = 50
     layer: str = option("", "features to train on; empty: the first of features.layers")
     solver: Literal["averaging", "lbfgs"] = option(
         "averaging", "local SGD and averages; or lbfgs: the exact optimum, one pass a step"
-    )
-    lbfgs_tolerance: float = option(
-        1e-5,
-        "lbfgs ends where no part of the gradient is larger",
-        check=positive,
-        allowed="above 0",
-    )
-    lbfgs_max_iterations: int = option(
-        1000, "lbfgs ends here at the latest", check=positive, allowed="1 or more"
     )
     n_shards: int = option(
         0,
@@ -56,7 +56,7 @@ class TrainConfig(Section):
         2, "levels of the tree that averages what tasks trained", check=positive,
         allowed="1 or more",
     )  # fmt: skip
-    optimizer: Literal["nesterov", "sgd", "momentum", "adam", "rmsprop", "adadelta"] = option(
+    optimizer: Literal["nesterov", "adam", "rmsprop", "adadelta"] = option(
         "nesterov", "of the local steps, as Keras has it; each wants its own learning rate"
     )
     learning_rate: float = option(
@@ -64,12 +64,6 @@ class TrainConfig(Section):
     )
     schedule: Literal["cosine", "constant", "exponential", "steps"] = option(
         "cosine", "how the learning rate goes on: down to 0 along a half cosine, or as named"
-    )
-    learning_rate_decay: float = option(
-        0.01,
-        "exponential: what the learning rate is multiplied by over the whole training",
-        check=lambda v: 0 < v <= 1,
-        allowed="above 0 and at most 1",
     )
     learning_rate_steps: str = option(
         "", "steps: epoch:rate, such as 10:0.01,20:0.001; each rate holds from its epoch on"
@@ -82,7 +76,7 @@ class TrainConfig(Section):
     )
     momentum: float = option(
         0.9,
-        "of nesterov and momentum; 0 is plain SGD",
+        "of nesterov; 0 is plain SGD",
         check=lambda v: 0 <= v < 1,
         allowed="from 0 to below 1",
     )
@@ -128,18 +122,6 @@ class TrainConfig(Section):
         check=lambda v: 0 <= v < 1,
         allowed="from 0 to below 1",
     )
-    outer_learning_rate: float = option(
-        1.0,
-        "how far to go to the average, and with outer momentum in every round again",
-        check=positive,
-        allowed="above 0",
-    )
-    validate_every: int = option(
-        0,
-        "rounds between two validations; 0: one an epoch, but not more than some 30",
-        check=not_negative,
-        allowed="0 or more",
-    )
     patience: int = option(
         0,
         "stop after this many validations without a better one; 0: never",
@@ -149,23 +131,11 @@ class TrainConfig(Section):
     stop_on: Literal["validation_loss", "validation_accuracy"] = option(
         "validation_loss", "what a better validation is: a lower loss, or a higher accuracy"
     )
-    max_seconds: float = option(
-        0.0,
-        "stop after this time, so that the head depends on how fast it went; 0: no limit",
-        check=not_negative,
-        allowed="0 or more",
-    )
     keep: Literal["last", "best"] = option(
         "last", "which head is head.npz: of the last round, or of the best validation"
     )
     start_from: str = option(
         NO_URL, "head.npz, or --out of a run, whose head is trained further; empty: anew"
-    )
-    checkpoint_every: int = option(
-        50,
-        "rounds between two checkpoints, from which a killed training goes on; 0: none",
-        check=not_negative,
-        allowed="0 or more",
     )
     features_in: Literal["memory", "store"] = option(
         "memory", "where features stay: workers' memory, or the store, if it is larger than that"
@@ -174,17 +144,17 @@ class TrainConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.averaging_frequency_end > self.averaging_frequency:
-            raise ValueError(
+            raise UserError(
                 "train.averaging_frequency_end must be at most train.averaging_frequency = "
                 f"{self.averaging_frequency}. Received: {self.averaging_frequency_end}."
             )
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
+            raise UserError(
                 f"train.warmup_epochs must be below train.epochs = {self.epochs:g}. "
                 f"Received: {self.warmup_epochs:g}."
             )
         if (self.schedule == "steps") != bool(self.learning_rate_steps):
-            raise ValueError(
+            raise UserError(
                 "train.schedule = steps and train.learning_rate_steps go together. Received: "
                 f"schedule = {self.schedule}, learning_rate_steps = {self.learning_rate_steps!r}."
             )
@@ -192,24 +162,24 @@ class TrainConfig(Section):
             try:
                 steps = parse_steps(self.learning_rate_steps)
             except ValueError as error:
-                raise ValueError(f"train.learning_rate_steps: {error}") from None
+                raise UserError(f"train.learning_rate_steps: {error}") from None
             if steps[-1][0] >= self.epochs:
-                raise ValueError(
+                raise UserError(
                     f"train.learning_rate_steps has a rate for epoch {steps[-1][0]:g}, but "
                     f"training ends after train.epochs = {self.epochs:g}. Leave it out, or "
                     "train longer."
                 )
         if self.hidden_start == "network" and not self.hidden_units:
-            raise ValueError(
+            raise UserError(
                 "train.hidden_start = network is of a hidden layer, and train.hidden_units = 0. "
                 "Give the number of units of the network's layer, such as 4096 for VGG16's fc2."
             )
         if self.hidden_start == "network" and self.start_from:
-            raise ValueError(
+            raise UserError(
                 "train.hidden_start = network and train.start_from are two starts. Give one."
             )
         if self.solver == "lbfgs" and self.hidden_units:
-            raise ValueError(
+            raise UserError(
                 "train.solver = lbfgs finds the one optimum of a convex problem, and that of a "
                 f"head with train.hidden_units = {self.hidden_units} is none. Use averaging."
             )
@@ -222,7 +192,7 @@ class TrainConfig(Section):
                 if getattr(self, name) != usual
             ]  # fmt: skip
             if changed:
-                raise ValueError(
+                raise UserError(
                     f"train.{changed[0]} is for train.solver = averaging; lbfgs minimises the "
                     "plain objective. Leave it out, or change the solver."
                 )
@@ -258,6 +228,7 @@ class TuneConfig(Section):
     """Which options of training are searched for, and how."""
 
     _name: typing.ClassVar = "tune"
+    first_epochs: typing.ClassVar[float] = 10.0
     method: Literal["grid", "random"] = option(
         "grid", "every combination of the values below, or n_trials drawn at random"
     )
@@ -294,17 +265,11 @@ class TuneConfig(Section):
         check=positive,
         allowed="1 or more",
     )
-    first_epochs: float = option(
-        10.0,
-        "passes before the first cut, at least; each cut after it has eta times as many",
-        check=positive,
-        allowed="above 0",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method == "random" and min(self.l2s) == 0:
-            raise ValueError(
+            raise UserError(
                 "tune.l2s must be above 0 for tune.method = random, which draws between their "
                 f"logarithms. Received: {self.l2s}. Leave 0 out, or choose grid."
             )
@@ -320,7 +285,7 @@ def parse_steps(text: str) -> list[tuple[float, float]]:
 
     Raises
     ------
-    ValueError
+    UserError
         For a text that is not such.
 
     Examples
@@ -330,7 +295,7 @@ def parse_steps(text: str) -> list[tuple[float, float]]:
     >>> parse_steps("10=0.01")
     Traceback (most recent call last):
         ...
-    ValueError: Steps are epoch:rate with commas between, such as 10:0.01,20:0.001. Received: ...
+    dtl.config.errors.UserError: Steps are epoch:rate with commas between, such as 10:0.01,...
     """
     wrong = (
         "Steps are epoch:rate with commas between, such as 10:0.01,20:0.001. "
@@ -342,12 +307,12 @@ def parse_steps(text: str) -> list[tuple[float, float]]:
         try:
             steps.append((float(epoch), float(rate)))
         except ValueError:
-            raise ValueError(f"{wrong}{part!r} is none.") from None
+            raise UserError(f"{wrong}{part!r} is none.") from None
     epochs, rates = zip(*steps, strict=True)
     if not all(0 <= epoch < math.inf for epoch in epochs):
-        raise ValueError(f"{wrong}an epoch is below 0 or not finite.")
+        raise UserError(f"{wrong}an epoch is below 0 or not finite.")
     if list(epochs) != sorted(set(epochs)):
-        raise ValueError(f"{wrong}the epochs do not grow.")
+        raise UserError(f"{wrong}the epochs do not grow.")
     if not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"{wrong}a rate is not above 0, or not finite.")
+        raise UserError(f"{wrong}a rate is not above 0, or not finite.")
     return steps

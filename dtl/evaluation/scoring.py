@@ -26,6 +26,9 @@ from dtl.images.values import SPLITS
 
 log = logging.getLogger(__name__)
 
+N_MISTAKES = 24
+"""Most confident mistakes that the report shows as pictures."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Part:
@@ -36,7 +39,7 @@ class _Part:
 
 
 def evaluate(
-    store: FeatureStore, head: Head, client: Client, *, n_mistakes: int = 24
+    store: FeatureStore, head: Head, client: Client, *, n_mistakes: int = N_MISTAKES
 ) -> Evaluation:
     """Score a head on every split of the store that it was trained on.
 

@@ -9,6 +9,7 @@ import tomli_w
 
 from dtl import config, storage
 from dtl.config import Config, TrainConfig
+from dtl.config.errors import UserError
 from dtl.evaluation import scoring
 from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
@@ -69,11 +70,14 @@ class Results:
         return config.parse_toml(data.decode(), storage.join(self.url, "config.toml"))
 
     def write_config(self, value: Config) -> None:
-        """Keep the configuration; a report of another one goes."""
-        data = tomli_w.dumps(config.to_dict(value)).encode()
-        if data != self._read("config.toml"):
-            storage.remove(self.report)
-            self._write("config.toml", data)
+        """Store the configuration, and remove the report of another one."""
+        try:
+            if config.build(self.config()) == value:
+                return  # whether or not it was written in other words, or with retired options
+        except (FileNotFoundError, UserError):
+            pass
+        storage.remove(self.report)
+        self._write("config.toml", tomli_w.dumps(config.to_dict(value)).encode())
 
     def store(self) -> FeatureStore:
         """The finished feature store.

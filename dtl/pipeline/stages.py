@@ -106,13 +106,13 @@ def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
     """Score the head."""
     from dtl.evaluation import scoring
 
-    results, n_mistakes = run.results, run.options.report.n_mistakes
-    asked = {"head_sha256": head.fingerprint, "n_mistakes": n_mistakes}
+    results = run.results
+    asked = {"head_sha256": head.fingerprint, "n_mistakes": scoring.N_MISTAKES}
     scores = reuse("evaluation", results.evaluation(), asked)
     if scores is not None:
         return scores
     started = time.monotonic()
-    scores = scoring.evaluate(store, head, run.client, n_mistakes=n_mistakes)
+    scores = scoring.evaluate(store, head, run.client)
     results.write_evaluation(scores)
     n_images = sum(s.n_images for s in scores.scores.values())
     results.add_timing("evaluate", time.monotonic() - started, n_images, "images")

@@ -14,7 +14,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dtl.cluster.spread import group_shards, tree_inputs
-from dtl.config import CompareConfig, TrainConfig, to_dict
+from dtl.config import CompareConfig, TrainConfig, to_fingerprint
 from dtl.evaluation import scoring
 from dtl.features.store import FeatureStore
 from dtl.head import descent
@@ -35,7 +35,9 @@ def provenance(
     store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str, seed: int
 ) -> dict[str, Any]:
     """All that a comparison follows from but the machines, as JSON has it."""
-    made_from = trainer.provenance(store, config, layer, seed) | {"compare": to_dict(compared)}
+    made_from = trainer.provenance(store, config, layer, seed) | {
+        "compare": to_fingerprint(compared)
+    }
     # A head does not follow from them, but what is moved for it does.
     made_from["train"] |= {name: getattr(config, name) for name in _MOVERS}
     return made_from

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.cluster.spread import group_shards, tree_reduce
-from dtl.config import TrainConfig, to_dict
+from dtl.config import TrainConfig, to_fingerprint
 from dtl.features.store import FeatureStore
 from dtl.head import averaging
 from dtl.head.averaging import Moments
@@ -105,7 +105,8 @@ def provenance(
     FileNotFoundError
         If the head, or the network's weights, to start from are gone.
     """
-    options = {name: v for name, v in to_dict(config).items() if name not in _NOT_IN_THE_HEAD}
+    options = to_fingerprint(config)
+    options = {name: v for name, v in options.items() if name not in _NOT_IN_THE_HEAD}
     start = starts.head_url(config.start_from) if config.start_from else ""
     made_from = {
         "features": store.settings,

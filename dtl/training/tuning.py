@@ -29,7 +29,7 @@ from distributed import Client, Future
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import submit_value
-from dtl.config import TrainConfig, TuneConfig, to_dict
+from dtl.config import TrainConfig, TuneConfig, to_fingerprint
 from dtl.features.store import FeatureStore
 from dtl.head import blas, descent
 from dtl.head.npz import from_npz, to_npz, whole
@@ -109,7 +109,7 @@ def provenance(
     """All that a search follows from but the machines, as JSON has it."""
     made_from = trainer.provenance(store, config, layer, seed, weights)
     train = {k: v for k, v in made_from["train"].items() if k not in _NOT_IN_A_TRIAL}
-    return made_from | {"train": train, "tune": to_dict(_resolved(tuned, config))}
+    return made_from | {"train": train, "tune": to_fingerprint(_resolved(tuned, config))}
 
 
 def tune(

@@ -33,7 +33,7 @@ def peak():
 if __name__ == "__main__":
     c = config.build({
         "cluster": {"memory_limit": "2GiB"},
-        "train": {"epochs": 1, "features_in": "store", "validate_every": 1_000_000},
+        "train": {"epochs": 1, "features_in": "store"},
     })
     store = FeatureStore.open(sys.argv[1])
     with connection.connect(c.cluster) as client:

@@ -8,7 +8,17 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtl.config import Config, build, options, parse_text, parse_toml, to_dict
+from dtl.config import (
+    RETIRED,
+    Config,
+    build,
+    options,
+    parse_text,
+    parse_toml,
+    to_dict,
+    to_fingerprint,
+)
+from dtl.config.errors import UserError
 
 OPTIONS = {option.key: option for option in options()}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -107,7 +117,7 @@ def test_layers_are_left_as_they_were():
         ({"train": {"learning_rat": 1}}, r"Unknown key train\.learning_rat\. Did you mean learni"),
         ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, solver"),
         ({"train": {"xyzzy": 1}}, r"Unknown key train\.xyzzy\. Known: layer, "),
-        ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, report\."),
+        ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, pack\."),
         ({"trian": {"epochs": 1}}, r"Unknown key trian\. Did you mean train\?"),
         ({"train": 3}, r"\[train\] must be a table of options\. Received: 3\."),
         ({"seed": "0"}, r"seed must be a whole number\. Received: '0'\."),
@@ -142,12 +152,33 @@ def test_layers_are_left_as_they_were():
         ),
         ({"train": {"hidden_units": 9, "solver": "lbfgs"}}, r"hidden_units = 9 is none\. Use aver"),
         ({"cluster": {"address": "host:8786"}}, r"cluster\.address must be local, yarn, tcp://"),
+        (
+            {"cluster": {"n_workers": 3}, "yarn": {"adaptive_max": 2}},
+            r"least `cluster.n_workers` = 3",
+        ),
         ({"cluster": {"n_workers": 0}}, r"cluster\.n_workers must be 1 or more"),
     ],
 )
 def test_what_is_wrong_is_named(tables, message):
     with pytest.raises(ValueError, match=message):
         build(tables)
+
+
+@pytest.mark.parametrize(
+    "tables", [{section: dict(values)} for section, values in RETIRED.items()], ids=list(RETIRED)
+)
+def test_a_stored_configuration_with_retired_options_is_still_one(tables):
+    assert build(tables) == build()
+    ((section, values),) = tables.items()
+    for name in values:
+        with pytest.raises(UserError, match=rf"{section}\.{name} is no option any more: it is"):
+            build({section: {name: 77}})
+        assert f"{section}.{name}" not in OPTIONS
+
+
+def test_a_fingerprint_has_the_retired_options():
+    assert to_fingerprint(build().train) == {**to_dict(build().train), **RETIRED["train"]}
+    assert to_fingerprint(build().split) == to_dict(build().split)
 
 
 def test_invalid_toml_names_the_file():

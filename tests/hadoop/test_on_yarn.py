@@ -374,7 +374,7 @@ def test_waits_for_capacity_then_follows_the_work(
     wait_until(
         lambda: rest(yarn, "metrics")["clusterMetrics"]["allocatedMB"] >= 7168, "it to have all"
     )
-    asked = settings(adaptive_min=1, adaptive_max=2)
+    asked = settings(adaptive_max=2)
 
     def make_room() -> None:
         wait_until(lambda: "has no container" in caplog.text, "news", 60)

@@ -401,7 +401,7 @@ def test_command_finds_options_that_train_takes(
     metadata.write_text(metadata.read_text().replace('"weights": "random"', '"weights": "made"'))
     settings = config.build({
         "out": str(out), "split": {"method": "random"}, "cluster": {"processes": False},
-        "train": {"epochs": 6, "batch_size": 16, "n_shards": 2}, "report": {"n_mistakes": 0},
+        "train": {"epochs": 6, "batch_size": 16, "n_shards": 2},
         "tune": {"learning_rates": [1e-4, 0.02], "l2s": [0.01, 1], "first_epochs": 1, "eta": 2},
     })  # fmt: skip
     Results(str(out)).write_config(settings)

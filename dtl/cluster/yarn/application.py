@@ -26,7 +26,7 @@ from dtl.cluster.yarn.resource_manager import (
     submit_application,
     wait_for_end,
 )
-from dtl.cluster.yarn.specification import count_first_workers, make_specification
+from dtl.cluster.yarn.specification import make_specification
 from dtl.config import ClusterConfig, YarnConfig
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def start_cluster(
     ConnectionError
         If YARN does not answer, or the application ends by itself.
     """
-    n_workers = count_first_workers(cluster, yarn)
+    n_workers = cluster.n_workers
     if in_container():
         with (
             skein.ApplicationClient.from_current() as app,

@@ -62,7 +62,7 @@ def make_specification(
         return skein.Service(
             resources=skein.Resources(
                 memory=parse_mib(getattr(yarn, f"{role}_memory")),
-                vcores=getattr(yarn, f"{role}_vcores"),
+                vcores=yarn.worker_vcores if role == "worker" else 1,
                 gpus=yarn.worker_gpus if role == "worker" else 0,
             ),
             files=files | {Path(file).name: skein.File(file) for file in more_files},
@@ -73,7 +73,7 @@ def make_specification(
             **others,
         )
 
-    adapt = f" --min-workers {yarn.adaptive_min} --max-workers {yarn.adaptive_max}"
+    adapt = f" --min-workers {cluster.n_workers} --max-workers {yarn.adaptive_max}"
     services = {
         SCHEDULER: service(
             "scheduler",
@@ -89,7 +89,7 @@ def make_specification(
             f"--memory-limit {limit_worker_memory(cluster, yarn)} "
             "--no-nanny --no-dashboard --death-timeout 60 --local-directory .",
             env=_worker_environment(threads),
-            instances=count_first_workers(cluster, yarn),
+            instances=cluster.n_workers,
             max_restarts=-1,
             depends=[SCHEDULER],
         ),
@@ -141,13 +141,6 @@ def _hadoop_configuration(conf_dir: str) -> list[str]:
 def parse_mib(memory: str) -> int:
     """Return the whole MiB in a text such as ``4GiB``."""
     return parse_memory(memory) >> 20
-
-
-def count_first_workers(cluster: ClusterConfig, yarn: YarnConfig) -> int:
-    """Return how many workers are started, before their number follows the work."""
-    if not yarn.adaptive_max:
-        return cluster.n_workers
-    return max(yarn.adaptive_min, min(cluster.n_workers, yarn.adaptive_max))
 
 
 def limit_worker_memory(cluster: ClusterConfig, yarn: YarnConfig) -> int:

@@ -109,7 +109,7 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     c = run.options
     featurization.check_options(store, run.extraction)
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
-    options = config.to_dict(c.train) | {"layer": c.layer}
+    options = config.to_fingerprint(c.train) | {"layer": c.layer}
     asked = {
         "train": {name: options.get(name) for name in made["train"]},
         "split": splitting.split_settings(c.split, c.seed),
