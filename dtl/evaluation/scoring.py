@@ -96,11 +96,11 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
         Naming each difference.
     """
     check_same(
-        head.provenance["features"], store.settings,
+        head.provenance["features"], store.fingerprint,
         f"The head was not trained on the features of {store.url}",
     )  # fmt: skip
     check_same(
-        {"split": head.provenance["split"]}, {"split": store.split_settings},
+        {"split": head.provenance["split"]}, {"split": store.split_fingerprint},
         f"The head was not trained on the split that {store.url} has now, so images that it was "
         "trained on would count as ones that it has not seen",
         "Run the train stage again: with --split.* and --seed as they were it keeps the head, and "

@@ -61,7 +61,7 @@ def derive(
     check_visible(client, source.url)
     features = spec.features
     asked = settings(source, features)
-    layers, stored = features.layers, tuple(source.settings["layers"])
+    layers, stored = features.layers, tuple(source.fingerprint["layers"])
     both = replace(features, layers=tuple(dict.fromkeys(stored + layers)))
     extractor = extraction.prepare(client, replace(spec, features=both), str(asked["precision"]))
     found = run_on_each_worker(client, _follow, extractor.network, stored, layers)
@@ -123,14 +123,14 @@ def settings(source: FeatureStore, asked: FeaturesConfig) -> dict[str, Any]:
     ValueError
         If an option that the source fixes is another.
     """
-    made_with = {name: source.settings[name] for name in _AS_BEFORE}
+    made_with = {name: source.fingerprint[name] for name in _AS_BEFORE}
     check_same(
         {name: getattr(asked, name) for name in _AS_BEFORE}, made_with,
         f"The features of {source.url} were made otherwise",
     )  # fmt: skip
-    new: dict[str, Any] = source.settings | {"layers": list(asked.layers), "dtype": asked.dtype}
-    if source.settings["dtype"] != "float32":
-        new["derived_from"] = source.settings["dtype"]
+    new: dict[str, Any] = source.fingerprint | {"layers": list(asked.layers), "dtype": asked.dtype}
+    if source.fingerprint["dtype"] != "float32":
+        new["derived_from"] = source.fingerprint["dtype"]
     return new
 
 
@@ -161,7 +161,7 @@ def _derive_chunk(
 
     if (store.read("status", chunk) != PENDING).all():
         return len(store.read("status", chunk))  # run again, as a featurized chunk is
-    network, layers = networks.load(extractor.network), tuple(store.settings["layers"])
+    network, layers = networks.load(extractor.network), tuple(store.fingerprint["layers"])
     values = source.read(layer, chunk).astype(np.float32)
     with network.lock:
         computed = network.features_from(layer, values, layers, extractor.batch_images)

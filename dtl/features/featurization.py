@@ -34,7 +34,7 @@ def check_options(store: FeatureStore, spec: ExtractionSpec) -> None:
     ValueError
         Naming each difference.
     """
-    stored = store.settings
+    stored = store.fingerprint
     asked = {name: v for name, v in spec.options.items() if name in stored}
     check_same(
         asked, {name: stored[name] for name in asked},
@@ -55,7 +55,7 @@ def open_matching(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
         store = FeatureStore.open(url)
     except FileNotFoundError:
         return None
-    stored = store.settings
+    stored = store.fingerprint
     if "precision" not in asked:  # auto: what was begun goes on as it was begun
         stored.pop("precision")
     check_same(
@@ -113,7 +113,7 @@ def featurize(
         store = None
     check_shared(client, listed.root, url)
     check_visible(client, *filter(None, (listed.root, spec.weights_url)))
-    precision = store.settings["precision"] if store else None
+    precision = store.fingerprint["precision"] if store else None
     extractor = extraction.prepare(client, spec, precision)
     if store and store.attrs["weights_sha256"] != extractor.weights_sha256:
         if not overwrite:

@@ -13,7 +13,7 @@ from dtl.images import split
 log = logging.getLogger(__name__)
 
 
-def split_settings(config: SplitConfig, seed: int) -> dict[str, Any]:
+def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
     """All that the split of given features follows from."""
     names = ("method", "duplicates", "train", "validation", "test", "train_per_class")
     return {name: getattr(config, name) for name in names} | {"seed": seed}
@@ -30,8 +30,8 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     ValueError
         If the classes have too few readable images for the splits.
     """
-    settings = split_settings(config, seed)
-    if store.split_settings == settings:
+    settings = fingerprint_split(config, seed)
+    if store.split_fingerprint == settings:
         return
     images, content_hash = store.images(), store.read("content_hash")
     usable = store.read("status") == DONE

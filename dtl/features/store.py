@@ -140,7 +140,7 @@ class FeatureStore:
         return cls(url, group)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All that the features depend on."""
         return dict(self.attrs["settings"])
 
@@ -267,7 +267,7 @@ class FeatureStore:
         array.attrs.put({"settings": dict(settings)})
 
     @property
-    def split_settings(self) -> dict[str, Any] | None:
+    def split_fingerprint(self) -> dict[str, Any] | None:
         """What the stored split follows from; None before there is one."""
         settings = zarr.open_array(self._array("split").store_path, mode="r").attrs.get("settings")
         return None if settings is None else dict(settings)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ def warnings_about(store: FeatureStore) -> list[str]:
     if store.attrs["weights"] != "random":
         return []
     return [
-        f"The network was not trained: {store.settings['network']} has random weights, so its "
+        f"The network was not trained: {store.fingerprint['network']} has random weights, so its "
         "features are random projections and the scores are far below what ImageNet weights give. "
         "This shows that everything runs, not how good a classifier can be."
     ]

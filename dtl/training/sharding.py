@@ -105,7 +105,7 @@ def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
 def _mend(store: FeatureStore, layer: str) -> str:
     """What makes other features; with the settings as they are, they would be found done."""
     wider = ["--features.dtype float32"] if store.dtype(layer) == np.float16 else []
-    if store.settings.get("precision", "float32") != "float32":
+    if store.fingerprint.get("precision", "float32") != "float32":
         wider.append("--features.precision float32")
     if wider:
         return f"Compute them again with --overwrite {' '.join(wider)}."

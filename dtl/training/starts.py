@@ -118,7 +118,7 @@ def carry_over(head: Head, moments: Moments) -> Params:
 
 def spec(store: FeatureStore, weights: str) -> NetworkSpec:
     """The network that a store's features are of, with weights from where they are now."""
-    made = store.settings
+    made = store.fingerprint
     return NetworkSpec(
         name=made["network"],
         layers=tuple(made["layers"]),
@@ -179,8 +179,8 @@ def _saved(config: TrainConfig, store: FeatureStore, layer: str) -> Head:
     # The features say of which images. In another split of the same ones, some that the head was
     # trained on would be held out here, and scored as if it had not seen them.
     asked = {
-        "features": store.settings,
-        "split": store.split_settings,
+        "features": store.fingerprint,
+        "split": store.split_fingerprint,
         "layer": layer,
         "hidden units": config.hidden_units,
     }

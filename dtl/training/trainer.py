@@ -109,9 +109,9 @@ def provenance(
     options = {name: v for name, v in options.items() if name not in _NOT_IN_THE_HEAD}
     start = starts.head_url(config.start_from) if config.start_from else ""
     made_from = {
-        "features": store.settings,
+        "features": store.fingerprint,
         "weights_sha256": store.attrs["weights_sha256"],
-        "split": store.split_settings,
+        "split": store.split_fingerprint,
         "layer": layer,
         "train": options | {"layer": layer},
         "start_sha256": storage.sha256(start) if start else "",

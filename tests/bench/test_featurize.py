@@ -65,7 +65,7 @@ def test_featurize_is_as_fast_as_a_bare_keras_loop(data: Path, tmp_path: Path) -
             started = time.perf_counter()
             store = featurization.featurize(url, warm_up, spec, client)
             ours.append(len(paths) / (time.perf_counter() - started))
-            precision = store.settings["precision"]
+            precision = store.fingerprint["precision"]
             bare.append(_on_the_worker(client, listed.root, paths, 16, precision))
             print(f"turn {turn}: featurize {ours[-1]:.2f}, bare loop {bare[-1]:.2f} images/s")
     ratio = statistics.median(ours) / statistics.median(bare)

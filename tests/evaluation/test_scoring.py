@@ -38,8 +38,8 @@ def rough_head(store: FeatureStore, scale: float = 1.0) -> Head:
         class_names=store.class_names,
         provenance={
             "layer": "fc2",
-            "features": store.settings,
-            "split": store.split_settings,
+            "features": store.fingerprint,
+            "split": store.split_fingerprint,
         },
     )
 
@@ -218,7 +218,7 @@ def test_a_head_of_other_features_is_refused(make_store: MakeStore, threads: Cli
 def test_a_head_of_another_split_is_refused(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_classes=N_CLASSES)
     head, _ = trainer.train(store, TrainConfig(epochs=1.0), "fc2", 0, threads)
-    split, settings = store.read("split"), store.split_settings
+    split, settings = store.read("split"), store.split_fingerprint
     assert settings is not None
     # As `tune` or a training that is interrupted leaves it: training images are to be tested.
     store.write_split(np.roll(split, 1), {"method": "random", "test": 0.3})

@@ -62,7 +62,7 @@ def test_fc1_becomes_fc2_and_predictions_bit_for_bit(
     assert np.allclose(expected.read("predictions").sum(axis=1), 1, atol=0.01)
     for name in ("fc2", "predictions", "path", "label", "status", "error", "content_hash"):
         np.testing.assert_array_equal(found.read(name), expected.read(name), strict=True)
-    assert found.settings == expected.settings
+    assert found.fingerprint == expected.fingerprint
     assert found.attrs["weights_sha256"] == expected.attrs["weights_sha256"]
     assert found.attrs["derived_from"] == {"layer": "fc1", "dtype": "float32"}
 

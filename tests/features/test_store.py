@@ -56,7 +56,7 @@ def test_a_new_store(root):
         assert (store.n_images, store.chunk_images, store.n_chunks) == (10, 4, 3)
         assert store.pending_chunks() == [0, 1, 2]
         assert store.class_names == ("a", "b")
-        assert store.settings == ATTRS["settings"]
+        assert store.fingerprint == ATTRS["settings"]
         assert store.attrs["weights_sha256"] == "abc"
         assert store.n_features("fc2") == 3
         assert store.dtype("fc2") == np.float32
@@ -66,7 +66,7 @@ def test_a_new_store(root):
         np.testing.assert_array_equal(store.read("label"), listed.label, strict=True)
         np.testing.assert_array_equal(store.read("given_split"), listed.given_split, strict=True)
         assert (store.read("split") == -1).all()
-        assert store.split_settings is None
+        assert store.split_fingerprint is None
 
 
 def test_write_and_read(root):
@@ -230,10 +230,10 @@ def test_split(root):
     store.write_split(rows, {"method": "stratified", "train": 0.5, "validation": "rest"})
     for one in (store, reader, FeatureStore.open(url)):
         np.testing.assert_array_equal(one.read("split"), rows, strict=True)
-        assert one.split_settings == {"method": "stratified", "train": 0.5, "validation": "rest"}
+        assert one.split_fingerprint == {"method": "stratified", "train": 0.5, "validation": "rest"}
     with pytest.raises(ValueError, match=r"shape|broadcast"):
         store.write_split(rows[:3], {"method": "random"})
-    assert store.split_settings is None  # what is stored was made by nobody knows what
+    assert store.split_fingerprint is None  # what is stored was made by nobody knows what
 
 
 def test_clean_removes_what_a_killed_process_left(tmp_path):

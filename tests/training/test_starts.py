@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_before_features_are_read(
     message: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(trainer, "load_groups", None)
-    settings = store.settings | {"layers": ["fc1", "fc2"]}  # as it may be: fc2 is stored, too
+    settings = store.fingerprint | {"layers": ["fc1", "fc2"]}  # as it may be: fc2 is stored, too
     monkeypatch.setattr(store, "attrs", store.attrs | {"settings": settings} | changes)
     with pytest.raises(ValueError, match=message):
         trainer.train(store, replace(CONFIG, **options), "fc1", 0, threads)

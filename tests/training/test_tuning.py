@@ -148,7 +148,7 @@ def test_test_rows_make_no_difference(make_store: MakeStore, threads: Client) ->
         store = few_rows(make_store, name)
         if founds:
             split = store.read("split")
-            store.write_split(np.where(split == TEST, -1, split), store.split_settings)
+            store.write_split(np.where(split == TEST, -1, split), store.split_fingerprint)
         founds.append(tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads))
     assert founds[0] == founds[1]
 

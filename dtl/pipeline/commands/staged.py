@@ -112,7 +112,7 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     options = config.to_fingerprint(c.train) | {"layer": c.layer}
     asked = {
         "train": {name: options.get(name) for name in made["train"]},
-        "split": splitting.split_settings(c.split, c.seed),
+        "split": splitting.fingerprint_split(c.split, c.seed),
         "seed": c.seed,
     }
     check_same(
