@@ -21,6 +21,7 @@ from minicluster import MiniCluster
 
 from dtl import storage
 from dtl.features.store import FeatureStore
+from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
 from dtl.storage import lock
 
@@ -62,7 +63,9 @@ def same_results(folder: Path, out: str) -> None:
         assert storage.read_bytes(f"{out}/{name}") == (folder / "out" / name).read_bytes()
 
 
-def test_a_whole_run_from_hdfs_to_hdfs(hadoop: MiniCluster, places: tuple[Path, str]) -> None:
+def test_a_whole_run_from_hdfs_to_hdfs(
+    hadoop: MiniCluster, places: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, images = places
     out = f"{hadoop.url}/whole"
     done = command("run", "--images", images, "--out", out, *CUT)
@@ -70,8 +73,8 @@ def test_a_whole_run_from_hdfs_to_hdfs(hadoop: MiniCluster, places: tuple[Path, 
     assert f"Report: {out}/report.html" in done.stdout
     same_results(folder, out)
     before = stored(out)
-    again = command("run", "--images", images, "--out", out, *CUT)
-    assert "report: done before" in again.stderr
+    assert command_line.main(["run", "--images", images, "--out", out, *CUT]) == 0
+    assert "report: done before" in capsys.readouterr().err
     assert stored(out) == before
     with xarray.open_zarr(f"{out}/features.zarr", consolidated=False) as opened:
         local = FeatureStore.open(str(folder / "out" / "features.zarr"))
@@ -82,8 +85,8 @@ def test_images_through_webhdfs(hadoop: MiniCluster, places: tuple[Path, str]) -
     folder, _ = places
     out = f"{hadoop.url}/from_webhdfs"
     images = f"{hadoop.webhdfs_url}/pictures"
-    done = command("run", "--images", images, "--out", out, *CUT)
-    assert done.returncode == 0, done.stderr
+    workers = ["--cluster.processes", "false"]
+    assert command_line.main(["run", "--images", images, "--out", out, *CUT, *workers]) == 0
     same_results(folder, out)
 
 
@@ -157,18 +160,26 @@ def test_the_driver_killed_while_chunks_are_written(
     assert not [path for path, _ in storage.walk(out) if ".partial" in path]
 
 
-def test_two_drivers_on_one_output(hadoop: MiniCluster, places: tuple[Path, str]) -> None:
-    _, images = places
+def refused(capsys: pytest.CaptureFixture[str], images: str, out: str) -> str:
+    """What a run says that ends before a cluster is started."""
+    assert command_line.main(["run", "--images", images, "--out", out, *CUT]) == 1
+    said = capsys.readouterr().err
+    assert "dashboard" not in said
+    return said
+
+
+def test_two_drivers_on_one_output(
+    hadoop: MiniCluster, places: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = f"{hadoop.url}/two"
     storage.check_writable(out)
     with lock.hold(out):
-        done = command("run", "--images", images, "--out", out, *CUT)
-    assert done.returncode == 1
-    assert f"Another driver writes to {out}: process {os.getpid()} on" in done.stderr
+        said = refused(capsys, places[1], out)
+    assert f"Another driver writes to {out}: process {os.getpid()} on" in said
 
 
 def test_what_hdfs_refuses_is_said_before_the_work(
-    hadoop: MiniCluster, places: tuple[Path, str]
+    hadoop: MiniCluster, places: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, images = places
     fs, _ = fsspec.core.url_to_fs(hadoop.url)
@@ -183,25 +194,21 @@ def test_what_hdfs_refuses_is_said_before_the_work(
 
     fs.makedirs("/small", exist_ok=True)
     admin(hadoop, "-setQuota", "1", "/small")
-    done = command("run", "--images", images, "--out", f"{hadoop.url}/small/out", *CUT)
-    assert "The quota of names is used up" in done.stderr
-    assert "/small" in done.stderr
-    assert "dashboard" not in done.stderr
+    said = refused(capsys, images, f"{hadoop.url}/small/out")
+    assert "The quota of names is used up" in said
+    assert "/small" in said
     admin(hadoop, "-clrQuota", "/small")
 
     admin(hadoop, "-setSpaceQuota", "1k", "/small")
-    done = command("run", "--images", images, "--out", f"{hadoop.url}/small/out", *CUT)
-    assert "The quota of space is used up" in done.stderr
-    assert "dashboard" not in done.stderr
+    assert "The quota of space is used up" in refused(capsys, images, f"{hadoop.url}/small/out")
 
     admin(hadoop, "-safemode", "enter")
-    done = command("run", "--images", images, "--out", f"{hadoop.url}/safe", *CUT)
+    said = refused(capsys, images, f"{hadoop.url}/safe")
     admin(hadoop, "-safemode", "leave")
-    assert "Name node is in safe mode" in done.stderr
-    assert "dashboard" not in done.stderr
+    assert "Name node is in safe mode" in said
 
-    done = command("run", "--images", f"{hadoop.url}/none", "--out", f"{hadoop.url}/out", *CUT)
-    assert f"No such folder: {hadoop.url}/none" in done.stderr
+    said = refused(capsys, f"{hadoop.url}/none", f"{hadoop.url}/out")
+    assert f"No such folder: {hadoop.url}/none" in said
 
 
 def admin(hadoop: MiniCluster, *arguments: str) -> None:
