@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         add("--heap-mb", type=int, default=256, metavar="N", help="of each daemon (256)")
         add("--yarn-memory-mb", type=int, default=8192, metavar="N", help="for containers (8192)")
         add("--yarn-vcores", type=int, default=4, metavar="N", help="for containers (4)")
-        add("--no-memory-check", action="store_true", help="let containers use more than asked")
+        add(
+            "--no-memory-check",
+            action="store_true",
+            help="let containers use more memory than granted",
+        )
         ports = "such as namenode=8020, namenode-http=9870 or resourcemanager-http=8088"
         add("--port", type=_port, action="append", default=[], metavar="NAME=PORT", help=ports)
     stop = commands.add_parser("stop", help="stop the daemons and remove their files")

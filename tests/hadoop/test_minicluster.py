@@ -278,7 +278,7 @@ def test_a_busy_port_is_named(hadoop_installed: None, tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"Port {port}, asked for namenode, is busy"):
+        with pytest.raises(ValueError, match=f"Port {port}, wanted for namenode, is busy"):
             MiniCluster(tmp_path, ports={"namenode": port}).start()
     with pytest.raises(ValueError, match="Received: nameserver"):
         MiniCluster(tmp_path, ports={"nameserver": port}).start()

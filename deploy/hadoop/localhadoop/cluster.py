@@ -57,7 +57,7 @@ class MiniCluster:
     yarn_memory_mb, yarn_vcores : int
         What the NodeManager offers.
     check_memory : bool
-        Whether the NodeManager kills a container that uses more memory than it asked for.
+        Whether the NodeManager kills a container that uses more memory than it requested.
     site : mapping of str to mapping, optional
         Further properties by file, such as ``{"hdfs-site": {"dfs.blocksize": 1048576}}``; files
         are ``core-site``, ``hdfs-site``, ``yarn-site`` and ``capacity-scheduler``.
@@ -124,7 +124,7 @@ class MiniCluster:
 
     @classmethod
     def attach(cls, directory: str | os.PathLike[str]) -> MiniCluster:
-        """The cluster that was started in `directory`, whoever did.
+        """Find the cluster that runs in `directory`, whoever started it.
 
         Raises
         ------
@@ -229,7 +229,7 @@ class MiniCluster:
             self.wait_ready()
             self._make_hdfs_folders()
         except BaseException:
-            # Who wants it to stay wants to see its logs, too.
+            # A cluster that was to stay leaves its logs to be read.
             self.stop(keep=detach and (self.home / "cluster.json").exists())
             raise
         return self
@@ -326,7 +326,7 @@ class MiniCluster:
         self.start_daemon(name, wait=wait)
 
     def log(self, name: str, n_lines: int = 20) -> str:
-        """The last lines of a daemon's log."""
+        """Return the last lines of a daemon's log."""
         return tail((self.home / "logs" / f"{name}.log").read_text(errors="replace"), n_lines)
 
     def wait_ready(self, names: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What each daemon is told: Hadoop's XML files, and the command line that starts it."""
+"""Configuration of the daemons: Hadoop's XML files, and the command lines that start them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ YARN_PORTS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What a user chooses; :class:`~localhadoop.cluster.MiniCluster` says what each is."""
+    """Options of a cluster; :class:`~localhadoop.cluster.MiniCluster` describes each."""
 
     yarn: bool = True
     n_datanodes: int = 2
@@ -52,12 +52,12 @@ class Options:
 
 
 def user_name() -> str:
-    """The name that the daemons' JVMs give this user, who is HDFS's superuser."""
+    """Return the name that the daemons' JVMs give this user, who is HDFS's superuser."""
     return pwd.getpwuid(os.getuid()).pw_name
 
 
 def core_site(home: Path, ports: Mapping[str, int]) -> dict[str, object]:
-    """``core-site.xml``."""
+    """Return the properties of ``core-site.xml``."""
     return {
         "fs.defaultFS": f"hdfs://{HOST}:{ports['namenode']}",
         "hadoop.tmp.dir": home / "tmp",
@@ -68,7 +68,7 @@ def core_site(home: Path, ports: Mapping[str, int]) -> dict[str, object]:
 
 
 def hdfs_site(home: Path, ports: Mapping[str, int], options: Options) -> dict[str, object]:
-    """``hdfs-site.xml``; what differs between DataNodes is on their command lines."""
+    """Return the properties of ``hdfs-site.xml``, but those that differ between DataNodes."""
     return {
         "dfs.replication": options.replication,
         "dfs.namenode.name.dir": f"file://{home}/name",
@@ -98,7 +98,7 @@ def hdfs_site(home: Path, ports: Mapping[str, int], options: Options) -> dict[st
 def yarn_site(
     home: Path, ports: Mapping[str, int], options: Options, jars: Path
 ) -> dict[str, object]:
-    """``yarn-site.xml``."""
+    """Return the properties of ``yarn-site.xml``."""
     manager, node = "yarn.resourcemanager", "yarn.nodemanager"
     disk = f"{node}.disk-health-checker"
     return {
@@ -141,7 +141,7 @@ def yarn_site(
 
 
 def capacity_scheduler() -> dict[str, object]:
-    """``capacity-scheduler.xml``: queue `default`, and `small`, which never exceeds a quarter."""
+    """Return ``capacity-scheduler.xml``: queue `default`, and `small` of at most a quarter."""
     base = "yarn.scheduler.capacity"
     return {
         f"{base}.root.queues": "default,small",

@@ -1,4 +1,4 @@
-"""What the machine must have: a Java that Hadoop runs on, Hadoop's jars, and free ports."""
+"""Requirements of the machine: a Java that Hadoop runs on, Hadoop's jars, and free ports."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def choose_ports(names: Iterable[str], wanted: Mapping[str, int]) -> dict[str, i
         for name, port in wanted.items():
             if not _hold(port, held):
                 raise ValueError(
-                    f"Port {port}, asked for {name}, is busy. Give another, or leave it out to "
+                    f"Port {port}, wanted for {name}, is busy. Give another, or leave it out to "
                     "have a free one chosen."
                 )
         free = (port for port in pool if _hold(port, held))
@@ -201,7 +201,7 @@ def _hold(port: int, held: contextlib.ExitStack) -> bool:
 
 
 def tail(text: str, n_lines: int = 20) -> str:
-    """The last lines of a text."""
+    """Return the last lines of a text."""
     return "\n".join(text.rstrip().splitlines()[-n_lines:])
 
 

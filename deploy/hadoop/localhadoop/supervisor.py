@@ -27,14 +27,14 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Supervisor:
-    """Looks after the daemons until told to stop, or until the process that owns it is gone.
+    """Look after the daemons until a signal to stop, or until the process that owns it is gone.
 
     Parameters
     ----------
     home : Path
         The cluster's folder, with ``cluster.json`` in it.
     owner : int
-        Process id of the parent to end with, or 0 to stay until told.
+        Process id of the parent to end with, or 0 to stay until a signal.
     """
 
     def __init__(self, home: Path, owner: int) -> None:
