@@ -131,16 +131,14 @@ def parse_text(option: Option, text: str) -> Any:
     return text
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested tables with TOML's types; `build` makes the same configuration of them."""
+def to_dict(section: Section) -> dict[str, Any]:
+    """Return nested tables with TOML's types, of which `build` makes the same options."""
+    values = {spec.name: getattr(section, spec.name) for spec in dataclasses.fields(section)}  # type: ignore[arg-type]
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-    } | {
-        spec.name: to_dict(getattr(config, spec.name))
-        for spec in dataclasses.fields(config)
-        if dataclasses.is_dataclass(getattr(config, spec.name))
-    }
+        name: to_dict(value) if isinstance(value, Section)
+        else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }  # fmt: skip
 
 
 def to_fingerprint(section: Section) -> dict[str, Any]:

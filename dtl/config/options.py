@@ -7,14 +7,14 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import field
-from typing import Any, Literal, Union
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, Union
 
 from dtl.config.errors import UserError
 
 NO_URL = ""
 
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B")
 _IN_WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -26,41 +26,34 @@ _IN_WORDS = {
 }
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    check: Callable[[Any], bool] | None = None,
-    allowed: str = "",
-) -> Any:
-    """Declare one option; `allowed` says in words what `check` tests."""
-    metadata = {"help": help, "check": check, "allowed": allowed}
-    return field(default=default, metadata=metadata)
+class Rule(NamedTuple):
+    """Values that an option may have: a test, and the same in words."""
+
+    allows: Callable[[Any], bool]
+    words: str
 
 
-def positive(value: float) -> bool:
-    """Whether a number is above 0."""
-    return value > 0
+def above(limit: float) -> Rule:
+    """Allow larger numbers."""
+    return Rule(lambda value: value > limit, f"above {limit}")
 
 
-def not_negative(value: float) -> bool:
-    """Whether a number is 0 or more."""
-    return value >= 0
+def at_least(limit: int) -> Rule:
+    """Allow a number and all larger ones."""
+    return Rule(lambda value: value >= limit, f"{limit} or more")
 
 
-def is_share(value: float | int | str) -> bool:
-    """Whether a value is a fraction below 1, a number of images, or ``rest``."""
-    if isinstance(value, str):
-        return value == "rest"
-    return 0 <= value < 1 if isinstance(value, float) else value >= 0
+def each(rule: Rule, *, may_be_empty: bool = False) -> Rule:
+    """Allow lists whose members a rule allows."""
+    return Rule(
+        lambda values: (may_be_empty or bool(values)) and all(map(rule.allows, values)),
+        f"numbers, each {rule.words}",
+    )
 
 
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B")
-
-
-def is_memory(text: str) -> bool:
-    """Return whether `parse_memory` understands a text."""
-    return _MEMORY.fullmatch(text) is not None
+BELOW_1 = Rule(lambda value: 0 <= value < 1, "from 0 to below 1")
+MEMORY = Rule(lambda text: _MEMORY.fullmatch(text) is not None, "an amount such as 4GiB")
+NAME = Rule(bool, "a name")
 
 
 def parse_memory(text: str) -> int:
@@ -78,52 +71,55 @@ def parse_memory(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** ("kMGT".index(prefix) + 1))
 
 
-def memory(default: str, help: str) -> Any:
-    """Declare an amount of memory."""
-    return option(default, f"memory {help}", check=is_memory, allowed="an amount such as 4GiB")
+def option(default: Any, help: str, rule: Rule | None = None) -> Any:
+    """Declare one option."""
+    return dataclasses.field(default=default, metadata={"help": help, "rule": rule})
 
 
-def vcores(default: int, help: str) -> Any:
-    """Declare a number of virtual cores."""
-    return option(default, f"virtual cores {help}", check=positive, allowed="1 or more")
-
-
+# By hand, for pydantic's dataclasses with cyclopts took longer to start and said less: their
+# imports and schemas take 0.7 s of the half that `--help` has, "Input should be a valid string"
+# names neither the key nor what to do, and strict types refuse TOML's lists.
 class Section:
-    """Checks the type and range of each option when a section is made."""
+    """Options that are checked, each and together, when they are made."""
 
     _name: typing.ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        hints = hints_of(type(self))
-        for spec in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, spec.name)
-            if dataclasses.is_dataclass(hints[spec.name]):
+        for name, kind in hints_of(type(self)).items():
+            value = getattr(self, name)
+            if dataclasses.is_dataclass(kind):
                 continue
-            key = f"{self._name}.{spec.name}".lstrip(".")
-            value = _typed(value, hints[spec.name], key)
+            key = f"{self._name}.{name}".lstrip(".")
+            value = _convert(value, kind, key)
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{key} must be a finite number. Received: {value!r}.")
-            object.__setattr__(self, spec.name, value)
-            check = spec.metadata["check"]
-            if check is not None and not check(value):
-                raise UserError(f"{key} must be {spec.metadata['allowed']}. Received: {value!r}.")
+            object.__setattr__(self, name, value)
+            rule: Rule | None = self.__dataclass_fields__[name].metadata["rule"]  # type: ignore[attr-defined]
+            if rule is not None and not rule.allows(value):
+                raise UserError(f"{key} must be {rule.words}. Received: {value!r}.")
+        for problem in self._conflicts():
+            raise UserError(problem)
+
+    def _conflicts(self) -> Iterator[str]:
+        """Yield what is wrong with options that are right each by itself."""
+        return iter(())
 
 
 def hints_of(section: type) -> dict[str, Any]:
-    """The types of a section's options by name."""
+    """Return the types of a section's options by name."""
     names = {spec.name for spec in dataclasses.fields(section)}
     return {k: v for k, v in typing.get_type_hints(section).items() if k in names}
 
 
 def members_of(kind: Any) -> tuple[Any, ...]:
-    """The types that an option may have, in the order in which a text is tried."""
+    """Return the types that an option may have, in the order in which a text is tried."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         # A whole number is tried before a fraction: "5000" is a count, "0.5" a share.
         return tuple(sorted(typing.get_args(kind), key=[int, float, str].index))
     return (kind,)
 
 
-def _typed(value: Any, kind: Any, key: str) -> Any:
+def _convert(value: Any, kind: Any, key: str) -> Any:
     for member in members_of(kind):
         if typing.get_origin(member) is Literal:
             if value in typing.get_args(member):
@@ -133,10 +129,9 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         if typing.get_origin(member) is tuple:
             item = typing.get_args(member)[0]
             kinds = {item, int} if item is float else {item}
-            if type(value) in kinds:
-                return (item(value),)
-            if isinstance(value, list | tuple) and all(type(v) in kinds for v in value):
-                return tuple(map(item, value))
+            values = [value] if type(value) in kinds else value
+            if isinstance(values, list | tuple) and all(type(v) in kinds for v in values):
+                return tuple(map(item, values))
         elif member is float and type(value) is int and len(members_of(kind)) == 1:
             return float(value)
         elif type(value) is member:

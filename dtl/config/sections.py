@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dtl.config.errors import UserError
 from dtl.config.options import (
+    MEMORY,
+    NAME,
     NO_URL,
+    Rule,
     Section,
-    is_memory,
-    is_share,
-    memory,
-    not_negative,
+    at_least,
     option,
-    positive,
-    vcores,
 )
 from dtl.config.training import CompareConfig, TrainConfig, TuneConfig
+
+
+def _is_share(value: float | int | str) -> bool:
+    if isinstance(value, str):
+        return value == "rest"
+    return 0 <= value < 1 if isinstance(value, float) else value >= 0
+
+
+_SHARE = Rule(_is_share, "a fraction below 1, a whole number of images, or rest")
 
 
 @dataclass(frozen=True)
@@ -33,64 +40,56 @@ class ClusterConfig(Section):
     address: str = option(
         "local",
         "local, yarn, or a running scheduler's tcp://host:port or tls://host:port",
-        check=lambda v: v in ("local", "yarn") or v.startswith(("tcp://", "tls://")),
-        allowed="local, yarn, tcp://host:port or tls://host:port",
+        Rule(
+            lambda value: value in ("local", "yarn") or value.startswith(("tcp://", "tls://")),
+            "local, yarn, tcp://host:port or tls://host:port",
+        ),
     )
     n_workers: int = option(
-        1,
-        "processes of a local cluster, or containers of YARN, at least; each loads the network",
-        check=positive,
-        allowed="1 or more",
-    )
+        1, "processes of a local cluster, or containers of YARN; each loads the network",
+        at_least(1),
+    )  # fmt: skip
     threads_per_worker: int = option(
-        0,
-        "threads of each, at least 2; 0 shares the processors out, or is YARN's vcores",
-        check=not_negative,
-        allowed="0 or more",
-    )
+        0, "threads of each worker, at least 2; 0: processors shared out, or YARN's vcores",
+        at_least(0),
+    )  # fmt: skip
     memory_limit: str = option(
-        "auto",
-        "memory of each, such as 6GiB; auto shares it out, or is the container's",
-        check=lambda v: v == "auto" or is_memory(v),
-        allowed="auto, or an amount such as 6GiB",
-    )
-    processes: bool = option(True, "false: threads of this process instead of worker processes")
+        "auto", "memory of each worker, such as 6GiB; auto: memory shared out, or the container's",
+        Rule(lambda value: value == "auto" or MEMORY.allows(value), f"auto, or {MEMORY.words}"),
+    )  # fmt: skip
+    processes: bool = option(True, "false: workers are threads of this process")
     dashboard_address: str = option(":0", "where a local cluster serves Dask's dashboard")
 
 
 @dataclass(frozen=True)
 class YarnConfig(Section):
-    """What is asked of YARN, with ``cluster.address = "yarn"``."""
+    """Containers of YARN, with ``cluster.address = "yarn"``."""
 
     _name: typing.ClassVar = "yarn"
-    name: str = option("dtl", "of the application", check=bool, allowed="a name")
-    queue: str = option("default", "queue that it is submitted to", check=bool, allowed="a name")
-    node_label: str = option("", "only nodes with this label; empty: as the queue says")
+    name: str = option("dtl", "name of the application", NAME)
+    queue: str = option("default", "queue that the application is submitted to", NAME)
+    node_label: str = option("", "label of the nodes to run on; empty: as the queue says")
     environment: str = option(
-        NO_URL,
-        "archive that pack-environment made, or a folder on every node; empty: the one that runs",
+        NO_URL, "archive of pack-environment, or a folder on every node; empty: the running Python"
     )
-    worker_memory: str = memory("4GiB", "of a worker's container")
-    worker_vcores: int = vcores(2, "of a worker's container")
-    worker_gpus: int = option(
-        0, "of a worker's container (yarn.io/gpu)", check=not_negative, allowed="0 or more"
-    )
-    scheduler_memory: str = memory("1GiB", "of the container of Dask's scheduler")
-    driver_memory: str = memory("2GiB", "of the container of a submitted driver")
+    worker_memory: str = option("4GiB", "memory of a worker's container", MEMORY)
+    worker_vcores: int = option(2, "virtual cores of a worker's container", at_least(1))
+    worker_gpus: int = option(0, "GPUs of a worker's container (yarn.io/gpu)", at_least(0))
+    scheduler_memory: str = option("1GiB", "memory of the Dask scheduler's container", MEMORY)
+    driver_memory: str = option("2GiB", "memory of a submitted driver's container", MEMORY)
     adaptive_max: int = option(
-        0,
-        "most workers, if their number follows the work; 0: always cluster.n_workers",
-        check=not_negative,
-        allowed="0 or more",
-    )
+        0, "most workers, if their number follows the work; 0: always cluster.n_workers",
+        at_least(0),
+    )  # fmt: skip
     env: tuple[str, ...] = option(
-        (),
-        "environment variables of all containers, NAME=VALUE",
-        check=lambda v: all(re.match(r"[A-Za-z_]\w*=", item) for item in v),
-        allowed="texts of the form NAME=VALUE",
-    )
+        (), "environment variables of all containers, NAME=VALUE",
+        Rule(
+            lambda values: all(re.match(r"[A-Za-z_]\w*=", value) for value in values),
+            "texts of the form NAME=VALUE",
+        ),
+    )  # fmt: skip
     files: tuple[str, ...] = option(
-        (), "files and archives that lie in each container's folder; archives are unpacked"
+        (), "files for the folder of each container; archives are unpacked there"
     )
 
 
@@ -100,7 +99,7 @@ class StorageConfig(Section):
 
     _name: typing.ClassVar = "storage"
     hdfs_client: Literal["native", "pyarrow"] = option(
-        "native", "for hdfs://: hdfs-native, or pyarrow's, which needs libhdfs and a JVM"
+        "native", "client of hdfs://; pyarrow needs libhdfs and a JVM"
     )
 
 
@@ -113,17 +112,15 @@ class ImagesConfig(Section):
         NO_URL, "folder of class folders, of train/, validation/ and test/, or of tars; or a tar"
     )
     resize: Literal["stretch", "crop"] = option(
-        "stretch", "stretch to the network's size, or scale the short side and crop the middle"
+        "stretch", "to the network's size: stretch, or scale the short side and crop the middle"
     )
     max_pixels: int = option(
-        100_000_000, "larger images are skipped, not decoded", check=positive, allowed="1 or more"
+        100_000_000, "pixels of the largest image that is decoded, not skipped", at_least(1)
     )
     max_skipped: float = option(
-        0.01,
-        "the run fails if more than this fraction of the images is unreadable",
-        check=lambda v: 0 <= v <= 1,
-        allowed="a fraction from 0 to 1",
-    )
+        0.01, "fraction of unreadable images above which the run fails",
+        Rule(lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,30 +130,22 @@ class FeaturesConfig(Section):
     _name: typing.ClassVar = "features"
     network: str = option("VGG16", "a model of keras.applications")
     layers: tuple[str, ...] = option(
-        ("fc2",),
-        "layers to keep, all computed in one pass",
-        check=bool,
-        allowed="one layer or more",
+        ("fc2",), "layers to store, all computed in one pass", Rule(bool, "one layer or more")
     )
     pooling: Literal["avg", "max", "flatten"] = option(
-        "avg", "what becomes of a layer with positions (height, width, channels)"
+        "avg", "how a layer with positions (height, width, channels) becomes one row"
     )
     weights: str = option("imagenet", "imagenet, random, or the URL of a .h5, .weights.h5 or .npz")
     preprocess: Literal["network", "dl4j"] = option(
-        "network", "the network's own; dl4j: BGR without subtracted means, as Deeplearning4j had it"
+        "network", "the network's own; dl4j: BGR without subtracted means, as in Deeplearning4j"
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "auto: the fastest that every worker's processor has"
+        "auto", "number format of the network; auto: the fastest that every worker has"
     )
-    dtype: Literal["float32", "float16"] = option("float32", "of the stored features")
-    batch_images: int = option(
-        16, "images in one pass through the network", check=positive, allowed="1 or more"
-    )
+    dtype: Literal["float32", "float16"] = option("float32", "number format of stored features")
+    batch_images: int = option(16, "images of one pass through the network", at_least(1))
     chunk_images: int = option(
-        256,
-        "images in one chunk of the store, the unit of work",
-        check=positive,
-        allowed="1 or more",
+        256, "images of one chunk of the store, the unit of work", at_least(1)
     )
 
 
@@ -166,34 +155,23 @@ class SplitConfig(Section):
 
     _name: typing.ClassVar = "split"
     method: Literal["auto", "stratified", "random", "folders"] = option(
-        "auto", "auto: as the folders say, stratified by class where they do not"
+        "auto", "auto: by train/, validation/ and test/ where they are, else stratified by class"
     )
     train: float | int | str = option(
-        "rest",
-        "a fraction (0.6), a number of images (19607), or rest",
-        check=is_share,
-        allowed="a fraction below 1, a whole number of images, or rest",
+        "rest", "training images: a fraction (0.6), a number (19607), or rest", _SHARE
     )
     validation: float | int | str = option(
-        0.15,
-        "a fraction (0.15), a number of images (5000), or rest",
-        check=is_share,
-        allowed="a fraction below 1, a whole number of images, or rest",
+        0.15, "validation images: a fraction (0.15), a number (5000), or rest", _SHARE
     )
     test: float | int | str = option(
-        0.2,
-        "a fraction (0.2), a number of images (6000), or rest",
-        check=is_share,
-        allowed="a fraction below 1, a whole number of images, or rest",
+        0.2, "test images: a fraction (0.2), a number (6000), or rest", _SHARE
     )
     train_per_class: int = option(
-        0,
-        "train on this many images of every class (as papers do); 0: as train says",
-        check=not_negative,
-        allowed="0 or more",
-    )
+        0, "training images of every class, as papers have it; 0: as split.train says",
+        at_least(0),
+    )  # fmt: skip
     duplicates: Literal["together", "drop"] = option(
-        "together", "identical files: all on one side, or only the first of them kept"
+        "together", "identical files: all in one split, or all but the first dropped"
     )
 
 
@@ -202,9 +180,7 @@ class PackConfig(Section):
     """How images are packed into tars."""
 
     _name: typing.ClassVar = "pack"
-    shard_mib: int = option(
-        256, "MiB of one tar, which a worker holds in memory", check=positive, allowed="1 or more"
-    )
+    shard_mib: int = option(256, "MiB of one tar, which a worker holds in memory", at_least(1))
 
 
 @dataclass(frozen=True)
@@ -212,8 +188,10 @@ class Config(Section):
     """A whole run."""
 
     out: str = option(NO_URL, "folder for everything that the run makes")
-    seed: int = option(0, "of the order, the split, the batches and random weights")
-    overwrite: bool = option(False, "replace results in --out that were made with other settings")
+    seed: int = option(
+        0, "seed of the order, the split, the batches and random weights", at_least(0)
+    )
+    overwrite: bool = option(False, "replace results that were made with other settings")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -225,21 +203,19 @@ class Config(Section):
     tune: TuneConfig = field(default_factory=TuneConfig)
     pack: PackConfig = field(default_factory=PackConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _conflicts(self) -> Iterator[str]:
         if 0 < self.yarn.adaptive_max < self.cluster.n_workers:
-            raise UserError(
+            yield (
                 "`yarn.adaptive_max` must be 0, or at least `cluster.n_workers` = "
                 f"{self.cluster.n_workers}. Received: {self.yarn.adaptive_max}."
+            )
+        if self.layer not in self.features.layers:
+            yield (
+                f"train.layer must be one of features.layers {self.features.layers}. "
+                f"Received: {self.layer!r}."
             )
 
     @property
     def layer(self) -> str:
         """The layer whose features the head is trained on."""
-        layer = self.train.layer or self.features.layers[0]
-        if layer not in self.features.layers:
-            raise UserError(
-                f"train.layer must be one of features.layers {self.features.layers}. "
-                f"Received: {layer!r}."
-            )
-        return layer
+        return self.train.layer or self.features.layers[0]

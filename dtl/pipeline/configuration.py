@@ -39,7 +39,6 @@ def read_options(arguments: argparse.Namespace, command: Command) -> Config:
         layers.append(Results(arguments.model).config() | {"out": ""})
         layers.append({"images": {"url": ""}, "train": {"layer": ""}})
     options = config.build(*layers, file, given)
-    _ = options.layer  # says if it is none of the layers
     storage.use_hdfs_client(options.storage.hdfs_client)
     return _with_absolute_urls(options)
 
