@@ -100,12 +100,14 @@ def check_split(config: SplitConfig, n_images: int) -> None:
     ValueError
     """
     parts = {"train": config.train, "validation": config.validation, "test": config.test}
+    if config.train_per_class:
+        del parts["train"]
     if list(parts.values()).count("rest") > 1:
         raise ValueError(f"Only one split can be the rest. Received: {parts}.")
     taken = sum(
         p * n_images if isinstance(p, float) else p
-        for name, p in parts.items()
-        if not isinstance(p, str) and not (name == "train" and config.train_per_class)
+        for p in parts.values()
+        if not isinstance(p, str)
     )
     if taken > n_images * (1 + 1e-9):
         raise ValueError(
@@ -220,7 +222,10 @@ def _sizes(
 ) -> NDArray[np.int64]:
     """Units of each group in each split, (n_groups, 3)."""
     n = np.asarray(n_units, np.int64)
-    wanted = shares(int(n.sum()), (config.train, config.validation, config.test))
+    train: float | int | str = config.train
+    if config.train_per_class and "rest" in (config.validation, config.test):
+        train = config.train_per_class * len(n)
+    wanted = shares(int(n.sum()), (train, config.validation, config.test))
     if class_names is None:
         return np.array([wanted])
     for name, size in zip(class_names, n, strict=True):
@@ -237,16 +242,14 @@ def _sizes(
                 "leave the class out."
             )
     if config.train_per_class:
-        train = np.full_like(n, config.train_per_class)
-        left = n - train
+        left = n - config.train_per_class
         held_out = max(wanted[1] + wanted[2], 1)
         n_validation = round(int(left.sum()) * wanted[1] / held_out)
         least_test = int(left.sum() - n_validation >= len(n))
         validation = apportion(left, n_validation, left - least_test)
-        return np.stack([train, validation, left - validation], axis=1)
+        return np.stack([n - left, validation, left - validation], axis=1)
     # Who comes first leaves the others the one image of every class that they are to have.
     least_train, _, least_test = (int(count >= len(n)) for count in wanted)
     validation = apportion(n, wanted[1], n - least_train - least_test)
     test = apportion(n, wanted[2], n - validation - least_train)
-    train = apportion(n - validation - test, wanted[0])
-    return np.stack([train, validation, test], axis=1)
+    return np.stack([apportion(n - validation - test, wanted[0]), validation, test], axis=1)

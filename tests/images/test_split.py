@@ -112,6 +112,13 @@ def test_caltech_train_per_class(caltech, n):
     assert (counts[:, 3] == left - counts[:, 2]).all()
 
 
+def test_caltech_train_per_class_and_the_rest_for_test(caltech):
+    path, label = caltech
+    config = SplitConfig(train_per_class=30, validation=0.1, test="rest")
+    n_each = table(assign(path, label, config), label).sum(axis=0)
+    assert n_each.tolist() == [0, 30 * 257, 3061, 30_607 - 30 * 257 - 3061]
+
+
 def test_caltech_order_does_not_matter_but_seed_does(caltech):
     path, label = caltech
     order = np.random.default_rng(0).permutation(len(path))
@@ -336,6 +343,7 @@ def test_no_validation_or_test_asked():
 def test_fractions_of_exactly_one_pass_the_check():
     check_split(SplitConfig(train=0.7, validation=0.1, test=0.2), 1000)
     check_split(SplitConfig(train_per_class=30, train=0.9), 1000)
+    check_split(SplitConfig(train_per_class=30, test="rest"), 1000)
 
 
 def test_hash_keys_are_the_same_for_ever():
