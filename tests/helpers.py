@@ -38,8 +38,14 @@ CUT = [
 """VGG16 after its first block: real, and quick to compute."""
 
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+THREADS = ("--cluster.processes", "false")
+"""Workers that are threads of the driver: they need not import Keras again."""
+
+
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a user types, in a process of its own."""
+    """Run a command as a user does, in a process of its own: see the fixture `here`, too."""
     return subprocess.run(
         [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
         capture_output=True, text=True, timeout=1800, check=False, env=os.environ | environment,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import all_files, command
+from helpers import THREADS, Run, all_files
 
 from dtl import config
 from dtl.config import Config
@@ -134,22 +134,24 @@ def test_half_precision_in_the_source_is_in_the_settings(
     assert derivation.settings(source, asked)["derived_from"] == "float16"
 
 
-def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path) -> None:
+def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path, here: Run) -> None:
     pictures, _ = small
     out, later = tmp_path / "out", tmp_path / "later"
     options = [
         "--features.network", "MobileNetV2", "--features.weights", "random",
         "--features.chunk-images", "8", "--images.max-skipped", "0.5", "--train.epochs", "2",
+        *THREADS,
     ]  # fmt: skip
     pooled = ["--features.layers", "global_average_pooling2d"]
-    done = command("featurize", "--images", pictures, "--out", out, *options, *pooled)
+    done = here("featurize", "--images", pictures, "--out", out, *options, *pooled)
     assert done.returncode == 0, done.stderr
-    derived = ["derive", "--model", out, "--out", later, "--features.layers", "predictions"]
-    done = command(*derived)
+    layers = ["--features.layers", "predictions"]
+    derived = ["derive", "--model", out, "--out", later, *layers, *THREADS]
+    done = here(*derived)
     assert done.returncode == 0, done.stderr
     assert f"Features of 22 images: {later}/features.zarr" in done.stdout
-    done = command("train", "--out", later)  # goes on from there
+    done = here("train", "--out", later, *THREADS)  # goes on from there
     assert done.returncode == 0, done.stderr
-    assert "done before" in command(*derived).stderr
-    same = command("derive", "--model", out, "--out", out, "--features.layers", "predictions")
+    assert "done before" in here(*derived).stderr
+    same = here("derive", "--model", out, "--out", out, *layers)
     assert "Choose another --out" in same.stderr

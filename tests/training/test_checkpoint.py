@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import COLOURS, CUT, MakeStore, command, draw
+from helpers import COLOURS, CUT, THREADS, MakeStore, Run, draw, wait_until
 
 from dtl import storage
 from dtl.config import TrainConfig
@@ -362,43 +362,43 @@ def test_a_class_without_training_images_is_told(
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(
+    tmp_path: Path, here: Run
+) -> None:
     draw(tmp_path / "pictures", COLOURS, 16)
     out, long = tmp_path / "out", ["--train.epochs", "1200", "--train.checkpoint-every", "20"]
-    first = command(
+    first = here(
         "featurize", "--images", tmp_path / "pictures", "--out", out, *CUT, *long,
-        "--cluster.processes", "false",
+        *THREADS,
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
-    arguments = ["train", "--out", str(out), "--cluster.processes", "false"]
+    arguments = ["train", "--out", str(out), *THREADS]
     process = subprocess.Popen(
         [sys.executable, "-m", "dtl.pipeline", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 120
-    while not (out / "checkpoint.npz").exists() and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until((out / "checkpoint.npz").exists, "a checkpoint", timeout_s=300)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert (out / "checkpoint.npz").exists()
     assert not (out / "head.npz").exists()
 
-    refused = command(*arguments, "--train.l2", "0.5")
+    refused = here(*arguments, "--train.l2", "0.5")
     assert refused.returncode == 1
     assert "train.l2: asked for 0.5, stored 0.01" in refused.stderr
     assert "dashboard" not in refused.stderr
     assert f"Cannot go on from {out}/checkpoint.npz" in refused.stderr
     assert "or remove that file to start again" in refused.stderr
 
-    done = command(*arguments, "--train.l2", "0.01")
+    done = here(*arguments, "--train.l2", "0.01")
     assert done.returncode == 0, done.stderr
     assert "training: goes on after round" in done.stderr
     assert not (out / "checkpoint.npz").exists()
     resumed = (out / "head.npz").read_bytes()
     (out / "head.npz").unlink()
-    assert command(*arguments).returncode == 0
+    assert here(*arguments).returncode == 0
     assert (out / "head.npz").read_bytes() == resumed
 
-    own = command(*arguments, "--train.start-from", out)
+    own = here(*arguments, "--train.start-from", out)
     assert own.returncode == 1
     assert f"the training replaces or removes {out}/head.npz" in own.stderr
