@@ -129,8 +129,8 @@ def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         before = threading.active_count()
         message = (
-            rf"No Dask scheduler answers at {address}: .*Start one with `dask scheduler`, or use "
-            r"--cluster local\."
+            rf"No Dask scheduler answers at {address}: .*Start one with `dask scheduler`, or set "
+            r"`cluster\.address` to local\."
         )
         with (
             pytest.raises(ConnectionError, match=message),

@@ -265,8 +265,8 @@ def test_a_worker_that_pauses_is_told(
         time.sleep(0.5)
     (record,) = (record for record in caplog.records if record.name == "dtl.cluster.workers")
     message = (
-        rf"Worker {address} has paused: \S+ .iB of its 50\.00 MiB are taken\. It goes on by itself "
-        r".*nothing that is done is lost\. Give each worker more memory \(--cluster\.memory-limit"
+        rf"Worker {address} has paused: it uses \S+ .iB of its 50\.00 MiB\. It resumes by itself "
+        r".*what is done stays done\. Give each worker more memory \(`cluster\.memory_limit`"
     )
     assert re.match(message, record.message)
     assert "dtl-pauses" not in {t.name for t in set(threading.enumerate()) - before}
@@ -289,7 +289,7 @@ def test_memory_of_one_process_is_refused_with_processes(
 ) -> None:
     check_shared(threads, "memory://photos", "/somewhere")
     check_shared(processes, "/somewhere", "hdfs:///photos")
-    message = r"memory://photos: memory:// is of one process only.*Use a folder, or --cluster\.proc"
+    message = r"memory://photos: memory:// belongs to one process.*Use a folder, or set `cluster\.proc"
     with pytest.raises(ValueError, match=message):
         check_shared(processes, "/somewhere", "memory://photos")
 

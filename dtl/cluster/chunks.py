@@ -1,0 +1,74 @@
+"""The spread of independent chunks over workers: a window of Dask bags."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import dask.bag as db
+from distributed import Client, as_completed, futures_of
+
+from dtl.cluster.workers import known_workers
+from dtl.storage.hdfs import UnreachableError
+
+log = logging.getLogger(__name__)
+
+_CHUNKS_PER_WORKER = 2
+"""One in the network, one that reads ahead or writes: more would only hold memory."""
+
+_RETRIES = 3
+"""How often a chunk whose storage failed is tried again."""
+
+
+def map_chunks(
+    client: Client, function: Callable[..., Any], chunks: Iterable[Any], **arguments: Any
+) -> Iterator[Any]:
+    """Map a function over chunks, with two per worker in flight.
+
+    Chunks that start together are one Dask bag, a partition each. Workers that join get their
+    share. A chunk whose worker is lost is computed again; one whose storage failed, up to 3 times.
+
+    Yields
+    ------
+    object
+        A value that ``function(chunk, **arguments)`` returned, in the order of completion.
+    """
+    waiting = iter(chunks)
+    chunk_of: dict[Any, Any] = {}
+    failures: Counter[str] = Counter()
+    running = as_completed(loop=client.loop)
+
+    def fill_window() -> int:
+        size = _CHUNKS_PER_WORKER * max(len(known_workers(client)), 1)
+        if started := [*itertools.islice(waiting, size - running.count())]:
+            bag = db.from_sequence(started, npartitions=len(started)).map(function, **arguments)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sending large graph")  # paths of many images
+                bag = client.persist(bag)
+            chunk_of.update(zip(bag.__dask_keys__(), started, strict=True))
+            running.update(futures_of(bag))
+        return size
+
+    window = fill_window()
+    for future in running:
+        chunk = chunk_of.pop(future.key)
+        try:
+            results = future.result()
+        except UnreachableError:
+            raise  # it has been tried again for minutes
+        except OSError as error:
+            failures[str(chunk)] += 1
+            if failures[str(chunk)] > _RETRIES:
+                raise
+            log.warning("%s; trying again", error)
+            future.release()  # a bag of the same content has the same keys
+            waiting = itertools.chain([chunk], waiting)
+        else:
+            yield from results
+        # A quarter at a time: the driver takes half the time for chunks of a common bag.
+        if running.count() <= window * 3 // 4:
+            window = fill_window()
