@@ -44,7 +44,7 @@ def map_chunks(
 
     def fill_window() -> int:
         size = _CHUNKS_PER_WORKER * max(len(known_workers(client)), 1)
-        if started := [*itertools.islice(waiting, size - running.count())]:
+        if started := [*itertools.islice(waiting, max(size - running.count(), 0))]:
             bag = db.from_sequence(started, npartitions=len(started)).map(function, **arguments)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sending large graph")  # paths of many images

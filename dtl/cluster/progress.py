@@ -1,4 +1,4 @@
-"""What a long stage says while it works: a bar on a terminal, a line now and then in a log."""
+"""Progress of a long stage: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ _LINE_EVERY_S = 15.0
 
 
 class Advance(Protocol):
-    """Called with how many units are done since the last call, and what is worth showing."""
+    """Callback that takes how many units were done since its last call, and a note to show."""
 
     def __call__(self, n: int, note: str = "") -> None:
         """Count `n` more units as done."""
 
 
 @contextmanager
-def track(what: str, total: int, unit: str, *, show: bool = True) -> Iterator[Advance]:
-    """Show how far a stage is.
+def track(stage: str, total: int, unit: str, *, show: bool = True) -> Iterator[Advance]:
+    """Show how far a stage is while the block runs.
+
+    Parameters
+    ----------
+    unit : str
+        Plural noun of the `total` things.
 
     Examples
     --------
@@ -55,7 +60,7 @@ def track(what: str, total: int, unit: str, *, show: bool = True) -> Iterator[Ad
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, note="", speed="")
+            task = bar.add_task(stage, total=total, note="", speed="")
 
             def advance_bar(n: int, note: str = "") -> None:
                 nonlocal done
@@ -77,7 +82,7 @@ def track(what: str, total: int, unit: str, *, show: bool = True) -> Iterator[Ad
             left = f", {(total - done) / speed:.0f} s left" if 0 < done < total else ""
             log.info(
                 "%s: %d of %d %s, %.1f %s/s%s%s",
-                what, done, total, unit, speed, unit, left, f"; {note}" if note else "",
+                stage, done, total, unit, speed, unit, left, f"; {note}" if note else "",
             )  # fmt: skip
 
     yield advance_log

@@ -1,27 +1,14 @@
-"""How work is spread over workers: a window of chunks, groups of parts, a tree."""
+"""The spread of a training over workers: groups of shards, and a tree that merges their results."""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import dask.bag as db
-from distributed import Client, Future, as_completed, wait
+from distributed import Client, Future, wait
 
 from dtl.cluster.workers import known_workers
-from dtl.storage.hdfs import UnreachableError
-
-log = logging.getLogger(__name__)
-
-_CHUNKS_A_WORKER = 2
-"""One in the network, one that reads ahead or writes: more would only hold memory."""
-
-_RETRIES = 3
-"""Of a chunk whose storage failed."""
 
 
 def submit_value(client: Client, value: Any, key: str) -> Future:
@@ -39,48 +26,6 @@ def wait_for(client: Client, futures: Iterable[Future]) -> None:
     """Wait until all are computed, or have failed, which those say who ask for their results."""
     with client.as_current():  # it need not be the default one
         wait(list(futures))
-
-
-def map_chunks(
-    client: Client, function: Callable[..., Any], chunks: Iterable[Any], **arguments: Any
-) -> Iterator[Any]:
-    """Map a function over chunks as a Dask bag, a few at a time for each worker.
-
-    Yields results as they come. Workers that join get their share; a chunk whose worker is lost is
-    computed again, and one whose storage failed is tried again.
-    """
-
-    def submit(chunk: Any) -> Future:
-        # A bag for every chunk: the client's work for a task of one large bag grows with the bag.
-        bag = db.from_sequence([chunk], npartitions=1).map(function, **arguments)
-        future = client.compute(bag)
-        chunk_of[future.key] = chunk
-        return future
-
-    def wanted() -> int:
-        return _CHUNKS_A_WORKER * max(len(known_workers(client)), 1)
-
-    chunk_of: dict[str, Any] = {}
-    failures: Counter[str] = Counter()
-    waiting = iter(chunks)
-    running = as_completed([submit(chunk) for chunk in itertools.islice(waiting, wanted())])
-    for future in running:
-        chunk = chunk_of.pop(future.key)
-        try:
-            results = future.result()
-        except UnreachableError:
-            raise  # it has been tried again for minutes
-        except OSError as error:
-            failures[str(chunk)] += 1
-            if failures[str(chunk)] > _RETRIES:
-                raise
-            log.warning("%s; trying again", error)
-            future.release()  # a bag of the same content has the same key
-            running.add(submit(chunk))
-            continue
-        yield from results
-        for more in itertools.islice(waiting, max(wanted() - running.count(), 0)):
-            running.add(submit(more))
 
 
 def tree_reduce(

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from distributed import Client
 
 from dtl import storage
+from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
-from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config.provenance import differences
 from dtl.features import extraction

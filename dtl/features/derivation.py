@@ -15,8 +15,8 @@ import numpy as np
 from distributed import Client
 
 from dtl import storage
+from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
-from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
 from dtl.config import FeaturesConfig
 from dtl.config.provenance import check_same

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
+from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
-from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config.provenance import check_same
 from dtl.features import extraction

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from distributed import Client
 
 from dtl import storage
+from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
-from dtl.cluster.spread import map_chunks
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config import PackConfig
 from dtl.images import tars
