@@ -1,12 +1,15 @@
 """The Python environment that runs, as one archive that works in any folder of another machine.
 
-It has the interpreter, its library and all installed packages, laid out as an installed Python is,
-so that they find each other from where they lie. It needs what the interpreter needs of the system
+It holds the interpreter, its library and all installed packages, laid out like an installed Python,
+so that they find each other in any folder. It still needs what the interpreter needs of the system
 (its C library, OpenSSL and the like): pack on a machine like those of the cluster.
 
-The archive has two files, a launcher and another archive, which the launcher unpacks beside itself
-when it is first used: a YARN without Hadoop's native library starts a process for each file that it
-unpacks, some ten minutes for TensorFlow alone.
+The archive has two files, a launcher and an inner archive, which the launcher unpacks at its first
+run. A YARN without Hadoop's native library starts a process for each file that it unpacks, which
+takes some ten minutes for TensorFlow alone.
+
+Packed by hand, because conda-pack packs conda's environments only, and venv-pack leaves the
+interpreter out.
 """
 
 from __future__ import annotations
@@ -22,22 +25,23 @@ import sysconfig
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from dtl import storage
+from dtl.config.errors import UserError
 
 log = logging.getLogger(__name__)
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
-"""Of archives that YARN unpacks."""
+"""File names' endings of archives that YARN unpacks."""
 
-_LEFT_OUT = {"test", "ensurepip", "idlelib", "turtledemo"}
-"""Of the standard library; tests are a third of it."""
+_LEFT_OUT = {"test", "ensurepip", "idlelib", "turtledemo", "site-packages", "dist-packages"}
+"""Folders of the standard library that are not packed; its tests are a third of it."""
 
 _FOR_COMPILERS = (".h", ".hpp", ".inc", ".inl", ".cuh")
-"""A quarter of the files of an environment with TensorFlow; nodes would unpack them for nothing."""
+"""A quarter of the files of an environment with TensorFlow, which nobody needs at run time."""
 
 _INNER = "environment.tar.gz"
 _LAUNCHER = f"""\
@@ -45,7 +49,7 @@ _LAUNCHER = f"""\
 # The interpreter of this archive, wherever it has been unpacked.
 here=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 if [ ! -e "$here/unpacked" ]; then
-    # One unpacks it; others that come meanwhile wait.
+    # The first process unpacks it; others wait for the lock.
     exec 9> "$here/lock" && flock 9 || exit
     if [ ! -e "$here/unpacked" ]; then
         tar -xzf "$here/{_INNER}" -C "$here" && touch "$here/unpacked" || exit
@@ -59,12 +63,12 @@ exec "$here/bin/INTERPRETER" "$@"
 
 
 def pack(url: str) -> bool:
-    """Write the archive, unless the same environment lies there already.
+    """Write the archive, unless it is there already and the environment has not changed.
 
     Parameters
     ----------
     url : str
-        Ends in ``.tar``. A record lies beside it, at ``url`` with ``.json`` after it.
+        Ends in ``.tar``. A record is written beside it, to the same URL with ``.json`` appended.
 
     Returns
     -------
@@ -73,25 +77,25 @@ def pack(url: str) -> bool:
 
     Raises
     ------
-    ValueError
-        For another ending; packages besides dtl that are installed in editable mode, for they are
-        not in the environment; or a Python of conda, which has libraries of its own.
+    UserError
+        If the URL ends otherwise, a package other than dtl is installed in editable mode and so not
+        in the environment, or the Python is conda's, which has libraries of its own.
     """
     if not url.endswith(".tar"):
-        raise ValueError(f"The environment's archive must end in .tar. Received: {url!r}.")
+        raise UserError(f"The environment's archive must end in .tar. Received: {url!r}.")
     if Path(sys.base_prefix, "conda-meta").is_dir():
-        raise ValueError(
+        raise UserError(
             f"{sys.base_prefix} is conda's. Pack it with `conda pack` (conda-pack), with dtl "
-            "installed without -e, and give that archive to --yarn.environment."
+            "installed without -e, and set `yarn.environment` to that archive."
         )
-    if editable := [name for name in _editable() if name != "dtl"]:
-        raise ValueError(
+    if editable := [name for name in _list_editable() if name != "dtl"]:
+        raise UserError(
             f"Installed in editable mode, so not in the environment: {', '.join(editable)}. "
             "Install without -e, and pack again."
         )
-    files = dict(_files())
+    files = dict(_find_files())
     fingerprint = _fingerprint(files)
-    record = _record(url)
+    record = _read_record(url)
     if record.get("fingerprint") == fingerprint and _is_whole(url, record):
         return False
     n_bytes = sum(source.stat().st_size for source in files.values())
@@ -106,36 +110,35 @@ def pack(url: str) -> bool:
             "packed_from": sys.prefix,
         }
         log.info("writing %.2f GiB to %s", archive.stat().st_size / 2**30, url)
-        storage.remove(f"{url}.json")  # it would speak of another archive
+        storage.remove(f"{url}.json")  # it describes the archive that is replaced
         storage.put(str(archive), url)
     storage.write_bytes(f"{url}.json", json.dumps(record, indent=1).encode())
     return True
 
 
 def check(url: str) -> None:
-    """Refuse an archive that is not there, or cannot be one, before YARN is given it.
+    """Refuse a missing or broken archive, before YARN is given it.
 
     Raises
     ------
     FileNotFoundError
-        If it is not there.
-    ValueError
-        If its size is not that of its record, if `pack` made one, or its first bytes are not an
-        archive's.
+        If there is none.
+    UserError
+        If its size differs from its record, or its first bytes are not those of an archive.
     """
-    again = "Make it again with `conda pack`, or another with pack-environment, as README.md says."
+    again = "Make it again with `conda pack`, or another one with `dtl pack-environment`."
     if url.endswith(".tar"):
-        again = f"Make it with `python -m dtl.pipeline pack-environment --out {url}`."
+        again = "Make it with `dtl pack-environment`."
     if not storage.exists(url):
         raise FileNotFoundError(f"yarn.environment: no such file: {url}. {again}")
-    record = _record(url)
+    record = _read_record(url)
     if record and not _is_whole(url, record):
-        raise ValueError(
+        raise UserError(
             f"yarn.environment: {url} has {storage.size(url)} bytes, but was packed with "
             f"{record['size_bytes']}. It is broken. {again}"
         )
     if not _starts_as_archive(url, storage.read_start(url, 1 << 16)):
-        raise ValueError(f"yarn.environment: {url} is not an archive, or broken. {again}")
+        raise UserError(f"yarn.environment: {url} is not an archive, or broken. {again}")
 
 
 def _starts_as_archive(url: str, start: bytes) -> bool:
@@ -150,7 +153,7 @@ def _starts_as_archive(url: str, start: bytes) -> bool:
     return True
 
 
-def _record(url: str) -> dict[str, Any]:
+def _read_record(url: str) -> dict[str, Any]:
     if not storage.exists(f"{url}.json"):
         return {}
     found: dict[str, Any] = json.loads(storage.read_bytes(f"{url}.json"))
@@ -161,17 +164,18 @@ def _is_whole(url: str, record: dict[str, Any]) -> bool:
     return storage.exists(url) and storage.size(url) == record["size_bytes"]
 
 
-def _editable() -> list[str]:
-    found = []
-    for distribution in importlib.metadata.distributions():
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        if origin.get("dir_info", {}).get("editable"):
-            found.append(distribution.name)
-    return found
+def _list_editable() -> list[str]:
+    return [
+        distribution.name
+        for distribution in importlib.metadata.distributions()
+        if json.loads(distribution.read_text("direct_url.json") or "{}")
+        .get("dir_info", {})
+        .get("editable")
+    ]
 
 
-def _files() -> Iterator[tuple[str, Path]]:
-    """Every file, by its path in the archive."""
+def _find_files() -> Iterator[tuple[str, Path]]:
+    """Yield the path in the archive, and the place on this machine, of every file."""
     version = sysconfig.get_python_version()
     library = f"lib/python{version}"
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
@@ -179,14 +183,16 @@ def _files() -> Iterator[tuple[str, Path]]:
     for shared in Path(sysconfig.get_config_var("LIBDIR")).glob("libpython*.so*"):
         yield f"lib/{shared.name}", shared
     standard = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix}))
-    yield from _below(standard, library, _LEFT_OUT | {"site-packages", "dist-packages"})
+    yield from _find_below(standard, library, _LEFT_OUT)
     for kind in ("purelib", "platlib"):
-        yield from _below(Path(sysconfig.get_path(kind)), f"{library}/site-packages", set())
-    # Wherever it runs from: it may be installed in editable mode.
-    yield from _below(Path(__file__).parents[1], f"{library}/site-packages/dtl", set())
+        yield from _find_below(Path(sysconfig.get_path(kind)), f"{library}/site-packages")
+    # dtl itself may be installed in editable mode, or run from its folder.
+    yield from _find_below(Path(__file__).parents[1], f"{library}/site-packages/dtl")
 
 
-def _below(folder: Path, name: str, left_out: set[str]) -> Iterator[tuple[str, Path]]:
+def _find_below(
+    folder: Path, name: str, left_out: Collection[str] = ()
+) -> Iterator[tuple[str, Path]]:
     for above, folders, files in os.walk(folder, followlinks=True):
         place = Path(above).relative_to(folder)
         if place == Path():
@@ -198,7 +204,7 @@ def _below(folder: Path, name: str, left_out: set[str]) -> Iterator[tuple[str, P
 
 
 def _fingerprint(files: dict[str, Path]) -> str:
-    """Of all files' paths, sizes and times of change; what Python compiled follows from them."""
+    """Hash paths, sizes and times of change; compiled files follow from their sources."""
     digest = hashlib.sha256(sys.version.encode())
     for name, source in sorted(files.items()):
         if "__pycache__" not in name:
@@ -209,7 +215,7 @@ def _fingerprint(files: dict[str, Path]) -> str:
 
 def _write(folder: Path, files: dict[str, Path]) -> Path:
     inner, launcher, archive = folder / _INNER, folder / "python", folder / "archive.tar"
-    # The quickest level: what a higher one saves in size, it costs in time.
+    # The quickest level: a higher one takes longer to compress than it saves in copying.
     with tarfile.open(inner, "w:gz", compresslevel=1) as tar:
         for name, source in files.items():
             tar.add(source.resolve(), name, recursive=False)

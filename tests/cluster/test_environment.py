@@ -66,7 +66,7 @@ def test_an_unchanged_environment_is_not_packed_again(packed: tuple[Path, Path])
 def test_what_is_broken_is_named(packed: tuple[Path, Path], tmp_path: Path) -> None:
     content, record = packed[1].read_bytes(), Path(f"{packed[1]}.json").read_bytes()
     url = tmp_path / "env.tar"
-    again = rf"Make it with `python -m dtl\.pipeline pack-environment --out {url}`\."
+    again = r"Make it with `dtl pack-environment`\."
     with pytest.raises(FileNotFoundError, match=rf"no such file: {url}\. {again}"):
         environment.check(str(url))
     Path(f"{url}.json").write_bytes(record)
@@ -84,7 +84,7 @@ def test_what_is_broken_is_named(packed: tuple[Path, Path], tmp_path: Path) -> N
 def test_what_is_no_archive_is_named(tmp_path: Path, ending: str, content: bytes) -> None:
     url = tmp_path / f"env{ending}"
     url.write_bytes(content)
-    again = "pack-environment --out .*env.tar`" if ending == ".tar" else "again with `conda pack`"
+    again = "with `dtl pack-environment`" if ending == ".tar" else "again with `conda pack`"
     with pytest.raises(ValueError, match=rf"{url} is not an archive, or broken\. Make .*{again}"):
         environment.check(str(url))
 

@@ -320,7 +320,7 @@ def small() -> Iterator[Client]:
 def test_too_little_memory_is_refused_before_the_weights_are_loaded(small: Client) -> None:
     message = (
         r"Worker inproc://.* may use 2\.0 GiB; VGG16 up to fc1, fc2 needs 2\.5 GiB\. Give each "
-        r"worker more memory \(--cluster\.memory-limit on a local cluster, .*, or run fewer "
+        r"worker more memory \(`cluster\.memory_limit` on a local cluster, .*, or run fewer "
     )
     with pytest.raises(ValueError, match=message):
         prepare(small, ExtractionSpec(replace(FEATURES, layers=("fc1", "fc2")), ImagesConfig()))

@@ -289,8 +289,7 @@ def test_submitted_and_killed_or_for_nothing(
         ({"environment": "hdfs:///nowhere.tar.gz"}, False,
          r"no such file: hdfs:///nowhere\.tar\.gz\. Make it again with `conda pack`"),
         ({"environment": "hdfs:///nowhere.tar"}, False,
-         r"no such file: hdfs:///nowhere\.tar\. Make it with `python -m dtl\.pipeline "
-         r"pack-environment --out hdfs:///nowhere\.tar`"),
+         r"no such file: hdfs:///nowhere\.tar\. Make it with `dtl pack-environment`"),
         ({"environment": "hdfs:///env"}, False, r"must be an archive .* or a folder that every"),
     ],
 )  # fmt: skip

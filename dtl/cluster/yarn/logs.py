@@ -59,7 +59,7 @@ def explain_end(app_id: str, diagnostics: str, service: str) -> str:
 
 def advise_logs(app_id: str) -> str:
     """Return how to read all that an application's containers wrote."""
-    return f"All that its containers wrote: python -m dtl.pipeline logs {app_id}"
+    return f"All that its containers wrote: dtl logs {app_id}"
 
 
 def _wait_for_logs(app_id: str, pattern: str) -> subprocess.CompletedProcess[str]:

@@ -66,7 +66,7 @@ def wait(app_id: str) -> tuple[str, int]:
             while not has_ended(report := get_report(manager, app_id)):
                 time.sleep(1)
         except KeyboardInterrupt:
-            log.info("%s goes on. To end it: python -m dtl.pipeline kill %s", app_id, app_id)
+            log.info("%s goes on. To end it: dtl kill %s", app_id, app_id)
             raise
         return _describe(report)
 
