@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtl.config.errors import UserError
-from dtl.config.options import NO_URL, Section, hints_of, members_of
+from dtl.config.options import Section, hints_of, members_of
 from dtl.config.retired import RETIRED, drop_retired
 from dtl.config.sections import Config
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option as the command line and README.md show it."""
+    """One option as the command line and OPTIONS.md show it."""
 
     key: str
     type: Any
@@ -26,35 +26,48 @@ class Option:
     help: str
 
     @property
+    def section(self) -> str:
+        """Its table in TOML; empty at the top."""
+        return self.key.rpartition(".")[0]
+
+    @property
     def flag(self) -> str:
-        """Its name on the command line; a section's main key goes by the section's name."""
+        """Its name on the command line: a section's main key goes by the section's name."""
         short = {"cluster.address": "cluster", "images.url": "images"}
         return "--" + short.get(self.key, self.key).replace("_", "-")
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that it may have; empty if there are too many to list."""
+        return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+    @property
     def metavar(self) -> str:
-        """What its value looks like."""
-        if typing.get_origin(self.type) is Literal:
-            return "|".join(typing.get_args(self.type))
+        """The form of its value."""
+        if self.choices:
+            return "|".join(self.choices)
         if typing.get_origin(self.type) is tuple:
             return "A,B"
-        if self.type is bool:
-            return "true|false"
-        names = {int: "N", float: "X", str: "TEXT"}
+        names = {bool: "true|false", int: "N", float: "X"}
         return "|".join(names[member] for member in members_of(self.type) if member is not str) or (
             "URL" if self.key in ("out", "images.url", "train.start_from") else "TEXT"
         )
 
     @property
+    def default_text(self) -> str:
+        """Its default as the command line takes it."""
+        if isinstance(self.default, tuple):
+            return ",".join(map(str, self.default))
+        return str(self.default).lower() if self.type is bool else str(self.default)
+
+    @property
     def described(self) -> str:
         """Its help and its default."""
-        many = isinstance(self.default, tuple)
-        shown = ", ".join(map(str, self.default)) if many else self.default
-        return f"{self.help} (default: {shown})" if shown != NO_URL else self.help
+        return f"{self.help} (default: {self.default_text})" if self.default_text else self.help
 
 
 def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
-    """All options in the order of declaration."""
+    """Yield all options in the order of declaration."""
     hints = hints_of(section)
     for spec in dataclasses.fields(section):
         kind = hints[spec.name]

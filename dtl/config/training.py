@@ -172,17 +172,17 @@ class TuneConfig(Section):
     _name: typing.ClassVar = "tune"
     first_epochs: typing.ClassVar[float] = 10.0
     method: Literal["grid", "random"] = option(
-        "grid", "every combination of the values below, or n_trials drawn at random"
+        "grid", "every combination of the values, or n_trials at random"
     )
-    n_trials: int = option(20, "for random: combinations that are drawn", at_least(1))
+    n_trials: int = option(20, "combinations that random draws", at_least(1))
     learning_rates: tuple[float, ...] = option(
         (0.003, 0.01, 0.03, 0.1),
-        "values of train.learning_rate; random: log-uniform from the least to the largest",
+        "values of train.learning_rate; random: log-uniform between them",
         each(Rule(lambda rate: 0 < rate < math.inf, "above 0")),
     )
     l2s: tuple[float, ...] = option(
         (0.001, 0.003, 0.01, 0.03, 0.1),
-        "values of train.l2; random: log-uniform from the least to the largest",
+        "values of train.l2; random: log-uniform between them",
         each(Rule(lambda l2: 0 <= l2 < math.inf, "0 or more")),
     )
     dropouts: tuple[float, ...] = option(
