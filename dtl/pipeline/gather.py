@@ -1,4 +1,4 @@
-"""What the report shows, gathered from the results of a run."""
+"""Input of the report, gathered from the results of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PICTURE_SIDE = 256
 def report_input(
     results: Results, settings: Config, store: FeatureStore, head: Head, scores: Evaluation
 ) -> ReportInput:
-    """Gather what the report shows; reads the pictures of the mistakes."""
+    """Gather what the report shows, with the pictures of the mistakes."""
     usable = store.read("status") == DONE
     label, rows = store.read("label"), store.read("split")
     n_classes = len(store.class_names)
@@ -62,7 +62,7 @@ def report_input(
 
 
 def tuning_of(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
-    """A search on the features and the split that a head was made from; None for another."""
+    """Return a search if it has the features and the split of a head, else None."""
     names = ("features", "weights_sha256", "split", "layer")
     if found is None or differences(
         {name: found.provenance[name] for name in names},

@@ -19,25 +19,25 @@ from dtl.training.values import Comparison, Round, Tuning
 
 
 class Results:
-    """The files of a run under its `--out`.
+    """The files of a run in its folder, ``out``.
 
     ====================  ==============================================================
     ``config.toml``       the resolved configuration
     ``features.zarr``     `FeatureStore`
-    ``head.npz``          `Head`: of the last round, or of the best validation (``train.keep``)
-    ``head-best.npz``     that of the best validation, where ``head.npz`` is another's
-    ``head-last.npz``     that of the last round, where ``head.npz`` is another's
-    ``checkpoint.npz``    `Checkpoint`: of a training that is not finished
-    ``history.parquet``   a `Round` a row
+    ``head.npz``          `Head`: of the last round, or of the best validation (`train.keep`)
+    ``head-best.npz``     `Head` of the best validation, if ``head.npz`` is another's
+    ``head-last.npz``     `Head` of the last round, if ``head.npz`` is another's
+    ``checkpoint.npz``    `Checkpoint` of a training that is not finished
+    ``history.parquet``   one `Round` per row
     ``evaluation.json``   `Evaluation`
     ``timings.json``      how long each stage took; differs from run to run
-    ``report.html``
+    ``report.html``       the page of the run
     ``compare.json``      `Comparison`
-    ``compare.html``      the page of it
+    ``compare.html``      its page
     ``tune.json``         `Tuning`
-    ``tune.html``         the page of it
-    ``tune.npz``          `Search`: of one that is not finished
-    ``tuned.toml``        the options of training that it found best
+    ``tune.html``         its page
+    ``tune.npz``          `Search` that is not finished
+    ``tuned.toml``        options of training that validated best
     ====================  ==============================================================
 
     Every file is written whole or not at all.
@@ -57,7 +57,7 @@ class Results:
         self.tuning_checkpoint = storage.join(self.url, "tune.npz")
 
     def config(self) -> dict[str, Any]:
-        """The options of the run, as tables.
+        """Read the options of the run, as tables.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Results:
         self._write("config.toml", tomli_w.dumps(config.to_dict(value)).encode())
 
     def store(self) -> FeatureStore:
-        """The finished feature store.
+        """Open the finished feature store.
 
         Raises
         ------
@@ -96,12 +96,12 @@ class Results:
         return store
 
     def head(self) -> Head | None:
-        """The trained head, if there is one."""
+        """Read the head; None if there is none."""
         data = self._read("head.npz")
         return None if data is None else Head.from_bytes(data)
 
     def trained_head(self) -> Head:
-        """The trained head.
+        """Read the head, which must be there.
 
         Raises
         ------
@@ -114,21 +114,21 @@ class Results:
         return head
 
     def history(self) -> list[Round]:
-        """The rounds of the head's training."""
+        """Read the rounds of the head's training."""
         data = self._read("history.parquet")
         return [] if data is None else trainer.history_from_bytes(data)
 
     def write_head(
         self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"
     ) -> None:
-        """Keep a head, and remove the checkpoint that led to it.
+        """Store a head, and remove the checkpoint that led to it.
 
-        The head goes last, so that it always has its own history and its own other head.
+        The head is written last, so that it always has its own history and its own other head.
 
         Parameters
         ----------
         other : Head, optional
-            That of the best validation if `keep` is ``last``; of the last round, if ``best``.
+            Head of the best validation if `keep` is ``last``; of the last round if ``best``.
         """
         self._write("history.parquet", trainer.history_to_bytes(history))
         for name, kept in (("best", "last"), ("last", "best")):
@@ -140,47 +140,47 @@ class Results:
         storage.remove(self.checkpoint)
 
     def evaluation(self) -> Evaluation | None:
-        """The scores, if there are any."""
+        """Read the scores; None if there are none."""
         data = self._read("evaluation.json")
         return None if data is None else scoring.from_json(data)
 
     def write_evaluation(self, value: Evaluation) -> None:
-        """Keep scores; a report of others goes."""
+        """Store scores, and remove the report of others."""
         storage.remove(self.report)
         self._write("evaluation.json", scoring.to_json(value))
 
     def write_report(self, html: str) -> None:
-        """Keep the report."""
+        """Store the report."""
         storage.write_bytes(self.report, html.encode())
 
     def comparison(self) -> Comparison | None:
-        """The comparison, if there is one."""
+        """Read the comparison; None if there is none."""
         data = self._read("compare.json")
         return None if data is None else comparison.from_json(data)
 
     def write_comparison(self, value: Comparison, html: str) -> None:
-        """Keep a comparison; its page goes first, so that a comparison always has its own."""
+        """Store a comparison; its page first, so that a comparison always has its own."""
         self._write("compare.html", html.encode())
         self._write("compare.json", comparison.to_json(value))
 
     def tuning(self) -> Tuning | None:
-        """The search for options, if there was one."""
+        """Read the search for options; None if there was none."""
         data = self._read("tune.json")
         return None if data is None else tuning.from_json(data)
 
     def write_tuning(self, value: Tuning, html: str) -> None:
-        """Keep a search, its page first; a report without it, and its checkpoint, go."""
+        """Store a search, its page first; remove its checkpoint, and the report without it."""
         storage.remove(self.report)
         self._write("tune.html", html.encode())
         self._write("tune.json", tuning.to_json(value))
         storage.remove(self.tuning_checkpoint)
 
     def write_tuned(self, value: TrainConfig) -> None:
-        """Keep options of training as a file that ``train --config`` takes."""
+        """Store options of training as a file that ``train --config`` takes."""
         self._write("tuned.toml", tomli_w.dumps({"train": config.to_dict(value)}).encode())
 
     def timings(self) -> dict[str, dict[str, Any]]:
-        """Seconds, number and unit of what each stage did."""
+        """Read the seconds, number and unit of what each stage did."""
         data = self._read("timings.json")
         timings: dict[str, dict[str, Any]] = {} if data is None else json.loads(data)
         return timings
@@ -188,7 +188,7 @@ class Results:
     def add_timing(
         self, stage: str, seconds: float, n: int, unit: str, *, add: bool = False
     ) -> None:
-        """Keep what a stage took; `add` to what it took before it was interrupted."""
+        """Store what a stage took; with `add`, on top of what it took before an interruption."""
         timings = self.timings()
         if add and stage in timings:
             seconds += timings[stage]["seconds"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from dtl import storage
+from dtl.config.errors import DifferentSettingsError
 from dtl.config.provenance import differences
 from dtl.evaluation.values import Evaluation
 from dtl.features import featurization, splitting
@@ -35,7 +36,7 @@ def run_stages(run: Run) -> tuple[FeatureStore, Evaluation]:
 
 
 def featurize(run: Run) -> FeatureStore:
-    """List and featurize; all that can be checked before the work is."""
+    """List the images and compute their features, after all that can be checked before."""
     c, results, spec = run.options, run.results, run.extraction
     started = time.monotonic()
     listed = listing.list_images(c.images, c.seed)
@@ -44,7 +45,7 @@ def featurize(run: Run) -> FeatureStore:
     fresh = False
     try:
         store = featurization.finished(results.features, spec.fingerprint(listed))
-    except ValueError:
+    except DifferentSettingsError:
         if not c.overwrite:
             raise
         store, fresh = None, True
@@ -77,7 +78,7 @@ def featurize(run: Run) -> FeatureStore:
 
 
 def train(run: Run, store: FeatureStore) -> Head:
-    """Split and train."""
+    """Split the images and train a head."""
     c, results = run.options, run.results
     splitting.split_images(store, c.split, c.seed)
     asked = trainer.provenance(store, c.train, c.layer, c.seed, c.features.weights)

@@ -7,7 +7,7 @@ import json
 import logging
 
 from dtl import storage
-from dtl.config.errors import UserError
+from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
@@ -47,7 +47,7 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
     derivation.check_not_same(url, source)
     try:
         store = derivation.finished(url, source, c.features)
-    except ValueError:
+    except DifferentSettingsError:
         if not c.overwrite:
             raise
         store = None

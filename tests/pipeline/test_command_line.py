@@ -1,0 +1,79 @@
+"""One command from its arguments to its exit status."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from dtl.config.errors import UserError
+from dtl.pipeline.command_line import main
+from dtl.pipeline.commands import Command
+
+
+def failing(error: BaseException) -> Callable[[object], NoReturn]:
+    def work(_: object) -> NoReturn:
+        raise error
+
+    return work
+
+
+def with_note(error: Exception) -> Exception:
+    error.add_note("while reading a.jpg")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            UserError("Give `train.l2` and `images.url` as they were; run `dask worker`."),
+            "error: Give --train.l2 and --images as they were; run `dask worker`.\n",
+        ),
+        (
+            with_note(PermissionError("Choose another `out`.")),
+            "error: Choose another --out.\n  while reading a.jpg\n",
+        ),
+        (
+            ValueError("Labels must lie in [0, 3)."),
+            "error: ValueError: Labels must lie in [0, 3).: this is a fault of dtl. Run again with "
+            "--debug to see where.\n",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_one_line_and_says_whose_fault_it_is(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    said: str,
+) -> None:
+    monkeypatch.setattr(Command, "load", lambda _: failing(error))
+    assert main(["status", "application_1"]) == 1
+    assert capsys.readouterr().err == said
+    with pytest.raises(type(error)) as raised:
+        main(["status", "application_1", "--debug"])
+    assert raised.value is error
+
+
+def test_ctrl_c_during_start_up_ends_in_one_line() -> None:
+    # Interrupted at the first import of a command, which is when most of the start-up passes.
+    code = (
+        "import builtins, signal, sys\n"
+        "from dtl.pipeline import main\n"
+        "real = builtins.__import__\n"
+        "def interrupted(name, *rest, **others):\n"
+        "    if name == 'dtl.pipeline.configuration': signal.raise_signal(signal.SIGINT)\n"
+        "    return real(name, *rest, **others)\n"
+        "builtins.__import__ = interrupted\n"
+        "sys.exit(main(['run', '--out', 'x']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == (
+        "error: Interrupted. What is done stays done; the same command goes on.\n"
+    )
