@@ -44,7 +44,7 @@ def places(
 ) -> Iterator[tuple[Path, str]]:
     """Pictures on a disk, with the results of a run on them; and the same pictures on HDFS."""
     folder = tmp_path_factory.mktemp("places")
-    draw(folder / "pictures", COLOURS, 32)
+    draw(folder / "pictures", COLOURS, 20)
     done = command("run", "--images", folder / "pictures", "--out", folder / "out", *CUT)
     assert done.returncode == 0, done.stderr
     put(folder / "pictures", f"{hadoop.url}/pictures")
@@ -146,7 +146,7 @@ def test_the_driver_killed_while_chunks_are_written(
 ) -> None:
     folder, images = places
     out = f"{hadoop.url}/driver"
-    for chunk in (1, 5):
+    for chunk in (1, 4):
         process = subprocess.Popen(
             [sys.executable, "-m", "dtl.pipeline", "run", "--images", images, "--out", out, *CUT],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
