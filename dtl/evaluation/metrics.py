@@ -1,4 +1,4 @@
-"""Scores of a classifier as counts that add up over chunks."""
+"""Scores of a classifier, from counts that add up over chunks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from dtl.evaluation.values import SplitScores
 from dtl.head.softmax import log_softmax
@@ -15,71 +16,63 @@ from dtl.head.softmax import log_softmax
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What the scores of some rows follow from.
+    """Counts of some rows that their scores follow from.
 
     Parameters
     ----------
-    pairs : (n_pairs,) int64
-        ``true label * n_classes + predicted label``, sorted, each once.
-    n_images : (n_pairs,) int64
-        Rows of each pair. Only pairs that occur: 10,000 classes have 100 million.
+    confusion : (n_classes, n_classes) sparse int64
+        Rows by true and by predicted label. Sparse: 10,000 classes have 100 million pairs.
     n_top5 : int
         Rows whose label is among the five most probable.
     loss : float
         Sum of the cross-entropy, nats.
     """
 
-    pairs: NDArray[np.int64]
-    n_images: NDArray[np.int64]
+    confusion: sparse.csr_array
     n_top5: int
     loss: float
 
-    @classmethod
-    def of(cls, logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> Counts:
-        """Those of rows with `logits` (n, n_classes) and `labels` (n,)."""
-        n_classes = logits.shape[1]
-        rows = np.arange(len(labels))
-        log_p = log_softmax(logits.astype(np.float64))
-        true = log_p[rows, labels]
-        pairs, n_images = np.unique(
-            labels.astype(np.int64) * n_classes + logits.argmax(axis=1), return_counts=True
-        )
-        n_top5 = int(((log_p > true[:, None]).sum(axis=1) < 5).sum())
-        return cls(pairs, n_images, n_top5, float(-true.sum()))
+
+def count(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> Counts:
+    """Count rows of `logits` (n, n_classes) whose true classes are `labels` (n,)."""
+    n_rows, n_classes = logits.shape
+    log_p = log_softmax(logits.astype(np.float64))
+    true = log_p[np.arange(n_rows), labels]
+    confusion = sparse.coo_array(
+        (np.ones(n_rows, np.int64), (labels, logits.argmax(axis=1))), (n_classes, n_classes)
+    )
+    n_top5 = int(((log_p > true[:, None]).sum(axis=1) < 5).sum())
+    return Counts(confusion.tocsr(), n_top5, float(-true.sum()))
 
 
-def combine(parts: Sequence[Counts]) -> Counts:
-    """Add counts up."""
-    pairs, where = np.unique(np.concatenate([part.pairs for part in parts]), return_inverse=True)
-    n_images = np.zeros(len(pairs), np.int64)
-    np.add.at(n_images, where, np.concatenate([part.n_images for part in parts]))
+def add_counts(parts: Sequence[Counts]) -> Counts:
+    """Add up the counts of several sets of rows."""
     return Counts(
-        pairs, n_images, sum(part.n_top5 for part in parts), sum(part.loss for part in parts)
+        sum((part.confusion for part in parts[1:]), start=parts[0].confusion),
+        sum(part.n_top5 for part in parts),
+        sum(part.loss for part in parts),
     )
 
 
-def scores(counts: Counts, class_names: Sequence[str]) -> SplitScores:
-    """The scores that counts amount to.
+def score(counts: Counts, class_names: Sequence[str]) -> SplitScores:
+    """Compute the scores that counts amount to.
 
     Means over classes are over those that the rows have; the precision of a class that was never
     predicted is 0, as scikit-learn's ``zero_division=0``.
     """
-    n_classes = len(class_names)
-    true, predicted = np.divmod(counts.pairs, n_classes)
-    total = int(counts.n_images.sum())
-    n_true = np.bincount(true, counts.n_images, n_classes)
-    n_predicted = np.bincount(predicted, counts.n_images, n_classes)
-    right = true == predicted
-    n_right = np.bincount(true[right], counts.n_images[right], n_classes)
+    confusion = counts.confusion
+    n_true, n_predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    n_right, n_images = confusion.diagonal(), int(confusion.sum())
     recall = n_right / np.maximum(n_true, 1)
     precision = n_right / np.maximum(n_predicted, 1)
     f1 = 2 * n_right / np.maximum(n_true + n_predicted, 1)
     present = np.flatnonzero(n_true)
+    pairs = confusion.tocoo()
     return SplitScores(
-        n_images=total,
-        accuracy=float(n_right.sum() / total),
-        top5=counts.n_top5 / total,
-        log_loss=counts.loss / total,
+        n_images=n_images,
+        accuracy=float(n_right.sum() / n_images),
+        top5=counts.n_top5 / n_images,
+        log_loss=counts.loss / n_images,
         mean_precision=float(precision[present].mean()),
         mean_recall=float(recall[present].mean()),
         mean_f1=float(f1[present].mean()),
@@ -93,7 +86,6 @@ def scores(counts: Counts, class_names: Sequence[str]) -> SplitScores:
             for k in present.tolist()
         },
         confusion=tuple(
-            (int(t), int(p), int(n))
-            for t, p, n in zip(true, predicted, counts.n_images, strict=True)
+            zip(pairs.row.tolist(), pairs.col.tolist(), pairs.data.tolist(), strict=True)
         ),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from dtl import storage
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
-from dtl.config.provenance import differences
+from dtl.config.errors import UserError
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.values import ExtractionSpec
@@ -27,6 +26,7 @@ from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
 from dtl.images.listing import Found
 from dtl.storage import Extent
+from dtl.storage.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -66,46 +66,30 @@ def predict(
 
     Raises
     ------
-    ValueError
-        If features would be made otherwise than the head's, or the workers' network is not the
-        head's; or something else is there: with `overwrite`, predictions of other images or another
-        head are replaced, and nothing else is.
+    UserError
+        If features would be made otherwise than the head's, the workers' network is not the
+        head's, or something else is at `url`. With `overwrite`, predictions of other images or of
+        another head are replaced, and nothing else is.
     """
     extraction.check_head(head, spec)
     check_shared(client, images.root, url)
     check_visible(client, images.root)
     paths, chunk_images = images.paths, spec.features.chunk_images
-    asked = {
+    wanted = {
         "head": head.fingerprint,
         "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
         "n_images": len(paths),
         "chunk_images": chunk_images,
     }
-    ledger = storage.join(url, "_dtl.json")  # Parquet readers pass over names that begin with _
-    replaced = False
-    if storage.exists(ledger):
-        if found := differences(asked, json.loads(storage.read_bytes(ledger))):
-            if not overwrite:
-                raise ValueError(
-                    f"{url} holds other predictions:\n  "
-                    + "\n  ".join(found)
-                    + "\nChoose another --out, or --overwrite."
-                )
-            replaced = True
-    elif storage.exists(url) and not _is_empty(url):
-        raise ValueError(f"{url} holds something that is no predictions. Choose another --out.")
-    precision = str(head.provenance["features"]["precision"])
-    extractor = extraction.prepare(client, spec, precision)
+    ledger = Ledger(url, "_dtl.json", wanted)  # Parquet readers skip names that begin with _
+    ledger.inspect(overwrite=overwrite)
+    extractor = extraction.prepare(client, spec, str(head.provenance["features"]["precision"]))
     if extractor.weights_sha256 != head.provenance["weights_sha256"]:
-        raise ValueError(
+        raise UserError(
             f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
-            f"workers have {extractor.weights_sha256}. Give --features.weights as it was."
+            f"workers have {extractor.weights_sha256}. Give `features.weights` as it was."
         )
-    if replaced:
-        storage.clear(url, keep="_dtl.json")  # but for the lock of the driver
-    elif storage.exists(url):
-        storage.clean(url)  # Parquet readers would read what is half-written
-    storage.write_bytes(ledger, json.dumps(asked).encode())
+    ledger.claim(overwrite=overwrite)
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
     check_visible(client, url)
@@ -128,6 +112,7 @@ def predict(
         ):
             n_unread += unread
             advance(n_images)
+    ledger.finish()
     return n_unread
 
 
@@ -165,14 +150,6 @@ def _predict_chunk(
     pq.write_table(table, buffer)
     storage.write_bytes(url, buffer.getvalue())
     return len(paths), sum(e != "" for e in errors)
-
-
-def _is_empty(url: str) -> bool:
-    """Whether nothing is there but hidden files, such as a lock."""
-    try:
-        return all(path.startswith(".") for path, _ in storage.walk(url))
-    except NotADirectoryError:
-        return False
 
 
 def _count_unread(part: str) -> int:

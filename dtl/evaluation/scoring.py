@@ -1,12 +1,11 @@
-"""The fourth stage: how well a head classifies each split, counted by chunks on the workers."""
+"""The fourth stage: score a head on every split, by chunks on the workers."""
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ from dtl.cluster.spread import submit_value, tree_reduce
 from dtl.config.provenance import check_same
 from dtl.evaluation import metrics
 from dtl.evaluation.metrics import Counts
-from dtl.evaluation.values import Evaluation, Mistake, SplitScores
+from dtl.evaluation.values import Evaluation, Mistake
 from dtl.features.store import FeatureStore
 from dtl.head import blas
 from dtl.head.model import Head
@@ -31,11 +30,14 @@ N_MISTAKES = 24
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _Tally:
+    """Counts and mistakes of some chunks."""
+
     counts: Mapping[int, Counts]
+    """By index of the split."""
     mistakes: tuple[Mistake, ...]
     differ: bool
-    """Whether any image's scores are not what a head without features would give."""
+    """Whether any image's logits differ from the bias, which a dead hidden layer gives to all."""
 
 
 def evaluate(
@@ -46,26 +48,26 @@ def evaluate(
     Parameters
     ----------
     n_mistakes : int
-        How many of the most confident mistakes on images outside the training split to keep; on
-        the training split, if there are no others.
+        How many mistakes to keep: the most confident ones outside the training split, or on it if
+        there are no others.
 
     Raises
     ------
-    ValueError
+    DifferentSettingsError
         If the head was trained on other features, or on another split of them.
     """
     check_trained_on(store, head)
     run = uuid4().hex[:8]
     head_future = submit_value(client, head, f"head-{run}")
-    parts = [
+    tallies = [
         client.submit(
             _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
         )
         for chunk in range(store.n_chunks)
     ]
-    combine = functools.partial(_combine, n_mistakes=n_mistakes)
-    part: _Part = tree_reduce(client, parts, combine, name=f"combine-scores-{run}").result()
-    if head.n_units and not part.differ:
+    add = functools.partial(_add_tallies, n_mistakes=n_mistakes)
+    tally: _Tally = tree_reduce(client, tallies, add, name=f"add-scores-{run}").result()
+    if head.n_units and not tally.differ:
         log.warning(
             "The hidden layer is dead: all %d units are 0 for every image, so all images get the "
             "same scores, and no further training would change that. Most likely steps were too "
@@ -73,13 +75,13 @@ def evaluate(
             head.n_units,
         )
     scores = {
-        SPLITS[index]: metrics.scores(counts, head.class_names)
-        for index, counts in sorted(part.counts.items())
+        SPLITS[index]: metrics.score(counts, head.class_names)
+        for index, counts in sorted(tally.counts.items())
     }
-    held_out = [m for m in part.mistakes if m.split != SPLITS[0]]
+    held_out = [m for m in tally.mistakes if m.split != SPLITS[0]]
     return Evaluation(
         scores=scores,
-        mistakes=tuple((held_out or list(part.mistakes))[:n_mistakes]),
+        mistakes=tuple((held_out or list(tally.mistakes))[:n_mistakes]),
         class_names=head.class_names,
         provenance={"head_sha256": head.fingerprint, "n_mistakes": n_mistakes},
     )
@@ -88,11 +90,11 @@ def evaluate(
 def check_trained_on(store: FeatureStore, head: Head) -> None:
     """Refuse a head of features that were made otherwise, or of another split than is stored.
 
-    `compare`, `tune` and a training that was interrupted store the split that they are asked for.
+    `compare`, `tune` and an interrupted training may have stored another split since.
 
     Raises
     ------
-    ValueError
+    DifferentSettingsError
         Naming each difference.
     """
     check_same(
@@ -103,39 +105,19 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
         {"split": head.provenance["split"]}, {"split": store.split_fingerprint},
         f"The head was not trained on the split that {store.url} has now, so images that it was "
         "trained on would count as ones that it has not seen",
-        "Run the train stage again: with --split.* and --seed as they were it keeps the head, and "
-        "with others it trains another.",
+        "Run the train stage again: with `seed` and all of [split] as they were it keeps the head, "
+        "and with others it trains another.",
     )  # fmt: skip
 
 
-def to_json(evaluation: Evaluation) -> bytes:
-    """The text of evaluation.json."""
-    return (json.dumps(asdict(evaluation), indent=1, sort_keys=True) + "\n").encode()
-
-
-def from_json(data: bytes) -> Evaluation:
-    """Read what `to_json` wrote."""
-    values = json.loads(data)
-    scores = {
-        name: SplitScores(**(s | {"confusion": tuple((t, p, n) for t, p, n in s["confusion"])}))
-        for name, s in sorted(values["scores"].items(), key=lambda item: SPLITS.index(item[0]))
-    }
-    return Evaluation(
-        scores=scores,
-        mistakes=tuple(Mistake(**mistake) for mistake in values["mistakes"]),
-        class_names=tuple(values["class_names"]),
-        provenance=values["provenance"],
-    )
-
-
-def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Part:
+def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Tally:
     layer = head.provenance["layer"]
     split, labels = store.read("split", chunk), store.read("label", chunk)
     features = store.read(layer, chunk)
     with blas.one_blas_thread():
         logits = head.logits(features)
     counts = {
-        index: Counts.of(logits[split == index], labels[split == index])
+        index: metrics.count(logits[split == index], labels[split == index])
         for index in range(len(SPLITS))
         if (split == index).any()
     }
@@ -154,19 +136,19 @@ def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -
         for row, p in zip(wrong, probability, strict=True)
     ]
     differ = bool((logits[split >= 0] != head.bias).any())
-    return _Part(counts, _most_confident(mistakes, n_mistakes), differ)
+    return _Tally(counts, _select_most_confident(mistakes, n_mistakes), differ)
 
 
-def _combine(parts: list[_Part], n_mistakes: int) -> _Part:
-    indices = {index for part in parts for index in part.counts}
-    return _Part(
-        {i: metrics.combine([p.counts[i] for p in parts if i in p.counts]) for i in indices},
-        _most_confident([m for part in parts for m in part.mistakes], n_mistakes),
-        any(part.differ for part in parts),
+def _add_tallies(tallies: list[_Tally], n_mistakes: int) -> _Tally:
+    indices = {index for tally in tallies for index in tally.counts}
+    return _Tally(
+        {i: metrics.add_counts([t.counts[i] for t in tallies if i in t.counts]) for i in indices},
+        _select_most_confident([m for t in tallies for m in t.mistakes], n_mistakes),
+        any(t.differ for t in tallies),
     )
 
 
-def _most_confident(mistakes: list[Mistake], n: int) -> tuple[Mistake, ...]:
+def _select_most_confident(mistakes: list[Mistake], n: int) -> tuple[Mistake, ...]:
     def rank(mistake: Mistake) -> tuple[Any, ...]:
         return mistake.split == SPLITS[0], -mistake.probability, mistake.path
 

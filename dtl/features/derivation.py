@@ -1,4 +1,4 @@
-"""Another way to the second stage: features of later layers from stored ones of an earlier layer.
+"""Features of later layers from stored ones of an earlier layer: another way to the second stage.
 
 The convolutions, which are nearly all of the work, are not computed again: fc1 becomes fc2 and
 predictions with what lies between them in the network.
@@ -6,8 +6,8 @@ predictions with what lies between them in the network.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,19 +15,20 @@ import numpy as np
 from distributed import Client
 
 from dtl import storage
-from dtl.cluster.chunks import map_chunks
-from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
 from dtl.config import FeaturesConfig
+from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
-from dtl.features import extraction, featurization
+from dtl.features import extraction
 from dtl.features.extraction import Extractor
+from dtl.features.featurization import Chunk, fill, list_versions
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, PENDING, ExtractionSpec, NetworkSpec
+from dtl.features.values import DONE, ExtractionSpec, NetworkSpec
 
 log = logging.getLogger(__name__)
 
 _AS_BEFORE = ("network", "pooling", "preprocess", "batch_images", "chunk_images")
+_INHERITED = ("weights", "seed", "root", "n_left_out", "left_out")
 
 
 def derive(
@@ -47,37 +48,35 @@ def derive(
     source : FeatureStore
         Finished, with a layer that the new ones follow from and that has no positions, such as fc1.
     spec : ExtractionSpec
-        As the source's features were made, but for ``features.layers``, the new ones.
+        As the source's features were made, except for ``features.layers``, the new ones.
     client : distributed.Client
-        Whose workers read both stores and the weights.
+        Its workers read both stores and the weights.
+    overwrite : bool
+        Replace a store of other settings instead of refusing it.
 
     Raises
     ------
-    ValueError
+    UserError
         If no stored layer leads to the new ones, the weights are others, or a store of other
         settings is there.
     """
     check_shared(client, source.url, url)
     check_visible(client, source.url)
-    features = spec.features
-    asked = settings(source, features)
+    features, fingerprint = spec.features, fingerprint_derived(source, spec.features)
     layers, stored = features.layers, tuple(source.fingerprint["layers"])
-    both = replace(features, layers=tuple(dict.fromkeys(stored + layers)))
-    extractor = extraction.prepare(client, replace(spec, features=both), str(asked["precision"]))
-    found = run_on_each_worker(client, _follow, extractor.network, stored, layers)
-    layer, source_sha256, weights_sha256 = next(iter(found.values()))
+    all_layers = replace(features, layers=tuple(dict.fromkeys(stored + layers)))
+    extractor = extraction.prepare(
+        client, replace(spec, features=all_layers), str(fingerprint["precision"])
+    )
+    traced = run_on_each_worker(client, _trace_layers, extractor.network, stored, layers)
+    layer, source_sha256, weights_sha256 = next(iter(traced.values()))
     if source_sha256 != source.attrs["weights_sha256"]:
-        raise ValueError(
+        raise UserError(
             f"{source.url} was made with weights of SHA-256 {source.attrs['weights_sha256']}, the "
-            f"same layers of the workers' network have {source_sha256}. Give --features.weights "
-            "and --seed as they were."
+            f"same layers of the workers' network have {source_sha256}. Give `features.weights` "
+            "and `seed` as they were."
         )
-    try:
-        store = featurization.open_matching(url, asked)
-    except ValueError:
-        if not overwrite:
-            raise
-        store = None
+    store = reuse(url, source, features, overwrite=overwrite)
     if store is None:
         store = FeatureStore.create(
             url,
@@ -86,111 +85,77 @@ def derive(
             dtype=features.dtype,
             chunk_images=source.chunk_images,
             attrs={
-                **_inherited(source),
-                "settings": asked,
+                **{name: source.attrs[name] for name in _INHERITED},
+                "settings": fingerprint,
                 "weights_sha256": weights_sha256,
-                "versions": featurization.versions(),
+                "versions": list_versions(),
                 "derived_from": {"layer": layer, "dtype": str(source.dtype(layer))},
             },
         )
-    else:
-        store.clean()
-    check_visible(client, url)
-    n_pending = int((store.read("status") == PENDING).sum())
     log.info("%s from %s of %s", ", ".join(layers), layer, source.url)
-    with track("features", n_pending, "images") as advance:
-        for n_images in map_chunks(
-            client,
-            _derive_chunk,
-            store.pending_chunks(),
-            store=store,
-            source=source,
-            layer=layer,
-            extractor=extractor,
-        ):
-            advance(n_images)
+    compute = functools.partial(_derive_chunk, source=source, layer=layer, extractor=extractor)
+    fill(store, compute, client)
     return store
 
 
-def settings(source: FeatureStore, asked: FeaturesConfig) -> dict[str, Any]:
-    """All that derived features depend on: what they are from, and which layers.
-
-    The same as of features that were computed from the images, where the source has lost nothing,
-    for then the bits are the same.
+def reuse(
+    url: str, source: FeatureStore, features: FeaturesConfig, *, overwrite: bool = False
+) -> FeatureStore | None:
+    """Open the derived store, whole or not; None where one is to be made.
 
     Raises
     ------
-    ValueError
+    UserError
+        If `url` is the source's, or as `FeatureStore.reuse`.
+    """
+    if storage.absolute(url) == storage.absolute(source.url):
+        raise UserError(f"{url} is the store to derive from. Choose another `out`.")
+    return FeatureStore.reuse(url, fingerprint_derived(source, features), overwrite=overwrite)
+
+
+def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[str, Any]:
+    """Return all that derived features follow from.
+
+    It is the fingerprint of features that are computed from the images, and so are the bits, unless
+    the source has lost precision.
+
+    Raises
+    ------
+    DifferentSettingsError
         If an option that the source fixes is another.
     """
-    made_with = {name: source.fingerprint[name] for name in _AS_BEFORE}
+    made = source.fingerprint
     check_same(
-        {name: getattr(asked, name) for name in _AS_BEFORE}, made_with,
+        {name: getattr(features, name) for name in _AS_BEFORE},
+        {name: made[name] for name in _AS_BEFORE},
         f"The features of {source.url} were made otherwise",
+        "Give these options as they were.",
     )  # fmt: skip
-    new: dict[str, Any] = source.fingerprint | {"layers": list(asked.layers), "dtype": asked.dtype}
-    if source.fingerprint["dtype"] != "float32":
-        new["derived_from"] = source.fingerprint["dtype"]
-    return new
+    lost = {} if made["dtype"] == "float32" else {"derived_from": made["dtype"]}
+    return made | {"layers": list(features.layers), "dtype": features.dtype} | lost
 
 
-def _inherited(source: FeatureStore) -> Mapping[str, Any]:
-    return {k: source.attrs[k] for k in ("weights", "seed", "root", "n_left_out", "left_out")}
-
-
-def _follow(
+def _trace_layers(
     spec: NetworkSpec, stored: tuple[str, ...], layers: tuple[str, ...]
 ) -> tuple[str, str, str]:
+    """Find the layer to start from, and hash the weights up to the stored and to the new layers."""
     from dtl.features import networks
 
     network = networks.load(spec)
-    last = network.last_before(layers, stored)
-    return last, network.sha256_up_to(stored), network.sha256_up_to(layers)
+    start = network.find_last_before(layers, stored)
+    return start, network.hash_up_to(stored), network.hash_up_to(layers)
 
 
 def _derive_chunk(
-    chunk: int,
-    *,
-    store: FeatureStore,
-    source: FeatureStore,
-    layer: str,
-    extractor: Extractor,
-) -> int:
-    """Compute and store one chunk, on a worker."""
+    store: FeatureStore, chunk: int, *, source: FeatureStore, layer: str, extractor: Extractor
+) -> Chunk:
     from dtl.features import networks
 
-    if (store.read("status", chunk) != PENDING).all():
-        return len(store.read("status", chunk))  # run again, as a featurized chunk is
     network, layers = networks.load(extractor.network), tuple(store.fingerprint["layers"])
     values = source.read(layer, chunk).astype(np.float32)
     with network.lock:
-        computed = network.features_from(layer, values, layers, extractor.batch_images)
+        computed = network.compute_from(layer, values, layers, extractor.batch_images)
     unread = source.read("status", chunk) != DONE
     for array in computed.values():
         array[unread] = 0
-    store.write_chunk(
-        chunk, computed, source.read("content_hash", chunk), source.read("error", chunk)
-    )
-    return len(values)
-
-
-def finished(url: str, source: FeatureStore, asked: FeaturesConfig) -> FeatureStore | None:
-    """The derived store, if it is there and nothing is left to do.
-
-    Raises
-    ------
-    ValueError
-        If a store has other settings.
-    """
-    return featurization.finished(url, settings(source, asked))
-
-
-def check_not_same(url: str, source: FeatureStore) -> None:
-    """Refuse to derive a store from itself.
-
-    Raises
-    ------
-    ValueError
-    """
-    if storage.absolute(url) == storage.absolute(source.url):
-        raise ValueError(f"--out is the run of --model. Choose another --out for {url}.")
+    return computed, source.read("content_hash", chunk), source.read("error", chunk)

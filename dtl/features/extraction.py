@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.cluster.workers import MORE_MEMORY, known_workers, run_on_each_worker
 from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
@@ -65,28 +66,30 @@ def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) 
 
     Raises
     ------
-    ValueError
+    UserError
         For an unknown network or layer, weights that do not fit, workers with too little memory,
         with different weights, or without the precision.
     OSError
         If the weights cannot be had.
     """
     features = spec.features
-    probes = run_on_each_worker(client, _probe, features.network, features.layers, features.pooling)
+    probes = run_on_each_worker(
+        client, _describe_network, features.network, features.layers, features.pooling
+    )
     description = next(iter(probes.values()))[0]
-    needed = _memory_needed(description.weights_bytes)
+    needed = _add_overhead(description.weights_bytes)
     for address, worker in known_workers(client).items():
         limit = worker["memory_limit"]
         if limit and limit < needed:
-            raise ValueError(
+            raise UserError(
                 f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
                 f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
             )
     available = [precisions for _, precisions in probes.values()]
-    network = spec.make_network_spec(_precision(precision or features.precision, available))
-    hashes = run_on_each_worker(client, _load, network)
+    network = spec.make_network_spec(_choose_precision(precision or features.precision, available))
+    hashes = run_on_each_worker(client, _load_network, network)
     if len(set(hashes.values())) > 1:
-        raise ValueError(f"The workers have different weights: {hashes}. Give them one file.")
+        raise UserError(f"The workers have different weights: {hashes}. Give them one file.")
     return Extractor(
         network=network,
         weights_sha256=next(iter(hashes.values())),
@@ -97,15 +100,15 @@ def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) 
     )
 
 
-def memory_needed(features: FeaturesConfig) -> int:
-    """Bytes that a worker with the network needs, found in a process beside the light driver."""
+def estimate_memory(features: FeaturesConfig) -> int:
+    """Return the bytes that a worker with the network needs; Keras runs in another process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        probe = pool.submit(_probe, features.network, features.layers, features.pooling)
-        return _memory_needed(probe.result()[0].weights_bytes)
+        probe = pool.submit(_describe_network, features.network, features.layers, features.pooling)
+        return _add_overhead(probe.result()[0].weights_bytes)
 
 
-def _memory_needed(weights_bytes: int) -> int:
+def _add_overhead(weights_bytes: int) -> int:
     # The weights, the copy that they are loaded from, and what TensorFlow and a batch take.
     return 3 * weights_bytes + (1 << 30)
 
@@ -115,7 +118,7 @@ def check_head(head: Head, spec: ExtractionSpec) -> None:
 
     Raises
     ------
-    ValueError
+    DifferentSettingsError
         Naming each difference.
     """
     made = {name: head.provenance["features"].get(name) for name in spec.meaning}
@@ -153,7 +156,7 @@ def extract(
 
     network = networks.load(extractor.network)
     if network.weights_sha256 != extractor.weights_sha256:
-        raise ValueError(
+        raise UserError(
             f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
             f"{extractor.weights_sha256}. Give all workers one file."
         )
@@ -183,7 +186,7 @@ def extract(
                     content_hash[row], errors[row], pixels = next(ahead)
                     if pixels is not None:
                         batch[row - start] = pixels
-                for layer, values in network.features(batch).items():
+                for layer, values in network.compute(batch).items():
                     features[layer][rows.start : rows.stop] = values[: len(rows)]
     unread = [row for row, error in enumerate(errors) if error]
     for values in features.values():
@@ -233,28 +236,28 @@ def read_image(
     return content_hash, "", pixels
 
 
-def _precision(asked: str, available: Sequence[Sequence[str]]) -> str:
-    if asked == "auto":
+def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:
+    if wanted == "auto":
         return next(
             p
             for p in ("float16", "bfloat16", "float32")
             if all(p in precisions for precisions in available)
         )
-    if not all(asked in precisions for precisions in available):
-        raise ValueError(
-            f"features.precision = {asked}: not every worker's processor computes it at speed. "
+    if not all(wanted in precisions for precisions in available):
+        raise UserError(
+            f"features.precision = {wanted}: not every worker's processor computes it at speed. "
             f"They have: {available}. Use auto or float32."
         )
-    return asked
+    return wanted
 
 
-def _probe(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
+def _describe_network(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
     from dtl.features import networks
 
-    return networks.describe(network, layers, pooling), networks.precisions()
+    return networks.describe(network, layers, pooling), networks.list_precisions()
 
 
-def _load(spec: NetworkSpec) -> str:
+def _load_network(spec: NetworkSpec) -> str:
     from dtl.features import networks
 
     return networks.load(spec).weights_sha256

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from distributed import Client
+from numpy.typing import ArrayLike, NDArray
 
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
-from dtl.config.provenance import check_same
+from dtl.config.provenance import Claim, claim
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
@@ -23,58 +24,10 @@ from dtl.images.values import ImageList
 log = logging.getLogger(__name__)
 
 _MOST_LEFT_OUT = 1000
-"""Of the files that are no images, how many the store names."""
+"""How many files that are no images the store names."""
 
-
-def check_options(store: FeatureStore, spec: ExtractionSpec) -> None:
-    """Refuse options that a store was not made with, where they would change nothing of it.
-
-    Raises
-    ------
-    ValueError
-        Naming each difference.
-    """
-    stored = store.fingerprint
-    asked = {name: v for name, v in spec.options.items() if name in stored}
-    check_same(
-        asked, {name: stored[name] for name in asked},
-        f"{store.url} holds features that were made with other options",
-        "Give these options as they were, or run the featurize stage with them.",
-    )  # fmt: skip
-
-
-def open_matching(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
-    """The store of exactly these settings, finished or not; None where there is none.
-
-    Raises
-    ------
-    ValueError
-        If a store has other settings; each difference is named.
-    """
-    try:
-        store = FeatureStore.open(url)
-    except FileNotFoundError:
-        return None
-    stored = store.fingerprint
-    if "precision" not in asked:  # auto: what was begun goes on as it was begun
-        stored.pop("precision")
-    check_same(
-        asked, stored, f"{url} holds features of other settings",
-        "Use the same settings, choose another --out, or replace them with --overwrite.",
-    )  # fmt: skip
-    return store
-
-
-def finished(url: str, asked: Mapping[str, Any]) -> FeatureStore | None:
-    """The store of these settings, if it is there and nothing is left to do.
-
-    Raises
-    ------
-    ValueError
-        If a store has other settings.
-    """
-    store = open_matching(url, asked)
-    return None if store is None or store.pending_chunks() else store
+Chunk = tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint64], ArrayLike]
+"""Features by layer, content hashes and errors of a chunk's rows."""
 
 
 def featurize(
@@ -92,37 +45,29 @@ def featurize(
     url : str
         Where the store is, or is to be.
     client : distributed.Client
-        Whose workers all read the images, the weights and the store.
+        Its workers all read the images, the weights and the store.
     overwrite : bool
         Replace a store of other settings or weights instead of refusing it.
 
     Raises
     ------
-    ValueError
+    UserError
         For settings that the network, the workers or an existing store do not fit; if more than
         ``images.max_skipped`` of the images are unreadable.
     OSError
         If the storage fails for good; what is done stays done.
     """
-    asked, max_skipped = spec.fingerprint(listed), spec.images.max_skipped
-    try:
-        store = open_matching(url, asked)
-    except ValueError:
-        if not overwrite:
-            raise
-        store = None
+    fingerprint = spec.fingerprint(listed)
+    store = FeatureStore.reuse(url, fingerprint, overwrite=overwrite)
     check_shared(client, listed.root, url)
     check_visible(client, *filter(None, (listed.root, spec.weights_url)))
-    precision = store.fingerprint["precision"] if store else None
-    extractor = extraction.prepare(client, spec, precision)
-    if store and store.attrs["weights_sha256"] != extractor.weights_sha256:
-        if not overwrite:
-            raise ValueError(
-                f"{url} was begun with weights of SHA-256 {store.attrs['weights_sha256']}, the "
-                f"workers have {extractor.weights_sha256}. Use the same weights, or start anew "
-                "with --overwrite."
-            )
-        store = None
+    extractor = extraction.prepare(client, spec, store.fingerprint["precision"] if store else None)
+    if store is not None:
+        # The same fingerprint may stand for other weights: Keras may offer new ones as "imagenet".
+        name = "SHA-256 of the weights"
+        wanted, stored = extractor.weights_sha256, store.attrs["weights_sha256"]
+        if claim({name: wanted}, {name: stored}, url, overwrite=overwrite) is Claim.REPLACE:
+            store = None
     if store is None:
         store = FeatureStore.create(
             url,
@@ -131,87 +76,78 @@ def featurize(
             dtype=spec.features.dtype,
             chunk_images=spec.features.chunk_images,
             attrs={
-                "settings": asked | {"precision": extractor.network.precision},
+                "settings": fingerprint | {"precision": extractor.network.precision},
                 "weights": spec.features.weights,
                 "weights_sha256": extractor.weights_sha256,
                 "seed": spec.seed,
                 "root": listed.root,
                 "n_left_out": len(listed.left_out),
                 "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
-                "versions": versions(),
+                "versions": list_versions(),
             },
         )
     else:
-        store.clean()
         store.write_places(listed)
-    check_visible(client, url)
-    status = store.read("status")
-    n_pending = int((status == PENDING).sum())
-    if n_pending < len(listed):
-        log.info("%d of %d images are done; going on", len(listed) - n_pending, len(listed))
-    most_skipped = int(max_skipped * len(listed))
-    n_skipped = int((status == SKIPPED).sum())
-    results = map_chunks(
-        client,
-        _featurize_chunk,
-        store.pending_chunks(),
-        store=store,
-        root=listed.root,
-        extractor=extractor,
-    )
-    with track("features", n_pending, "images") as advance:
-        for n_images, skipped in results:
-            n_skipped += skipped
-            advance(n_images, f"{n_skipped} skipped" if n_skipped else "")
-            if n_skipped > most_skipped:
-                break
-    check_skipped(store, max_skipped)
+    compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
+    fill(store, compute, client, max_skipped=spec.images.max_skipped)
     return store
 
 
-def check_skipped(store: FeatureStore, max_skipped: float) -> None:
-    """Refuse a store in which too many images could not be read.
+def fill(
+    store: FeatureStore,
+    compute: Callable[[FeatureStore, int], Chunk],
+    client: Client,
+    *,
+    max_skipped: float = 1.0,
+) -> None:
+    """Compute and store the chunks that are pending.
+
+    Parameters
+    ----------
+    compute : callable
+        Returns a chunk from the store and the chunk's number, on a worker.
+    max_skipped : float
+        Stop as soon as a greater fraction of the images is unreadable.
 
     Raises
     ------
-    ValueError
-        With the first of them and the reasons.
+    UserError
+        If too many images are unreadable.
     """
-    skipped = skipped_images(store)
-    if len(skipped) > int(max_skipped * store.n_images):
-        shown = "\n  ".join(f"{path}: {reason}" for path, reason in skipped[:5])
-        raise ValueError(
-            f"{len(skipped)} of {store.n_images} images could not be read, more than "
-            f"images.max_skipped = {max_skipped:g} allows:\n  {shown}\n"
-            "Mend or remove them, or raise --images.max-skipped; what is done stays done."
-        )
+    store.clean()
+    check_visible(client, store.url)
+    status = store.read("status")
+    n_images, n_pending = len(status), int((status == PENDING).sum())
+    n_skipped = int((status == SKIPPED).sum())
+    if n_pending < n_images:
+        log.info("%d of %d images are done; going on", n_images - n_pending, n_images)
+    results = map_chunks(client, _fill_chunk, store.pending_chunks(), store=store, compute=compute)
+    with track("features", n_pending, "images") as advance:
+        for n_rows, n_unread in results:
+            n_skipped += n_unread
+            advance(n_rows, f"{n_skipped} skipped" if n_skipped else "")
+            if n_skipped > int(max_skipped * n_images):
+                break
+    store.check_skipped(max_skipped)
 
 
-def skipped_images(store: FeatureStore) -> list[tuple[str, str]]:
-    """Path and reason of every skipped image, sorted."""
-    rows = np.flatnonzero(store.read("status") == SKIPPED)
-    if not len(rows):
-        return []
-    return sorted(
-        (str(path), str(error))
-        for path, error in zip(store.read("path")[rows], store.read("error")[rows], strict=True)
-    )
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that the features depend on."""
+def list_versions() -> dict[str, str]:
+    """List the versions of the packages that the features depend on."""
     names = ("dtl", "keras", "tensorflow", "numpy", "pillow", "zarr")
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _featurize_chunk(
-    chunk: int, *, store: FeatureStore, root: str, extractor: Extractor
+def _fill_chunk(
+    chunk: int, *, store: FeatureStore, compute: Callable[[FeatureStore, int], Chunk]
 ) -> tuple[int, int]:
-    """Compute and store one chunk, on a worker; returns how many images, and how many skipped."""
+    """Compute and store one chunk, on a worker; return its number of rows, and of skipped ones."""
     status = store.read("status", chunk)
-    if (status != PENDING).all():
-        # Dask runs a task again when its worker is lost before its result was fetched.
-        return len(status), int((status == SKIPPED).sum())
-    computed, content_hash, errors = extraction.extract(store.files(root, chunk), extractor)
-    store.write_chunk(chunk, computed, content_hash, errors)
-    return len(errors), sum(error != "" for error in errors)
+    # Dask runs a task again when its worker is lost before its result was fetched.
+    if (status == PENDING).any():
+        store.write_chunk(chunk, *compute(store, chunk))
+        status = store.read("status", chunk)
+    return len(status), int((status == SKIPPED).sum())
+
+
+def _extract_chunk(store: FeatureStore, chunk: int, *, root: str, extractor: Extractor) -> Chunk:
+    return extraction.extract(store.files(root, chunk), extractor)

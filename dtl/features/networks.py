@@ -46,8 +46,8 @@ with _quiet():
 _DOWNLOAD_TIMEOUT_S = 30
 
 
-def precisions() -> list[str]:
-    """The precisions that this process computes faster than, or as, float32; fastest first."""
+def list_precisions() -> list[str]:
+    """List the precisions that this process computes at least as fast as float32, fastest first."""
     if _GPUS:
         return ["float16", "float32"]
     flags = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
@@ -108,7 +108,7 @@ class Network:
         self._of_pixels.jit_compile = keras.backend.backend() == "jax"
         self.weights_sha256 = _sha256(self.model)
 
-    def features(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Preprocess images and compute their features.
 
         Parameters
@@ -122,7 +122,7 @@ class Network:
         """
         return _by_layer(self.spec.layers, self._of_pixels.predict_on_batch(pixels))
 
-    def last_before(self, layers: tuple[str, ...], stored: Sequence[str]) -> str:
+    def find_last_before(self, layers: tuple[str, ...], stored: Sequence[str]) -> str:
         """Which of the stored layers is the last that all of `layers` follow from.
 
         Raises
@@ -141,11 +141,11 @@ class Network:
             f"{', '.join(stored)}. It takes an earlier layer without positions, such as fc1."
         )
 
-    def sha256_up_to(self, layers: Sequence[str]) -> str:
+    def hash_up_to(self, layers: Sequence[str]) -> str:
         """`weights_sha256` of the network that is cut at these of its layers."""
         return _sha256(keras.Model(self.model.inputs, [self._output(layer) for layer in layers]))
 
-    def features_from(
+    def compute_from(
         self,
         layer: str,
         values: NDArray[np.float32],
@@ -209,7 +209,7 @@ def _load(spec: NetworkSpec) -> Network:
     return Network(spec)
 
 
-def hidden_layer(network: str, layer: str) -> tuple[str, int]:
+def find_hidden_layer(network: str, layer: str) -> tuple[str, int]:
     """Name and units of the Dense layer with ReLU that a network puts after a layer.
 
     Raises
@@ -255,7 +255,7 @@ def read_dense(
     # Not by `load`, which would keep it: no task wants this cut again.
     network = Network(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
     kernel, bias = network.model.get_layer(name).get_weights()
-    return kernel, bias, network.sha256_up_to(spec.layers)
+    return kernel, bias, network.hash_up_to(spec.layers)
 
 
 def export(spec: NetworkSpec, head: Head) -> bytes:

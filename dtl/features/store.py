@@ -12,7 +12,9 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
 from dtl import storage
-from dtl.features.values import DONE, PENDING, SKIPPED
+from dtl.config.errors import UserError
+from dtl.config.provenance import Claim, check_same, claim
+from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import tars
 from dtl.images.values import NO_SPLIT, ImageList
 from dtl.storage import Extent
@@ -108,36 +110,58 @@ class FeatureStore:
         Raises
         ------
         FileNotFoundError
-            If nothing is there, or a store whose making was interrupted (no work is in it yet).
-        ValueError
-            If something else is there.
+            If there is nothing, or a store whose making was interrupted: no work is in it yet.
+        UserError
+            If something else is there, or a damaged store.
         """
         if not storage.exists(url):
             raise FileNotFoundError(f"No feature store at {url}. Run the featurize stage first.")
+        advice = "Choose another `out`, or remove it yourself: it is never replaced."
         try:
             group = zarr.open_group(_backing(url), mode="r+", zarr_format=3)
         except FileNotFoundError:
             fs, path = storage.filesystem(url)
             if fs.isdir(path) and not fs.ls(path):
                 raise FileNotFoundError(f"The feature store at {url} is empty.") from None
-            raise ValueError(
-                f"{url} is no feature store: it has no zarr.json. "
-                "Choose another --out, or --overwrite to replace it."
-            ) from None
+            raise UserError(f"{url} is no feature store: it has no zarr.json. {advice}") from None
         except (ValueError, FileExistsError, NotADirectoryError) as error:
-            raise ValueError(
-                f"{url} is no feature store: {error} "
-                "Choose another --out, or --overwrite to replace it."
-            ) from error
+            raise UserError(f"{url} is no feature store: {error} {advice}") from error
         made_by = group.attrs.get("dtl")
         if made_by == "unfinished":
             raise FileNotFoundError(f"The feature store at {url} was interrupted while made.")
         if made_by != "features":
-            raise ValueError(
-                f"{url} is a Zarr group that dtl did not make. "
-                "Choose another --out, or --overwrite to replace it."
-            )
+            raise UserError(f"{url} is a Zarr group that dtl did not make. {advice}")
         return cls(url, group)
+
+    @classmethod
+    def reuse(
+        cls, url: str, fingerprint: Mapping[str, Any], *, overwrite: bool = False
+    ) -> FeatureStore | None:
+        """Open the store of this fingerprint, whole or not; None where one is to be made.
+
+        Parameters
+        ----------
+        fingerprint : mapping
+            Without ``precision``, a store of any precision is used.
+        overwrite : bool
+            Return None for a store of another fingerprint instead of refusing it.
+
+        Raises
+        ------
+        DifferentSettingsError
+            If a store has another fingerprint; each difference is named.
+        UserError
+            As `open`, whatever `overwrite` says.
+        """
+        try:
+            store = cls.open(url)
+        except FileNotFoundError:
+            return None
+        stored = store.fingerprint
+        if "precision" not in fingerprint:
+            stored.pop("precision", None)
+        found = claim(fingerprint, stored, url, overwrite=overwrite)
+        return None if found is Claim.REPLACE else store
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -169,7 +193,7 @@ class FeatureStore:
         columns = {*_LIST_COLUMNS, *_TASK_COLUMNS, *_TAR_COLUMNS}
         if layer not in self._group or layer in columns:
             known = sorted(set(self._group) - columns)
-            raise ValueError(f"No features of layer {layer!r} in {self.url}. It has: {known}.")
+            raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {known}.")
         return int(self._array(layer).shape[1])
 
     def dtype(self, name: str) -> np.dtype[Any]:
@@ -254,6 +278,47 @@ class FeatureStore:
         """The chunks that are not done."""
         status = self.read("status")
         return [int(c) for c in np.unique(np.flatnonzero(status == PENDING) // self.chunk_images)]
+
+    def list_skipped(self) -> list[tuple[str, str]]:
+        """List path and reason of every skipped image, sorted."""
+        rows = np.flatnonzero(self.read("status") == SKIPPED)
+        if not len(rows):
+            return []
+        columns = (map(str, self.read(name)[rows]) for name in ("path", "error"))
+        return sorted(zip(*columns, strict=True))
+
+    def check_skipped(self, max_skipped: float) -> None:
+        """Refuse a store in which too many images could not be read.
+
+        Raises
+        ------
+        UserError
+            With the first of them and the reasons.
+        """
+        skipped = self.list_skipped()
+        if len(skipped) > int(max_skipped * self.n_images):
+            shown = "\n  ".join(f"{path}: {reason}" for path, reason in skipped[:5])
+            raise UserError(
+                f"{len(skipped)} of {self.n_images} images could not be read, more than "
+                f"images.max_skipped = {max_skipped:g} allows:\n  {shown}\n"
+                "Mend or remove them, or raise `images.max_skipped`; what is done stays done."
+            )
+
+    def check_options(self, spec: ExtractionSpec) -> None:
+        """Refuse options that the store was not made with, where they would change nothing of it.
+
+        Raises
+        ------
+        DifferentSettingsError
+            Naming each difference.
+        """
+        stored = self.fingerprint
+        wanted = {name: value for name, value in spec.options.items() if name in stored}
+        check_same(
+            wanted, {name: stored[name] for name in wanted},
+            f"{self.url} holds features that were made with other options",
+            "Give these options as they were, or run the featurize stage with them.",
+        )  # fmt: skip
 
     def clean(self) -> None:
         """Remove the half-written files that a killed process left."""

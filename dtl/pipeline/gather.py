@@ -11,7 +11,6 @@ from dtl import config, storage
 from dtl.config import Config
 from dtl.config.provenance import differences
 from dtl.evaluation.values import Evaluation
-from dtl.features import featurization
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE
 from dtl.head.model import Head
@@ -51,7 +50,7 @@ def report_input(
         history=results.history(),
         evaluation=scores,
         pictures=_pictures(root, store, scores, settings.images.max_pixels),
-        skipped=featurization.skipped_images(store),
+        skipped=store.list_skipped(),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
         n_duplicates=n_duplicates,
         n_conflicting=n_conflicting,

@@ -10,10 +10,10 @@ import tomli_w
 from dtl import config, storage
 from dtl.config import Config, TrainConfig
 from dtl.config.errors import UserError
-from dtl.evaluation import scoring
 from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
+from dtl.storage.ledger import read_json
 from dtl.training import comparison, trainer, tuning
 from dtl.training.values import Comparison, Round, Tuning
 
@@ -141,13 +141,13 @@ class Results:
 
     def evaluation(self) -> Evaluation | None:
         """Read the scores; None if there are none."""
-        data = self._read("evaluation.json")
-        return None if data is None else scoring.from_json(data)
+        values = read_json(storage.join(self.url, "evaluation.json"))
+        return None if values is None else Evaluation.from_dict(values)
 
     def write_evaluation(self, value: Evaluation) -> None:
         """Store scores, and remove the report of others."""
         storage.remove(self.report)
-        self._write("evaluation.json", scoring.to_json(value))
+        self._write("evaluation.json", value.to_json())
 
     def write_report(self, html: str) -> None:
         """Store the report."""

@@ -80,10 +80,10 @@ class Run:
         o = self.options
         if o.cluster.address == "yarn" and self._client is None:
             from dtl.cluster.yarn import capacity  # with skein, which is an extra
-            from dtl.features.extraction import memory_needed
+            from dtl.features.extraction import estimate_memory
 
             capacity.check_worker_memory(
-                o.cluster, o.yarn, functools.partial(memory_needed, o.features)
+                o.cluster, o.yarn, functools.partial(estimate_memory, o.features)
             )
 
     def claim_folder(self) -> None:

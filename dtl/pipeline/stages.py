@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from dtl import storage
-from dtl.config.errors import DifferentSettingsError
 from dtl.config.provenance import differences
 from dtl.evaluation.values import Evaluation
-from dtl.features import featurization, splitting
+from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images import listing, split
@@ -42,19 +41,15 @@ def featurize(run: Run) -> FeatureStore:
     listed = listing.list_images(c.images, c.seed)
     listing_s = time.monotonic() - started
     split.assign_splits(listed, c.split, c.seed)  # or refuses what the list cannot give
-    fresh = False
-    try:
-        store = featurization.finished(results.features, spec.fingerprint(listed))
-    except DifferentSettingsError:
-        if not c.overwrite:
-            raise
-        store, fresh = None, True
+    store = FeatureStore.reuse(results.features, spec.fingerprint(listed), overwrite=c.overwrite)
     run.begin()
-    if store is not None:
-        featurization.check_skipped(store, c.images.max_skipped)
+    n_before = store.n_done if store is not None else 0
+    if store is not None and n_before == store.n_images:
+        store.check_skipped(c.images.max_skipped)
         log.info("features: done before, %d images", store.n_images)
         return store
-    n_before = 0 if fresh else _count_done(results)
+    from dtl.features import featurization  # Dask, which a finished run does not need
+
     run.check_worker_memory()
     client = run.client
     results.add_timing("list", listing_s, len(listed), "images")

@@ -148,7 +148,7 @@ def network_head(
     """
     from dtl.features import networks
 
-    name, found_units = networks.hidden_layer(spec.name, layer)
+    name, found_units = networks.find_hidden_layer(spec.name, layer)
     if found_units != n_units:
         raise ValueError(
             f"train.hidden_units = {n_units}, but {name} of {spec.name}, which the hidden layer "

@@ -11,6 +11,7 @@ from distributed import Client
 from helpers import contents
 
 from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config.errors import UserError
 from dtl.evaluation.prediction import predict
 from dtl.features import networks
 from dtl.features.values import ExtractionSpec, NetworkSpec
@@ -46,7 +47,7 @@ def features_of(root: Path, paths: Sequence[str]) -> np.ndarray:
     network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     pixels = [formats.decode((root / path).read_bytes(), (224, 224)) for path in paths]
     batch = np.stack(pixels)
-    return np.concatenate([network.features(one[None])["block1_pool"] for one in batch])
+    return np.concatenate([network.compute(one[None])["block1_pool"] for one in batch])
 
 
 @pytest.fixture
@@ -145,8 +146,8 @@ def test_predictions_of_another_head_are_refused_or_replaced(
     run(out, root, head, processes)
     before = contents(out)
     message = (
-        rf"{out} holds other predictions:\n  head: asked for '{other.fingerprint}', stored "
-        rf"'{head.fingerprint}'\nChoose another --out, or --overwrite\."
+        rf"{out} was made with other settings:\n  head: asked for '{other.fingerprint}', stored "
+        rf"'{head.fingerprint}'\nGive .*, choose another `out`, or set `overwrite`"
     )
     with pytest.raises(ValueError, match=message):
         run(out, root, other, processes)
@@ -170,6 +171,17 @@ def test_the_lock_of_the_driver_is_no_hindrance_and_stays(
     assert not list(out.glob(".*"))
 
 
+def test_a_damaged_ledger_is_never_overwritten(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    run(tmp_path / "out", root, head, processes)
+    (tmp_path / "out" / "_dtl.json").write_text('{"head": "12')
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match=r"_dtl\.json is damaged"):
+        run(tmp_path / "out", root, head, processes, overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
 def test_predictions_of_other_images_are_refused(
     root: Path, tmp_path: Path, head: Head, processes: Client
 ) -> None:
@@ -185,10 +197,9 @@ def test_what_is_no_predictions_is_never_replaced(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    for out in (tmp_path / "out", tmp_path / "out" / "thesis.txt"):
-        message = f"{out} holds something that is no predictions. Choose another --out."
-        with pytest.raises(ValueError, match=message):
-            run(out, root, head, processes, overwrite=overwrite)
+    for name, problem in (("out", "is not empty: it has"), ("out/thesis.txt", "is a file")):
+        with pytest.raises(UserError, match=f"{tmp_path / name} {problem}.* Choose an empty"):
+            run(tmp_path / name, root, head, processes, overwrite=overwrite)
     assert contents(tmp_path / "out") == {"thesis.txt": b"years of work"}
 
 
@@ -197,7 +208,7 @@ def test_a_network_that_is_not_the_heads_is_refused_before_anything_is_replaced(
 ) -> None:
     message = (
         f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
-        r"workers have [0-9a-f]{64}\. Give --features\.weights as it was\."
+        r"workers have [0-9a-f]{64}\. Give `features\.weights` as it was\."
     )
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "new", root, head, processes, seed=1)

@@ -164,7 +164,7 @@ def test_the_same_bits_on_any_workers(
     head = rough_head(store)
     with local_cluster(n_workers) as local, Client(local) as client:
         found = evaluate(store, head, client)
-    assert scoring.to_json(found) == scoring.to_json(evaluate(store, head, threads))
+    assert found.to_json() == evaluate(store, head, threads).to_json()
 
 
 def test_the_same_bits_on_any_threads_of_blas(make_store: MakeStore, threads: Client) -> None:
@@ -172,7 +172,7 @@ def test_the_same_bits_on_any_threads_of_blas(make_store: MakeStore, threads: Cl
     head, found = rough_head(store), []
     for n in (1, 4):
         with threadpoolctl.threadpool_limits(n, user_api="blas"):
-            found.append(scoring.to_json(evaluate(store, head, threads)))
+            found.append(evaluate(store, head, threads).to_json())
     assert found[0] == found[1]
 
 
@@ -190,12 +190,12 @@ def test_a_trained_head(make_store: MakeStore, threads: Client) -> None:
 def test_json_round_trip(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_classes=N_CLASSES, distance=0.3)
     found = evaluate(store, rough_head(store), threads, n_mistakes=5)
-    data = scoring.to_json(found)
-    again = scoring.from_json(data)
+    data = found.to_json()
+    again = Evaluation.from_dict(json.loads(data))
     assert again == found
     assert list(again.scores) == list(SPLITS)
     assert len(again.mistakes) == 5
-    assert scoring.to_json(again) == data
+    assert again.to_json() == data
     assert json.loads(data)["scores"]["test"]["n_images"] == found.scores["test"].n_images
 
 

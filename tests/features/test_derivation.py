@@ -88,10 +88,14 @@ def test_goes_on_where_it_was_interrupted_to_the_same_bytes(
     before = all_files(store.url)
     (tmp_path / "derived.zarr/status/c/1").unlink()
     (tmp_path / "derived.zarr/predictions/c/1/0").write_bytes(b"half")
-    assert derivation.finished(store.url, source, c.features) is None
+    begun = derivation.reuse(store.url, source, c.features)
+    assert begun is not None
+    assert begun.pending_chunks() == [1]
     derive(source, c, tmp_path / "derived.zarr", processes)
     assert all_files(store.url) == before
-    assert derivation.finished(store.url, source, c.features) is not None
+    whole = derivation.reuse(store.url, source, c.features)
+    assert whole is not None
+    assert not whole.pending_chunks()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_half_precision_in_the_source_is_in_the_settings(
     c = small_settings(pictures, "global_average_pooling2d", dtype="float16")
     source = featurize(c, tmp_path / "half.zarr", processes)
     asked = small_settings(pictures, "predictions").features
-    assert derivation.settings(source, asked)["derived_from"] == "float16"
+    assert derivation.fingerprint_derived(source, asked)["derived_from"] == "float16"
 
 
 def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path, here: Run) -> None:
@@ -154,4 +158,5 @@ def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path, here: Run
     assert done.returncode == 0, done.stderr
     assert "done before" in here(*derived).stderr
     same = here("derive", "--model", out, "--out", out, *layers)
-    assert "Choose another --out" in same.stderr
+    assert "Choose another" in same.stderr
+    assert FeatureStore.open(str(out / "features.zarr")).fingerprint["layers"] == [pooled[1]]

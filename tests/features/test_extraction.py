@@ -43,7 +43,7 @@ def alone(file: Path) -> np.ndarray:
     """An image's features without extraction."""
     network = networks.load(SPEC)
     pixels = formats.decode(file.read_bytes(), (224, 224))
-    return network.features(pixels[None])["block1_pool"][0]
+    return network.compute(pixels[None])["block1_pool"][0]
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -164,7 +164,7 @@ def test_several_layers(pictures: Path) -> None:
     file = pictures / "red" / "0.jpg"
     features, _, _ = extract([str(file)] * 2, extractor)
     batch = formats.decode(file.read_bytes(), (224, 224))[None]
-    for layer, expected in network.features(batch).items():
+    for layer, expected in network.compute(batch).items():
         assert np.allclose(features[layer], expected, rtol=1e-4, atol=1e-3)
 
 
@@ -265,7 +265,7 @@ def test_prepare(processes: Client, extractor: Extractor) -> None:
     assert found == extractor
     auto = ExtractionSpec(replace(FEATURES, precision="auto"), image)
     automatic = prepare(processes, auto)
-    assert automatic.network.precision == networks.precisions()[0]
+    assert automatic.network.precision == networks.list_precisions()[0]
     as_before = prepare(processes, auto, "float32")
     assert as_before.network.precision == "float32"
     other_seed = prepare(processes, ExtractionSpec(FEATURES, image, 1))
@@ -280,7 +280,9 @@ def test_unknown_network_and_layer(processes: Client) -> None:
         prepare(processes, ExtractionSpec(replace(FEATURES, layers=("fc3",)), ImagesConfig()))
 
 
-@pytest.mark.skipif("float16" in networks.precisions(), reason="a GPU computes float16 at speed")
+@pytest.mark.skipif(
+    "float16" in networks.list_precisions(), reason="a GPU computes float16 at speed"
+)
 def test_precision_that_a_worker_does_not_have(processes: Client) -> None:
     message = (
         r"features\.precision = float16: not every worker's processor computes it at speed\. They "

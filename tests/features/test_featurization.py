@@ -66,7 +66,7 @@ def test_rows_are_the_listed_images_through_the_network(
     for row in (0, 7, 23):
         data = (pictures / str(store.read("path")[row])).read_bytes()
         batch = formats.decode(data, (224, 224))[None]
-        expected = network.features(batch)["block1_pool"][0]
+        expected = network.compute(batch)["block1_pool"][0]
         assert np.allclose(store.read("block1_pool")[row], expected, rtol=1e-4, atol=1e-3)
         assert store.class_names[store.read("label")[row]] == str(store.read("path")[row])[:-6]
     with xarray.open_zarr(tmp_path / "f.zarr", consolidated=False) as opened:
@@ -96,7 +96,7 @@ def test_unreadable_images_are_rows_and_not_a_crash(
     status = store.read("status")
     assert (status == SKIPPED).sum() == 3
     assert (status == DONE).sum() == 24
-    reasons = dict(featurization.skipped_images(store))
+    reasons = dict(store.list_skipped())
     assert reasons["red/empty.jpg"] == "empty file"
     assert reasons["red/text.jpg"].startswith("not an image")
     assert "truncated" in reasons["red/truncated.jpg"]
@@ -138,7 +138,7 @@ def test_a_store_of_other_settings_is_refused(
     before = contents(tmp_path / "f.zarr")
     with pytest.raises(ValueError, match=difference) as error:
         featurize(settings(pictures, **change), tmp_path / "f.zarr", processes)
-    assert "--overwrite" in str(error.value)
+    assert "`overwrite`" in str(error.value)
     assert contents(tmp_path / "f.zarr") == before
 
 
@@ -165,7 +165,9 @@ def test_a_store_that_was_begun_with_other_weights_is_refused_or_begun_anew(
     whole = contents(url)
     store._array("status")[store.rows(1)] = PENDING
     store._group.attrs["weights_sha256"] = "0" * 64
-    with pytest.raises(ValueError, match=r"weights of SHA-256 0{64}.* anew with --overwrite"):
+    with pytest.raises(
+        ValueError, match=r"SHA-256 of the weights: .*stored '0{64}'\n.*`overwrite`"
+    ):
         featurize(c, url, processes)
     featurize(c, url, processes, overwrite=True)
     assert contents(url) == whole

@@ -94,7 +94,7 @@ def test_fc2_of_an_untrained_vgg16_is_that_of_keras_own(images: np.ndarray) -> N
     finally:
         stop.set()
         drawing.join()
-    found = network.features(images)["fc2"]
+    found = network.compute(images)["fc2"]
     assert found.shape == (2, 4096)
     assert found.dtype == np.float32
     assert np.ptp(expected, axis=0).max() > 0.01  # the pictures differ, and so do their features
@@ -123,7 +123,7 @@ def test_pooling_is_that_of_numpy(images: np.ndarray, pooling: str) -> None:
         "flatten": maps.reshape(2, -1),
     }[pooling]
     network = Network(replace(FIRST, pooling=pooling))
-    found = network.features(images)["block1_pool"]
+    found = network.compute(images)["block1_pool"]
     assert network.description.n_features == {"block1_pool": expected.shape[1]}
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
 
@@ -145,7 +145,7 @@ def test_preprocessing_is_that_of_keras(images: np.ndarray, network: str, module
 
 def test_dl4j_preprocessing_is_bgr_with_the_means_in(images: np.ndarray) -> None:
     network = Network(replace(FIRST, preprocess="dl4j"))
-    features = network.features(images)["block1_pool"]
+    features = network.compute(images)["block1_pool"]
     maps = outputs(own_convolutions(5), "block1_pool", images[..., [2, 1, 0]].astype(np.float32))
     assert np.allclose(features, maps.mean(axis=(1, 2), dtype=np.float64), rtol=1e-4, atol=1e-3)
 
@@ -155,7 +155,7 @@ def test_another_network(images: np.ndarray) -> None:
     mobile = keras.applications.MobileNetV2(weights=None)
     batch = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
     network = Network(replace(FIRST, network="MobileNetV2", layers=("block_2_add",)))
-    found = network.features(images)["block_2_add"]
+    found = network.compute(images)["block_2_add"]
     expected = outputs(mobile, "block_2_add", batch).mean(axis=(1, 2), dtype=np.float64)
     assert np.abs(expected).max() > 1e-3
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -169,10 +169,12 @@ def test_layers_that_keras_names_itself_have_one_name_whatever_was_made_before()
     network = Network(replace(FIRST, network="MobileNetV3Small", layers=("re_lu_1",)))
     assert network.description.n_features == {"re_lu_1": 16}
     assert {"re_lu", "re_lu_1"} <= {layer.name for layer in network.model.layers}
-    assert network.features(np.zeros((1, 224, 224, 3), "u1"))["re_lu_1"].shape == (1, 16)
+    assert network.compute(np.zeros((1, 224, 224, 3), "u1"))["re_lu_1"].shape == (1, 16)
 
 
-@pytest.mark.skipif("bfloat16" not in networks.precisions(), reason="no bfloat16 in this processor")
+@pytest.mark.skipif(
+    "bfloat16" not in networks.list_precisions(), reason="no bfloat16 in this processor"
+)
 def test_bfloat16_is_float32_with_fewer_digits(images: np.ndarray) -> None:
     exact, fast = (Network(replace(FIRST, precision=p)) for p in ("float32", "bfloat16"))
     assert fast.weights_sha256 == exact.weights_sha256
@@ -207,7 +209,7 @@ def test_the_real_weights_file(data: Path, images: np.ndarray) -> None:
     with np.load(file) as arrays:
         trained.set_weights([arrays[name] for name in sorted(arrays.files)])
     maps = outputs(trained, "block5_pool", keras_batch(images))
-    found = network.features(images)["block5_pool"]
+    found = network.compute(images)["block5_pool"]
     assert found.shape == (2, 512)
     assert np.allclose(found, maps.mean(axis=(1, 2), dtype=np.float64), rtol=1e-4, atol=1e-3)
 
@@ -254,7 +256,7 @@ def test_weights_of_a_file(
         replace(FIRST, layers=("block1_pool", "block2_pool"), weights=str(tmp_path / name))
     )
     batch = keras_batch(images)
-    for layer, found in network.features(images).items():
+    for layer, found in network.compute(images).items():
         expected = outputs(trained, layer, batch).mean(axis=(1, 2), dtype=np.float64)
         assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
 
@@ -431,7 +433,7 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     rng = np.random.default_rng(1)
     # Four pictures more, so that means and scales are of more than two.
     many = np.concatenate([images, rng.integers(0, 256, (4, 224, 224, 3), np.uint8)])
-    features = network.features(many)[layer]
+    features = network.compute(many)[layer]
     n_features = features.shape[1]
     head = Head(
         kernel=rng.normal(size=(n_features, 3)).astype(np.float32) / np.sqrt(n_features),

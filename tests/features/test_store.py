@@ -1,6 +1,11 @@
 """The feature store on every backend."""
 
+from __future__ import annotations
+
 import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ import zarr
 from helpers import all_files
 
 from dtl import storage
+from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.features import store as feature_store
 from dtl.features.store import FeatureStore
 from dtl.images.values import ImageList
@@ -18,7 +24,7 @@ CHUNK_IMAGES = 4
 ATTRS = {"settings": {"network": "VGG16", "layers": ["fc2"]}, "weights_sha256": "abc"}
 
 
-def images():
+def images() -> ImageList:
     return ImageList(
         root="/photos",
         path=np.array([f"b/straße {row}.jpg" for row in range(N_IMAGES)], np.dtypes.StringDType()),
@@ -29,12 +35,12 @@ def images():
     )
 
 
-def create(url, layers=None, **options):
+def create(url: str, layers: dict[str, int] | None = None, **options: Any) -> FeatureStore:
     options = {"dtype": "float32", "chunk_images": CHUNK_IMAGES, "attrs": ATTRS} | options
     return FeatureStore.create(url, images(), layers or {"fc2": 3}, **options)
 
 
-def content(store, chunk):
+def content(store: FeatureStore, chunk: int) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
     """Features, hashes and errors of a chunk; row 5 cannot be read."""
     rows = np.arange(N_IMAGES)[store.rows(chunk)]
     features = np.random.default_rng(0).normal(size=(N_IMAGES, 3)).astype(np.float32)[rows]
@@ -43,13 +49,13 @@ def content(store, chunk):
     return {"fc2": features}, rows.astype(np.uint64) + 2**63, error
 
 
-def fill(store, chunks=(0, 1, 2)):
+def fill(store: FeatureStore, chunks: Sequence[int] = (0, 1, 2)) -> FeatureStore:
     for chunk in chunks:
         store.write_chunk(chunk, *content(store, chunk))
     return store
 
 
-def test_a_new_store(root):
+def test_a_new_store(root: str) -> None:
     url = storage.join(root, "features.zarr")
     made = create(url)
     for store in (made, FeatureStore.open(url)):
@@ -69,7 +75,7 @@ def test_a_new_store(root):
         assert store.split_fingerprint is None
 
 
-def test_write_and_read(root):
+def test_write_and_read(root: str) -> None:
     url = storage.join(root, "features.zarr")
     store = create(url)
     fill(store, [1])
@@ -91,7 +97,7 @@ def test_write_and_read(root):
     )
 
 
-def test_the_order_of_the_chunks_leaves_no_trace(root):
+def test_the_order_of_the_chunks_leaves_no_trace(root: str) -> None:
     one, other = storage.join(root, "one.zarr"), storage.join(root, "other.zarr")
     fill(create(one), [0, 1, 2])
     fill(create(other), [2, 0, 1])
@@ -100,7 +106,7 @@ def test_the_order_of_the_chunks_leaves_no_trace(root):
     assert len(all_files(one)) > 10
 
 
-def test_a_chunk_is_pending_until_its_status_is_written(root):
+def test_a_chunk_is_pending_until_its_status_is_written(root: str) -> None:
     url = storage.join(root, "features.zarr")
     store = fill(create(url), [0])
     before = all_files(url)
@@ -117,7 +123,7 @@ def test_a_chunk_is_pending_until_its_status_is_written(root):
     assert all_files(url) == all_files(whole)
 
 
-def test_several_layers_and_float16(root):
+def test_several_layers_and_float16(root: str) -> None:
     url = storage.join(root, "features.zarr")
     store = create(url, {"fc1": 2, "fc2": 3}, dtype="float16")
     features = {"fc1": np.full((4, 2), 0.1, np.float32), "fc2": np.full((4, 3), 2, np.float32)}
@@ -128,7 +134,7 @@ def test_several_layers_and_float16(root):
 
 
 @pytest.mark.parametrize("layer", ["fc3", "path", "status", "given_split"])
-def test_unknown_layer(tmp_path, layer):
+def test_unknown_layer(tmp_path: Path, layer: str) -> None:
     store = create(str(tmp_path / "features.zarr"))
     with pytest.raises(ValueError, match=rf"No features of layer '{layer}' in .* has: \['fc2'\]"):
         store.n_features(layer)
@@ -141,7 +147,9 @@ def test_unknown_layer(tmp_path, layer):
         ({"fc1": 2, "fc2": 3}, {"fc1": ("image", "fc1_feature"), "fc2": ("image", "fc2_feature")}),
     ],
 )
-def test_xarray_opens_it(tmp_path, layers, dims):
+def test_xarray_opens_it(
+    tmp_path: Path, layers: dict[str, int], dims: dict[str, tuple[str, ...]]
+) -> None:
     url = str(tmp_path / "features.zarr")
     store = create(url, layers)
     columns = ("path", "label", "given_split", "split", "content_hash", "error", "status")
@@ -155,7 +163,7 @@ def test_xarray_opens_it(tmp_path, layers, dims):
         np.testing.assert_array_equal(dataset["path"].values, store.read("path"))
 
 
-def test_a_store_made_anew(root):
+def test_a_store_made_anew(root: str) -> None:
     url = storage.join(root, "features.zarr")
     fill(create(url))
     create(url, {"fc1": 2})
@@ -165,7 +173,7 @@ def test_a_store_made_anew(root):
         store.n_features("fc2")
 
 
-def test_nothing_is_there(root):
+def test_nothing_is_there(root: str) -> None:
     url = storage.join(root, "features.zarr")
     with pytest.raises(FileNotFoundError, match=r"No feature store at .* Run the featurize stage"):
         FeatureStore.open(url)
@@ -175,7 +183,7 @@ def test_nothing_is_there(root):
         FeatureStore.open(url)
 
 
-def test_a_half_made_store(root):
+def test_a_half_made_store(root: str) -> None:
     url = storage.join(root, "features.zarr")
     listed = images()
     object.__setattr__(listed, "label", listed.label[:3])  # a run that dies while it writes labels
@@ -199,19 +207,40 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_something_else_is_there(root, other):
+def test_something_else_is_there(root: str, other: str) -> None:
     url = storage.join(root, "features.zarr")
     OTHERS[other](url)
-    with pytest.raises(
-        ValueError,
-        match=r"(?s)is (no feature store|a Zarr group that dtl did not make).* --overwrite to rep",
-    ):
-        FeatureStore.open(url)
-    create(url)  # as --overwrite does
-    assert FeatureStore.open(url).n_chunks == 3
+    before = all_files(root)
+    message = (
+        r"(?s)is (no feature store|a Zarr group that dtl did not make).* Choose another `out`, or "
+        "remove it yourself: it is never replaced"
+    )
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=message):
+            FeatureStore.reuse(url, ATTRS["settings"], overwrite=overwrite)
+    assert all_files(root) == before
 
 
-def test_a_store_is_pickled_without_its_data(root):
+def test_reuse(tmp_path: Path) -> None:
+    url = str(tmp_path / "features.zarr")
+    wanted = {**ATTRS["settings"], "layers": ["fc1"]}
+    assert FeatureStore.reuse(url, wanted) is None
+    store = create(url)
+    begun = FeatureStore.reuse(url, ATTRS["settings"])
+    assert begun is not None
+    assert begun.n_done == 0
+    fill(store)
+    for overwrite in (False, True):
+        whole = FeatureStore.reuse(url, ATTRS["settings"], overwrite=overwrite)
+        assert whole is not None
+        assert not whole.pending_chunks()
+    with pytest.raises(DifferentSettingsError, match=r"layers: asked for \['fc1'\], stored"):
+        FeatureStore.reuse(url, wanted)
+    assert FeatureStore.reuse(url, wanted, overwrite=True) is None
+    assert FeatureStore.open(url).n_done == N_IMAGES  # which makes the new one removes it
+
+
+def test_a_store_is_pickled_without_its_data(root: str) -> None:
     store = create(storage.join(root, "features.zarr"))
     data = pickle.dumps(store)
     assert len(data) < 2000
@@ -222,7 +251,7 @@ def test_a_store_is_pickled_without_its_data(root):
     assert again.attrs == store.attrs
 
 
-def test_split(root):
+def test_split(root: str) -> None:
     url = storage.join(root, "features.zarr")
     store = fill(create(url))
     rows = (np.arange(N_IMAGES) % 3).astype(np.int8)
@@ -236,7 +265,7 @@ def test_split(root):
     assert store.split_fingerprint is None  # what is stored was made by nobody knows what
 
 
-def test_clean_removes_what_a_killed_process_left(tmp_path):
+def test_clean_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     store = fill(create(str(tmp_path / "features.zarr")))
     before = all_files(store.url)
     (tmp_path / "features.zarr/fc2/c/1/0.0123abc.partial").write_bytes(b"half")
@@ -245,7 +274,7 @@ def test_clean_removes_what_a_killed_process_left(tmp_path):
     assert all_files(store.url) == before
 
 
-def test_clean_leaves_what_is_whole_on_any_filesystem(root):
+def test_clean_leaves_what_is_whole_on_any_filesystem(root: str) -> None:
     store = fill(create(storage.join(root, "features.zarr")))
     before = all_files(store.url)
     store.clean()

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from scipy import sparse
 from scipy.stats import binomtest
 
 from dtl.config import build, to_dict
-from dtl.evaluation.metrics import Counts, scores
+from dtl.evaluation.metrics import Counts, count, score
 from dtl.evaluation.values import Evaluation, Mistake
 from dtl.images.values import SPLITS
 from dtl.report.page import ReportInput, render, wilson_interval
@@ -69,7 +70,7 @@ def sample(class_names=None, n_classes=19, n_rounds=90, n_images=10, n_mistakes=
         labels = np.repeat(np.arange(n_classes), rng.integers(2, 2 * n_images, n_classes))
         logits = rng.normal(0, 1.5, (len(labels), n_classes))
         logits[np.arange(len(labels)), labels] += sharpness
-        parts[split] = scores(Counts.of(logits, labels), names)
+        parts[split] = score(count(logits, labels), names)
         class_counts[split] = np.bincount(labels, minlength=n_classes)
     mistakes = tuple(
         Mistake(f"{names[k % n_classes]}/{k}.jpg", "test", names[k % n_classes], names[-1], 0.9)
@@ -398,7 +399,7 @@ def test_nothing_to_tell(report):
 
 def test_no_mistakes_at_all():
     names = ("a", "b")
-    right = scores(Counts.of(np.eye(2) * 9, np.arange(2)), names)
+    right = score(count(np.eye(2) * 9, np.arange(2)), names)
     counts = {"test": np.ones(2, np.int64)}
     evaluation = Evaluation({"test": right}, (), names)
     report = replace(sample(names), class_counts=counts, evaluation=evaluation)
@@ -421,7 +422,8 @@ def test_a_crowded_matrix_leaves_out_all_the_smallest_confusions(report):
     pairs = np.arange(n_classes**2)
     n = np.where(pairs % (n_classes + 1) == 0, 5, 1 + (pairs % 7 == 0))
     counts = {"test": np.full(n_classes, 9)}
-    evaluation = Evaluation({"test": scores(Counts(pairs, n, 0, 0.0), names)}, (), names)
+    confusion = sparse.csr_array(n.reshape(n_classes, n_classes))
+    evaluation = Evaluation({"test": score(Counts(confusion, 0, 0.0), names)}, (), names)
     page = Page(
         render(replace(report, class_names=names, class_counts=counts, evaluation=evaluation))
     )

@@ -156,10 +156,10 @@ def test_weights_that_are_not_to_be_had(
 )
 def test_a_dense_layer_with_relu_must_follow(network: str, layer: str, expected: object) -> None:
     if isinstance(expected, tuple):
-        assert networks.hidden_layer(network, layer) == expected
+        assert networks.find_hidden_layer(network, layer) == expected
         return
     with pytest.raises(ValueError, match=str(expected)):
-        networks.hidden_layer(network, layer)
+        networks.find_hidden_layer(network, layer)
 
 
 def test_the_store_says_which_network_it_was(store: FeatureStore, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 
 from dtl import storage
-from dtl.config.errors import DifferentSettingsError, UserError
+from dtl.config.errors import UserError
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
@@ -44,15 +44,9 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
 
     c, url = run.options, run.results.features
     source = Results(arguments.model).store()
-    derivation.check_not_same(url, source)
-    try:
-        store = derivation.finished(url, source, c.features)
-    except DifferentSettingsError:
-        if not c.overwrite:
-            raise
-        store = None
+    store = derivation.reuse(url, source, c.features, overwrite=c.overwrite)
     run.begin()
-    if store is not None:
+    if store is not None and not store.pending_chunks():
         log.info("features: done before, %d images", store.n_images)
     else:
         run.check_worker_memory()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from dtl import config, storage
 from dtl.config import Config
 from dtl.config.provenance import check_same
-from dtl.features import featurization, splitting
+from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.pipeline import stages
@@ -74,7 +74,7 @@ def featurize(run: Run, _: argparse.Namespace) -> None:
 def train(run: Run, _: argparse.Namespace) -> None:
     """Train a head on stored features."""
     store = run.results.store()
-    featurization.check_options(store, run.extraction)
+    store.check_options(run.extraction)
     run.begin()
     stages.train(run, store)
     print_line(f"Head: {storage.join(run.results.url, 'head.npz')}")
@@ -107,7 +107,7 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     from dtl.evaluation import scoring
 
     c = run.options
-    featurization.check_options(store, run.extraction)
+    store.check_options(run.extraction)
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
     options = config.to_fingerprint(c.train) | {"layer": c.layer}
     asked = {

@@ -18,11 +18,11 @@ from dtl.pipeline.run import Run, hdfs_urls
 def submit(run: Run, arguments: argparse.Namespace) -> int:
     """Submit `run` to YARN, and print the application's id."""
     from dtl.cluster.yarn import capacity, submission
-    from dtl.features.extraction import memory_needed
+    from dtl.features.extraction import estimate_memory
 
     c = replace(run.options, cluster=replace(run.options.cluster, address="yarn"))
     storage.check_writable(run.results.url)
-    capacity.check_worker_memory(c.cluster, c.yarn, functools.partial(memory_needed, c.features))
+    capacity.check_worker_memory(c.cluster, c.yarn, functools.partial(estimate_memory, c.features))
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
         file.write_text(tomli_w.dumps(config.to_dict(c)))
