@@ -1,4 +1,4 @@
-"""The page that a run ends with: one HTML file that needs nothing else, not even a network."""
+"""Pages of a run: each one HTML file that needs nothing else, not even a network."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from dtl.report.plots import (
     PALEST,
     RIGHT,
     WRONG,
+    choose_fewest_drawn,
+    choose_rounds_per_bar,
+    choose_smoothing,
     class_plot,
     confusion_plot,
-    confusions,
-    fewest_drawn,
     gaps_plot,
     history_plots,
+    list_confusions,
     plot_json,
-    rounds_per_bar,
-    smoothing_width,
     tuning_plots,
 )
 from dtl.training.values import Comparison, Round, Tuning
@@ -47,12 +47,14 @@ _MOST_PATHS = 10
 
 @dataclass(frozen=True, eq=False)
 class ReportInput:
-    """What a report shows.
+    """Everything that a report shows.
 
     Parameters
     ----------
-    config, provenance : mapping
-        Nested: the configuration as `dtl.config.to_dict` gives it, and JSON's types.
+    config : mapping
+        The configuration as `dtl.config.to_dict` returns it.
+    provenance : mapping
+        Nested, of JSON's types.
     class_counts : dict of split name to (n_classes,) int64
         Images of each class.
     history : sequence of Round
@@ -62,10 +64,10 @@ class ReportInput:
     skipped, left_out : sequence of (path, reason)
         Images that could not be read; files that are no images of a class.
     n_duplicates, n_conflicting : int
-        Files with the content of another, and those of them that are in another class than it.
+        Files with the content of another one; those of them whose class is not that one's.
     timings : dict of stage to {"seconds": float, "n": int, "unit": str}
     warnings : sequence of str
-        What a reader must know before any number.
+        Facts that a reader must know before any number.
     tuning : Tuning, optional
         The search for options on the same features.
     """
@@ -88,7 +90,7 @@ class ReportInput:
 
 
 def render(report: ReportInput) -> str:
-    """Lay a report out as one HTML file.
+    """Return a report as one HTML file.
 
     The same input gives the same text. The page fetches nothing: scripts, styles and pictures are
     in it, and its content security policy forbids all else.
@@ -96,13 +98,15 @@ def render(report: ReportInput) -> str:
     Raises
     ------
     ValueError
-        If no split was evaluated, or the configuration is none.
+        If no split was evaluated, or the configuration has a key or value that dtl does not know.
     """
     scores = report.evaluation.scores
     split = next((s for s in reversed(SPLITS) if s in scores), None)
     if split is None:
         raise ValueError("A report needs the scores of a split. Received: none. Evaluate the head.")
     main = scores[split]
+    from scipy.stats import binomtest  # takes as long to import as all else here
+
     config = build(report.config)
     plots = {
         "classes": class_plot(report.class_counts, report.class_names),
@@ -115,7 +119,7 @@ def render(report: ReportInput) -> str:
         plots.pop("rate", None)
     if report.tuning:
         plots |= tuning_plots(report.tuning)
-    return _page(
+    return _fill(
         "report.html",
         plots,
         report=report,
@@ -128,35 +132,36 @@ def render(report: ReportInput) -> str:
         scores=scores,
         main=main,
         n_images=sum(int(counts.sum()) for counts in report.class_counts.values()),
-        interval=wilson_interval(round(main.accuracy * main.n_images), main.n_images),
-        commonest=_commonest(main),
-        confusions=confusions(main)[:_MOST_CONFUSIONS],
-        class_rows=_class_rows(report, main),
-        smoothed_over=smoothing_width(report.history),
+        interval=binomtest(round(main.accuracy * main.n_images), main.n_images).proportion_ci(
+            method="wilson"
+        ),
+        commonest=_find_commonest(main),
+        confusions=list_confusions(main)[:_MOST_CONFUSIONS],
+        class_rows=_list_classes(report, main),
+        smoothed_over=choose_smoothing(report.history),
         pictures={path: b64encode(jpeg).decode() for path, jpeg in report.pictures.items()},
-        skipped=_by_reason(report.skipped),
-        left_out=_by_reason(report.left_out),
+        skipped=_group_by_reason(report.skipped),
+        left_out=_group_by_reason(report.left_out),
         most_reasons=_MOST_REASONS,
-        fewest_drawn=fewest_drawn(main),
-        rounds_per_bar=rounds_per_bar(report.history),
+        fewest_drawn=choose_fewest_drawn(main),
+        rounds_per_bar=choose_rounds_per_bar(report.history),
         log_classes=math.log(len(report.class_names)),
     )
 
 
 def render_comparison(comparison: Comparison, title: str) -> str:
-    """Lay a comparison of ways of training out as one HTML file, like a report.
+    """Return a comparison of ways of training as one HTML file.
 
     Parameters
     ----------
     comparison : Comparison
         The exact optimum first.
     title : str
-        What the photographs are called.
+        Name of the photographs.
     """
     names = [contender.name for contender in comparison.contenders]
-    turns = itertools.cycle(Category10[10])
-    line_colors = {name: next(turns) for name in names}
-    return _page(
+    line_colors = dict(zip(names, itertools.cycle(Category10[10])))
+    return _fill(
         "compare.html",
         {"gaps": gaps_plot(comparison, line_colors)},
         comparison=comparison,
@@ -168,15 +173,8 @@ def render_comparison(comparison: Comparison, title: str) -> str:
 
 
 def render_tuning(tuning: Tuning, title: str) -> str:
-    """Lay a search for options out as one HTML file, like a report.
-
-    Parameters
-    ----------
-    tuning : Tuning
-    title : str
-        What the photographs are called.
-    """
-    return _page(
+    """Return a search for options as one HTML file; `title` names the photographs."""
+    return _fill(
         "tune.html",
         tuning_plots(tuning),
         tuning=tuning,
@@ -185,7 +183,7 @@ def render_tuning(tuning: Tuning, title: str) -> str:
     )
 
 
-def _page(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
+def _fill(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dtl.report"),
         autoescape=True,
@@ -193,9 +191,9 @@ def _page(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Bokeh defines an object where it is first met, so the order of keys has a meaning.
+    # Bokeh defines an object at its first mention, so the order of keys matters.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters |= {"number": _number, "duration": _duration}
+    environment.filters |= {"number": _format_number, "duration": _format_duration}
     return environment.get_template(template).render(
         colors=COLORS,
         penalties=(RIGHT[PALEST], RIGHT[-1]),
@@ -208,36 +206,17 @@ def _page(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `n_right` of `n` were seen.
-
-    References
-    ----------
-    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
-
-    Examples
-    --------
-    >>> [round(bound, 3) for bound in wilson_interval(8, 10)]
-    [0.49, 0.943]
-    """
-    z = 1.959964
-    share = n_right / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def _commonest(scores: SplitScores) -> tuple[str, float]:
-    """The class that most images have, and the accuracy of always answering it."""
+def _find_commonest(scores: SplitScores) -> tuple[str, float]:
+    """Return the class that most images have, and the accuracy of always answering it."""
     name = max(scores.classes, key=lambda k: scores.classes[k]["n_images"])
     return name, scores.classes[name]["n_images"] / scores.n_images
 
 
-def _class_rows(report: ReportInput, scores: SplitScores) -> list[dict[str, Any]]:
-    """Classes from worst to best."""
+def _list_classes(report: ReportInput, scores: SplitScores) -> list[dict[str, Any]]:
+    """Return the table of classes, from worst to best."""
     taken_for: dict[str, tuple[str, int]] = {}
     names = report.class_names
-    for true, predicted, n, _ in confusions(scores):
+    for true, predicted, n, _ in list_confusions(scores):
         taken_for.setdefault(names[true], (names[predicted], n))
     n_train = report.class_counts.get(SPLITS[0], np.zeros(len(names), np.int64))
     rows = [
@@ -248,8 +227,8 @@ def _class_rows(report: ReportInput, scores: SplitScores) -> list[dict[str, Any]
     return sorted(rows, key=lambda row: (row["f1"], row["recall"], row["name"]))
 
 
-def _by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, int, list[str]]]:
-    """Reason, number of files and the first paths; the most frequent reason first."""
+def _group_by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, int, list[str]]]:
+    """Return each reason, its number of files and the first paths; the commonest reason first."""
     groups: dict[str, list[str]] = {}
     for path, reason in files:
         groups.setdefault(reason, []).append(path)
@@ -260,16 +239,16 @@ def _by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, int, list[st
 # --- text ----------------------------------------------------------------------------------------
 
 
-def _number(value: float, spec: str) -> str:
+def _format_number(value: float, spec: str) -> str:
     return format(value, spec).replace("%", "\u202f%") if math.isfinite(value) else _NOTHING
 
 
-def _duration(seconds: float) -> str:
-    """A time that is easy to read.
+def _format_duration(seconds: float) -> str:
+    """Format seconds in units that are easy to read.
 
     Examples
     --------
-    >>> [_duration(s) for s in (0.25, 12.3, 125, 7265)]
+    >>> [_format_duration(s) for s in (0.25, 12.3, 125, 7265)]
     ['0.25 s', '12.3 s', '2 min 5 s', '2 h 1 min']
     """
     if not math.isfinite(seconds):

@@ -30,18 +30,18 @@ RIGHT = interp_palette(("#dfe9f5", COLORS["test"]), 32)
 WRONG = interp_palette(("#f9e0d0", COLORS["wrong"], "#8f3c0d"), 32)
 
 NEAREST = 1e-7
-"""The closest to an optimum that is told from it: the objective on the way is float32's."""
+"""Smallest gap to an optimum that is drawn: objectives on the way are of float32's precision."""
 _MOST_ROUNDS = 2_000
-"""Plotted; of more, every second, third, ... is."""
+"""Most rounds that are plotted; of more, every second, third, ... is."""
 _MOST_CELLS = 20_000
-"""Confusions that are drawn: a browser stays quick and the page small."""
+"""Most confusions that are drawn, so that a browser stays quick and the page small."""
 _MOST_TICKS = 60
-"""Classes that an axis names."""
+"""Most classes that an axis names."""
 _MOST_CELL_TEXTS = 25
 _MOST_RATES = 8
-"""Learning rates that an axis names."""
+"""Most learning rates that an axis names."""
 PALEST = 8
-"""The first of a ramp's colours that is seen well as a dot."""
+"""Index of the first colour of a ramp that is visible as a dot."""
 _MOST_MARKERS = 50
 _MOST_BARS = 150
 
@@ -59,7 +59,9 @@ _THEME = Theme(json={"attrs": {"Plot": _PLOT, "Axis": _AXIS, "Grid": _GRID}})
 
 
 def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Mean over a centred window of an odd `width`, of what is finite in it and in reach.
+    """Return the mean of the finite values in a centred window of an odd `width`.
+
+    By hand: pandas' rolling mean has other last bits, and takes 0.4 s to import.
 
     Parameters
     ----------
@@ -77,18 +79,21 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
 
 
-def smoothing_width(history: Sequence[Round]) -> int:
-    """Rounds that `smooth` averages over; odd."""
+def choose_smoothing(history: Sequence[Round]) -> int:
+    """Return the odd number of rounds that `smooth` averages over."""
     return max(len(history) // 15, 1) | 1
 
 
-def rounds_per_bar(history: Sequence[Round]) -> int:
-    """Rounds that one bar stands for."""
+def choose_rounds_per_bar(history: Sequence[Round]) -> int:
+    """Return the number of rounds that one bar stands for."""
     return math.ceil(len(history) / _MOST_BARS)
 
 
-def confusions(scores: SplitScores) -> list[tuple[int, int, int, int]]:
-    """True label, predicted label, images, and all of the true label; the most frequent first."""
+def list_confusions(scores: SplitScores) -> list[tuple[int, int, int, int]]:
+    """Return each true and predicted label, its images, and all images of the true label.
+
+    The most frequent confusion comes first.
+    """
     n_true: Counter[int] = Counter()
     for true, _, n in scores.confusion:
         n_true[true] += n
@@ -96,9 +101,12 @@ def confusions(scores: SplitScores) -> list[tuple[int, int, int, int]]:
     return sorted(wrong, key=lambda entry: (-entry[2], entry))
 
 
-def fewest_drawn(scores: SplitScores) -> int:
-    """Images of a confusion that is drawn; a cut amid equal ones would favour some classes."""
-    beyond = confusions(scores)[_MOST_CELLS:]
+def choose_fewest_drawn(scores: SplitScores) -> int:
+    """Return the fewest images of a confusion that is drawn.
+
+    A cut among confusions of the same number would favour some classes.
+    """
+    beyond = list_confusions(scores)[_MOST_CELLS:]
     return beyond[0][2] + 1 if beyond else 1
 
 
@@ -130,7 +138,7 @@ def _hover(plot: Any, renderer: Any, *names: str, mode: str = "vline") -> None:
 def _line_plot(
     history: Sequence[Round], y_label: str, colors: Mapping[str, str], **options: Any
 ) -> Any:
-    """Lines of some columns over the rounds that have a value, with markers if only some do."""
+    """Draw columns as lines over the rounds that have a value, with markers if only some do."""
     plot = _figure(y_label, **options)
     for name, color in colors.items():
         value = _column(history, name)
@@ -148,7 +156,7 @@ def _loss_plot(history: Sequence[Round]) -> Any:
     # A shard without training rows has no loss.
     shards = _column(history, "shard_loss")
     columns = {name: _column(history, name) for name in ("round", "epoch", "loss")} | {
-        "smoothed": smooth(_column(history, "loss"), smoothing_width(history)),
+        "smoothed": smooth(_column(history, "loss"), choose_smoothing(history)),
         "low": np.fmin.reduce(shards, axis=1),
         "high": np.fmax.reduce(shards, axis=1),
     }
@@ -163,19 +171,19 @@ def _loss_plot(history: Sequence[Round]) -> Any:
 
 def _seconds_plot(history: Sequence[Round]) -> Any:
     colors = {"step_s": COLORS["test"], "average_s": COLORS["wrong"], "wait_s": COLORS["grey"]}
-    starts = np.arange(0, len(history), rounds_per_bar(history))
+    starts = np.arange(0, len(history), choose_rounds_per_bar(history))
     n_rounds = np.diff(starts, append=len(history))
     means = {
         name: np.add.reduceat(_column(history, name), starts) / n_rounds
         for name in ("round", *colors)
     }
     plot = _figure("seconds")
-    _stack(plot, means, "round", colors, width=rounds_per_bar(history))
+    _stack(plot, means, "round", colors, width=choose_rounds_per_bar(history))
     return plot
 
 
 def history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[str, Any]:
-    """The plots of a training's rounds."""
+    """Draw the rounds of a training."""
     accuracies = {f"{split}_accuracy": COLORS[split] for split in SPLITS[:2]}
     updates = {"update_ratio": COLORS["test"], "spread": COLORS["wrong"]}
     plots = {
@@ -193,10 +201,10 @@ def history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[st
 
 
 def gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
-    """How far each way of training is above the optimum, over time."""
+    """Draw how far each way of training is above the optimum, over time."""
     logarithmic = {"x_axis_type": "log", "y_axis_type": "log"}
     plot = _figure("above the optimum", "seconds", height=420, **logarithmic)
-    # Over less than two decades Bokeh would set even distances, nearly all at the right end.
+    # Over less than two decades Bokeh's ticks are equidistant, so nearly all at the right end.
     plot.xaxis.ticker = [m * 10.0**exponent for exponent in range(-3, 6) for m in (1, 2, 5)]
     optimum = comparison.contenders[0].objective
     for contender in comparison.contenders:
@@ -215,7 +223,7 @@ def gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
 
 
 def tuning_plots(tuning: Tuning) -> dict[str, Any]:
-    """Where in the options the good trials are, and what each had at each cut."""
+    """Draw trials by their options, and their scores at each cut."""
     plots = {"options": _options_plot(tuning)}
     return {"rungs": _rungs_plot(tuning), **plots} if len(tuning.cuts) > 1 else plots
 
@@ -242,7 +250,7 @@ def _options_plot(tuning: Tuning) -> Any:
     if len(rates) <= _MOST_RATES:
         plot.xaxis.ticker = rates
         plot.xaxis.major_label_overrides = {rate: f"{rate:g}" for rate in rates}
-    # Colours follow the order of the penalties, for that of 0 has no logarithm.
+    # Colours follow the order of the penalties, because 0 has no logarithm.
     penalties = sorted({trial.l2 for trial in trials})
     names = [*source.data]
     source.data["order"] = np.array([penalties.index(trial.l2) for trial in trials])
@@ -253,7 +261,7 @@ def _options_plot(tuning: Tuning) -> Any:
 
 
 def _trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) -> Any:
-    """The options of trials, and what each has at a rung of its own."""
+    """Return the options of trials, and the scores of each at a rung of its own."""
     names = ("learning_rate", "l2", "dropout", "averaging_frequency")
     columns = {name: np.array([getattr(trial, name) for trial in trials]) for name in names}
     columns |= {k: np.array([getattr(rung, k) for rung in rungs]) for k in ("epoch", metric)}
@@ -272,7 +280,7 @@ def _stack(
 
 
 def class_plot(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Any:
-    """Images per class and split."""
+    """Draw the images per class and split."""
     counts = {split: class_counts[split] for split in SPLITS if split in class_counts}
     order = np.argsort(-sum(counts.values()), kind="stable")
     columns: dict[str, Any] = {"x": np.arange(len(order)), "class": [names[k] for k in order]}
@@ -285,7 +293,7 @@ def class_plot(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[st
 
 
 def _name_classes(axis: Any, names: Sequence[str]) -> None:
-    """Put class names at 0, 1, 2, ... of an axis, if there is room for them."""
+    """Write class names at 0, 1, 2, ... of an axis, if there is room for them."""
     if len(names) > _MOST_TICKS:
         axis.update(major_label_text_alpha=0, major_tick_line_color=None)
         return
@@ -299,16 +307,16 @@ def _name_classes(axis: Any, names: Sequence[str]) -> None:
 
 
 def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
-    """Images per true and predicted class."""
+    """Draw the images per true and predicted class."""
     true, predicted, n = np.array(scores.confusion, np.int64).reshape(-1, 3).T
     share = n / np.bincount(true, n)[true]
-    drawn = n >= fewest_drawn(scores)
+    drawn = n >= choose_fewest_drawn(scores)
     names = np.array(class_names, object)
     n_classes = len(class_names)
     ranges = {"x_range": (-0.5, n_classes - 0.5), "y_range": (n_classes - 0.5, -0.5)}
     square = {"width": 800, "height": 800, "sizing_mode": "scale_width"}
     plot = _figure("true class", "predicted class", **square, **ranges)
-    # Cells of 1000 classes would be smaller than a pixel; a mistake is to be seen all the same.
+    # Cells of 1000 classes would be smaller than a pixel; a mistake has to be visible.
     size = max(0.92, n_classes / 150)
     for rows, palette in ((drawn & (true != predicted), WRONG), (true == predicted, RIGHT)):
         source = models.ColumnDataSource(
@@ -336,7 +344,7 @@ def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
 
 
 def plot_json(plot: Any, name: str) -> Any:
-    """What `Bokeh.embed.embed_item` draws, with the same identifiers at every call."""
+    """Return what `Bokeh.embed.embed_item` draws, with the same identifiers at every call."""
     ids: dict[str, str] = {}
 
     def renamed(value: Any) -> Any:

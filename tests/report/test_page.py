@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import hashlib
 import html
 import io
@@ -8,8 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -23,7 +28,7 @@ from dtl.config import build, to_dict
 from dtl.evaluation.metrics import Counts, count, score
 from dtl.evaluation.values import Evaluation, Mistake
 from dtl.images.values import SPLITS
-from dtl.report.page import ReportInput, render, wilson_interval
+from dtl.report.page import ReportInput, render
 from dtl.report.plots import smooth
 from dtl.training.values import Round
 
@@ -41,7 +46,7 @@ HOSTILE = (
 )
 
 
-def draw(text):
+def draw(text: str) -> bytes:
     image = Image.new("RGB", (120, 90), "#dde6ee")
     ImageDraw.Draw(image).text((8, 40), text[:14].encode("ascii", "replace").decode(), fill="black")
     buffer = io.BytesIO()
@@ -49,7 +54,7 @@ def draw(text):
     return buffer.getvalue()
 
 
-def rounds(n, every=5, n_shards=4):
+def rounds(n: int, every: int = 5, n_shards: int = 4) -> Iterator[Round]:
     rng = np.random.default_rng(1)
     for index in range(1, n + 1):
         shards = 0.3 + 2.5 * np.exp(-index / 12) * rng.uniform(0.9, 1.1, n_shards)
@@ -61,7 +66,13 @@ def rounds(n, every=5, n_shards=4):
         )  # fmt: skip
 
 
-def sample(class_names=None, n_classes=19, n_rounds=90, n_images=10, n_mistakes=24):
+def sample(
+    class_names: tuple[str, ...] | None = None,
+    n_classes: int = 19,
+    n_rounds: int = 90,
+    n_images: int = 10,
+    n_mistakes: int = 24,
+) -> ReportInput:
     names = class_names or tuple(f"{k:03d}.class-{k}" for k in range(1, n_classes + 1))
     n_classes = len(names)
     rng = np.random.default_rng(0)
@@ -105,7 +116,7 @@ def sample(class_names=None, n_classes=19, n_rounds=90, n_images=10, n_mistakes=
     )
 
 
-def squeeze(text):
+def squeeze(text: str) -> str:
     return re.sub(r"[ \n]+", " ", text)
 
 
@@ -114,37 +125,40 @@ class Page(HTMLParser):
 
     void = frozenset({"meta", "link", "img", "br", "input"})
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.elements, self.texts, self.raw, self.open = [], [], {}, []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.raw: dict[str, list[str]] = {}
+        self.open: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
 
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in self.void:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] in ("script", "style"):
             self.raw.setdefault(self.open[-1], []).append(data)
         else:
             self.texts.append(data)
 
     @property
-    def text(self):
+    def text(self) -> str:
         return squeeze(" ".join(self.texts))
 
-    def all(self, tag):
+    def all(self, tag: str) -> list[dict[str, str]]:
         return [attrs for name, attrs in self.elements if name == tag]
 
     @property
-    def plots(self):
-        def refuse(name):
+    def plots(self) -> dict[str, Any]:
+        def refuse(name: str) -> NoReturn:
             raise AssertionError(f"{name} is not JSON")
 
         [data] = [script for script in self.raw["script"] if script.startswith("{")]
@@ -152,27 +166,20 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report():
+def report() -> ReportInput:
     return sample()
 
 
 @pytest.fixture(scope="module")
-def page(report):
+def page(report: ReportInput) -> Page:
     return Page(render(report))
 
 
 # --- numbers -------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 10**6), st.floats(0, 1))
-def test_wilson_interval_is_scipys(n, share):
-    n_right = round(n * share)
-    expected = binomtest(n_right, n).proportion_ci(method="wilson")
-    assert wilson_interval(n_right, n) == pytest.approx(expected, abs=1e-6)
-
-
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=7), st.sampled_from([1, 3, 7]))
-def test_smooth_is_the_mean_of_what_is_finite_in_reach(values, width):
+def test_smooth_is_the_mean_of_what_is_finite_in_reach(values: list[float], width: int) -> None:
     found = smooth(np.array(values), width)
     for k, mean in enumerate(found):
         near = np.array(values[max(k - width // 2, 0) : k + width // 2 + 1])
@@ -184,7 +191,7 @@ def test_smooth_is_the_mean_of_what_is_finite_in_reach(values, width):
 # --- the page ------------------------------------------------------------------------------------
 
 
-def test_same_input_gives_the_same_page_in_every_process(report):
+def test_same_input_gives_the_same_page_in_every_process(report: ReportInput) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_page import *;"
         "print(hashlib.sha256(render(sample()).encode()).hexdigest())"
@@ -197,7 +204,7 @@ def test_same_input_gives_the_same_page_in_every_process(report):
     assert render(report) == render(report)
 
 
-def test_nothing_is_fetched(page):
+def test_nothing_is_fetched(page: Page) -> None:
     for tag, attrs in page.elements:
         for name in {"src", "href", "srcset", "action", "data", "poster"} & set(attrs):
             assert attrs[name].startswith(("#", "data:")), (tag, attrs)
@@ -209,15 +216,16 @@ def test_nothing_is_fetched(page):
     assert "http" not in policy
 
 
-def test_every_link_leads_somewhere(page):
+def test_every_link_leads_somewhere(page: Page) -> None:
     ids = {attrs.get("id") for _, attrs in page.elements}
     assert {a["href"].removeprefix("#") for a in page.all("a")} <= ids
     assert {f"plot-{name}" for name in page.plots} <= ids
 
 
-def test_every_section_shows_its_numbers(report, page):
+def test_every_section_shows_its_numbers(report: ReportInput, page: Page) -> None:
     test = report.evaluation.scores["test"]
-    low, high = wilson_interval(round(test.accuracy * test.n_images), test.n_images)
+    n_right = round(test.accuracy * test.n_images)
+    low, high = binomtest(n_right, test.n_images).proportion_ci(method="wilson")
     shares = [test.accuracy, low, high, 1 / 19]
     for scores_ in report.evaluation.scores.values():
         shares += [scores_.accuracy, scores_.top5, scores_.mean_recall, scores_.mean_f1]
@@ -256,16 +264,16 @@ def test_every_section_shows_its_numbers(report, page):
          "averaged every 50 down to 5 batches"),
         ({"averaging_frequency": 50, "averaging_frequency_end": 5},
          "50 batches of 32 images on each replica, fewer and fewer, down to 5 at the end, and "
-         "ends in the average"),
+         "ends with the average of all replicas"),
     ],
 )  # fmt: skip
-def test_the_training_is_told_as_it_was(train, said):
+def test_the_training_is_described_as_it_was(train: dict[str, object], said: str) -> None:
     report = sample(n_rounds=3, n_images=3)
     config = to_dict(build(report.config | {"train": report.config["train"] | train}))
     assert said in Page(render(replace(report, config=config))).text
 
 
-def test_confusions_are_listed_from_the_most_frequent(report, page):
+def test_confusions_are_listed_from_the_most_frequent(report: ReportInput, page: Page) -> None:
     wrong = [entry for entry in report.evaluation.scores["test"].confusion if entry[0] != entry[1]]
     true, predicted, n = max(wrong, key=lambda entry: (entry[2], -entry[0], -entry[1]))
     of = sum(entry[2] for entry in report.evaluation.scores["test"].confusion if entry[0] == true)
@@ -273,7 +281,7 @@ def test_confusions_are_listed_from_the_most_frequent(report, page):
     assert f"Taken for Images {names[true]} {names[predicted]} {n} of {of}" in page.text
 
 
-def test_a_missing_picture_is_said(page):
+def test_a_missing_picture_is_said(page: Page) -> None:
     pictures = [image["src"] for image in page.all("img")]
     assert len(pictures) == 23
     assert all(source.startswith("data:image/jpeg;base64,/9j/") for source in pictures)
@@ -283,7 +291,7 @@ def test_a_missing_picture_is_said(page):
 # --- hostile names -------------------------------------------------------------------------------
 
 
-def check_escaped(report):
+def check_escaped(report: ReportInput) -> None:
     page = Page(render(report))
     names = tuple(map(str, range(len(report.class_names))))
     plain = Page(render(sample(names, n_images=3, n_rounds=2)))
@@ -297,7 +305,7 @@ def check_escaped(report):
     assert set(page.plots) == set(plain.plots)
 
 
-def test_names_are_shown_and_never_run():
+def test_names_are_shown_and_never_run() -> None:
     report = sample(HOSTILE, n_rounds=2, n_images=3)
     hostile = HOSTILE[1]
     check_escaped(
@@ -320,14 +328,14 @@ def test_names_are_shown_and_never_run():
         st.text(st.sampled_from("<>&\"'/!-{}%$\\scriptéß花"), min_size=1), min_size=2, max_size=6
     )
 )
-def test_any_name_is_escaped(names):
+def test_any_name_is_escaped(names: set[str]) -> None:
     check_escaped(sample(tuple(sorted(names)), n_rounds=2, n_images=3))
 
 
 # --- edges ---------------------------------------------------------------------------------------
 
 
-def only(report, *splits):
+def only(report: ReportInput, *splits: str) -> ReportInput:
     evaluation = report.evaluation
     return replace(
         report,
@@ -344,30 +352,30 @@ def only(report, *splits):
         (("train",), "It was trained on them"),
     ],
 )
-def test_missing_splits(report, splits, sentence):
+def test_missing_splits(report: ReportInput, splits: tuple[str, ...], sentence: str) -> None:
     page = Page(render(only(report, *splits)))
     assert sentence in page.text
     accuracy = report.evaluation.scores[splits[-1]].accuracy
     assert f"{100 * accuracy:.1f}\u202f% of " in page.text
 
 
-def test_no_scores_are_refused(report):
+def test_no_scores_are_refused(report: ReportInput) -> None:
     with pytest.raises(ValueError, match="needs the scores of a split"):
         render(replace(report, evaluation=Evaluation({}, (), report.class_names)))
 
 
-def test_nothing_newly_trained(report):
+def test_nothing_newly_trained(report: ReportInput) -> None:
     page = Page(render(replace(report, history=[])))
     assert "Nothing was trained in this run" in page.text
     assert set(page.plots) == {"classes", "confusion"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 151])
-def test_any_number_of_rounds(report, n):
+def test_any_number_of_rounds(report: ReportInput, n: int) -> None:
     assert "loss" in Page(render(replace(report, history=list(rounds(n))))).plots
 
 
-def test_values_that_are_not_numbers(report):
+def test_values_that_are_not_numbers(report: ReportInput) -> None:
     nan = math.nan
     history = [
         replace(row, shard_loss=(nan, 1.0, nan), validation_accuracy=nan, validation_loss=nan)
@@ -380,7 +388,7 @@ def test_values_that_are_not_numbers(report):
     assert "\N{EN DASH} \N{EN DASH} Accuracy:" in page.text
 
 
-def test_nothing_to_tell(report):
+def test_nothing_to_tell(report: ReportInput) -> None:
     page = Page(
         render(
             replace(
@@ -397,26 +405,26 @@ def test_nothing_to_tell(report):
     assert "Warning" not in page.text
 
 
-def test_no_mistakes_at_all():
+def test_no_mistakes_at_all() -> None:
     names = ("a", "b")
     right = score(count(np.eye(2) * 9, np.arange(2)), names)
     counts = {"test": np.ones(2, np.int64)}
     evaluation = Evaluation({"test": right}, (), names)
     report = replace(sample(names), class_counts=counts, evaluation=evaluation)
     page = Page(render(report))
-    assert "every image was named rightly" in page.text
+    assert "every image was classified correctly" in page.text
     assert "always, with 2 classes" in page.text
 
 
 @pytest.mark.parametrize(("n_classes", "limit_mb"), [(257, 3), (1000, 6)])
-def test_size(n_classes, limit_mb):
+def test_size(n_classes: int, limit_mb: int) -> None:
     report = sample(n_classes=n_classes, n_rounds=3000, n_images=30)
     text = render(report)
     assert len(text.encode()) < limit_mb * 1e6
     assert len(Page(text).plots) == 7
 
 
-def test_a_crowded_matrix_leaves_out_all_the_smallest_confusions(report):
+def test_a_crowded_matrix_leaves_out_all_the_smallest_confusions(report: ReportInput) -> None:
     n_classes = 200
     names = tuple(map(str, range(n_classes)))
     pairs = np.arange(n_classes**2)
@@ -459,7 +467,7 @@ setTimeout(() => {
 </script>"""
 
 
-def browse(report, width, folder):
+def browse(report: ReportInput, width: int, folder: Path) -> dict[str, Any]:
     # A window is at least 500 pixels wide, a frame as narrow as a phone.
     page = html.escape(render(report).replace("<head>", "<head>" + LOOK, 1))
     frame = f'<body><iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{page}">'
@@ -485,7 +493,9 @@ def browse(report, width, folder):
     [(None, 1200), (None, 420), (HOSTILE, 1200)],
     ids=["wide", "phone", "hostile"],
 )
-def test_a_browser_draws_every_plot(names, width, tmp_path):
+def test_a_browser_draws_every_plot(
+    names: tuple[str, ...] | None, width: int, tmp_path: Path
+) -> None:
     report = sample(names)
     found = browse(report, width, tmp_path)
     assert found["errors"] == []
