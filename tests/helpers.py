@@ -83,7 +83,7 @@ def processes_of(folder: Path | str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"

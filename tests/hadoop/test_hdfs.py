@@ -10,18 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 import xarray
-from helpers import COLOURS, CUT, command, draw
+from helpers import COLOURS, CUT, THREADS, Run, command, draw
 from minicluster import MiniCluster
 
 from dtl import storage
 from dtl.features.store import FeatureStore
-from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
 from dtl.storage import lock
 
@@ -64,7 +64,7 @@ def same_results(folder: Path, out: str) -> None:
 
 
 def test_a_whole_run_from_hdfs_to_hdfs(
-    hadoop: MiniCluster, places: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    hadoop: MiniCluster, places: tuple[Path, str], here: Run
 ) -> None:
     folder, images = places
     out = f"{hadoop.url}/whole"
@@ -73,36 +73,34 @@ def test_a_whole_run_from_hdfs_to_hdfs(
     assert f"Report: {out}/report.html" in done.stdout
     same_results(folder, out)
     before = stored(out)
-    assert command_line.main(["run", "--images", images, "--out", out, *CUT]) == 0
-    assert "report: done before" in capsys.readouterr().err
+    again = here("run", "--images", images, "--out", out, *CUT)
+    assert "report: done before" in again.stderr
     assert stored(out) == before
     with xarray.open_zarr(f"{out}/features.zarr", consolidated=False) as opened:
         local = FeatureStore.open(str(folder / "out" / "features.zarr"))
         assert np.array_equal(opened["block1_pool"], local.read("block1_pool"))
 
 
-def test_images_through_webhdfs(hadoop: MiniCluster, places: tuple[Path, str]) -> None:
+def test_images_through_webhdfs(hadoop: MiniCluster, places: tuple[Path, str], here: Run) -> None:
     folder, _ = places
     out = f"{hadoop.url}/from_webhdfs"
     images = f"{hadoop.webhdfs_url}/pictures"
-    workers = ["--cluster.processes", "false"]
-    assert command_line.main(["run", "--images", images, "--out", out, *CUT, *workers]) == 0
+    done = here("run", "--images", images, "--out", out, *CUT, *THREADS)
+    assert done.returncode == 0, done.stderr
     same_results(folder, out)
 
 
-def run_and_meanwhile(
-    images: str, out: str, at_chunk: int, action: Callable[[], None], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the command, and do something once a chunk is stored."""
-    thread = threading.Thread(target=lambda: (wait_for_chunk(out, at_chunk), action()))
+@contextmanager
+def once_stored(out: str, chunk: int, action: Callable[[], None]) -> Iterator[None]:
+    """Do something while the block runs, once a chunk is stored."""
+    thread = threading.Thread(target=lambda: (wait_for_chunk(out, chunk), action()))
     thread.start()
-    done = command("run", "--images", images, "--out", out, *CUT, **environment)
+    yield
     thread.join()
-    return done
 
 
 def wait_for_chunk(out: str, chunk: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not storage.exists(f"{out}/features.zarr/status/c/{chunk}"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -112,22 +110,24 @@ def wait_for_chunk(out: str, chunk: int) -> None:
     ("daemon", "action"), [("datanode-0", MiniCluster.kill), ("namenode", MiniCluster.restart)]
 )
 def test_what_passes_is_waited_for(
-    breakable_hadoop: MiniCluster, places: tuple[Path, str], daemon: str,
+    breakable_hadoop: MiniCluster, places: tuple[Path, str], here: Run, daemon: str,
     action: Callable[[MiniCluster, str], None],
 ) -> None:  # fmt: skip
     folder, images = places
     out = f"{breakable_hadoop.url}/without-{daemon}"
-    done = run_and_meanwhile(images, out, 2, lambda: action(breakable_hadoop, daemon))
+    with once_stored(out, 2, lambda: action(breakable_hadoop, daemon)):
+        done = here("run", "--images", images, "--out", out, *CUT, *THREADS)
     assert done.returncode == 0, done.stderr
     same_results(folder, out)
 
 
 def test_the_namenode_gone_for_good(
-    breakable_hadoop: MiniCluster, places: tuple[Path, str]
+    breakable_hadoop: MiniCluster, places: tuple[Path, str], here: Run
 ) -> None:
     folder, images = places
     out = f"{breakable_hadoop.url}/gone"
-    done = run_and_meanwhile(images, out, 3, lambda: breakable_hadoop.kill("namenode"))
+    with once_stored(out, 3, lambda: breakable_hadoop.kill("namenode")):
+        done = command("run", "--images", images, "--out", out, *CUT)
     assert done.returncode == 1
     assert "the NameNode does not answer" in done.stderr
     assert "Traceback" not in done.stderr
@@ -135,7 +135,7 @@ def test_the_namenode_gone_for_good(
     breakable_hadoop.wait_ready()
     n_kept = len([p for p in stored(f"{out}/features.zarr") if p.startswith("status/c/")])
     assert n_kept >= 3  # two chunks are computed at a time
-    done = command("run", "--images", images, "--out", out, *CUT)
+    done = here("run", "--images", images, "--out", out, *CUT, *THREADS)
     assert done.returncode == 0, done.stderr
     assert "images are done; going on" in done.stderr
     same_results(folder, out)
@@ -160,26 +160,26 @@ def test_the_driver_killed_while_chunks_are_written(
     assert not [path for path, _ in storage.walk(out) if ".partial" in path]
 
 
-def refused(capsys: pytest.CaptureFixture[str], images: str, out: str) -> str:
-    """What a run says that ends before a cluster is started."""
-    assert command_line.main(["run", "--images", images, "--out", out, *CUT]) == 1
-    said = capsys.readouterr().err
-    assert "dashboard" not in said
-    return said
+def refused(here: Run, images: str, out: str) -> str:
+    """Return the message of a run that ends before a cluster is started."""
+    done = here("run", "--images", images, "--out", out, *CUT)
+    assert done.returncode == 1
+    assert "dashboard" not in done.stderr
+    return done.stderr
 
 
 def test_two_drivers_on_one_output(
-    hadoop: MiniCluster, places: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    hadoop: MiniCluster, places: tuple[Path, str], here: Run
 ) -> None:
     out = f"{hadoop.url}/two"
     storage.check_writable(out)
     with lock.hold(out):
-        said = refused(capsys, places[1], out)
+        said = refused(here, places[1], out)
     assert f"Another driver writes to {out}: process {os.getpid()} on" in said
 
 
 def test_what_hdfs_refuses_is_said_before_the_work(
-    hadoop: MiniCluster, places: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    hadoop: MiniCluster, places: tuple[Path, str], here: Run
 ) -> None:
     _, images = places
     fs, _ = fsspec.core.url_to_fs(hadoop.url)
@@ -194,20 +194,20 @@ def test_what_hdfs_refuses_is_said_before_the_work(
 
     fs.makedirs("/small", exist_ok=True)
     admin(hadoop, "-setQuota", "1", "/small")
-    said = refused(capsys, images, f"{hadoop.url}/small/out")
+    said = refused(here, images, f"{hadoop.url}/small/out")
     assert "The quota of names is used up" in said
     assert "/small" in said
     admin(hadoop, "-clrQuota", "/small")
 
     admin(hadoop, "-setSpaceQuota", "1k", "/small")
-    assert "The quota of space is used up" in refused(capsys, images, f"{hadoop.url}/small/out")
+    assert "The quota of space is used up" in refused(here, images, f"{hadoop.url}/small/out")
 
     admin(hadoop, "-safemode", "enter")
-    said = refused(capsys, images, f"{hadoop.url}/safe")
+    said = refused(here, images, f"{hadoop.url}/safe")
     admin(hadoop, "-safemode", "leave")
     assert "Name node is in safe mode" in said
 
-    said = refused(capsys, f"{hadoop.url}/none", f"{hadoop.url}/out")
+    said = refused(here, f"{hadoop.url}/none", f"{hadoop.url}/out")
     assert f"No such folder: {hadoop.url}/none" in said
 
 

@@ -166,7 +166,7 @@ def test_an_application_runs_java_in_its_containers(yarn: MiniCluster) -> None:
         # It fails until the NodeManager has put the logs together.
         lambda: "two-lines-42" in call(yarn, *logs, check=False).stdout,
         "the container's log",
-        timeout_s=240,
+        timeout_s=600,
     )
 
 
