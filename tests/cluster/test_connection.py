@@ -25,7 +25,7 @@ def nothing_is_left_running() -> Iterator[None]:
         for child in psutil.Process().children(recursive=True)
         if child not in before and "resource_tracker" not in " ".join(child.cmdline())
     ]
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs(left, timeout=120)
     assert alive == []
 
 

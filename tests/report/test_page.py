@@ -480,7 +480,7 @@ def browse(report: ReportInput, width: int, folder: Path) -> dict[str, Any]:
         "--virtual-time-budget=20000", "--dump-dom",
     ]  # fmt: skip
     dom = subprocess.run(
-        ["chromium", *options, path.as_uri()], capture_output=True, check=True, timeout=180
+        ["chromium", *options, path.as_uri()], capture_output=True, check=True, timeout=600
     ).stdout.decode()
     found = re.search(r'data-found="([^"]*)"', dom)
     assert found, "the page did not finish loading"
