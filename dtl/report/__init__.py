@@ -1,1 +1,1 @@
-"""Values to pages; no Dask."""
+"""Pages of results: `page` lays them out, `plots` draws; no Dask."""

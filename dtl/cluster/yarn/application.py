@@ -22,7 +22,6 @@ from dtl.cluster.yarn.resource_manager import (
     connect_to_yarn,
     first_line,
     has_ended,
-    is_running,
     submit_application,
     wait_for_end,
 )
@@ -117,7 +116,7 @@ def _connect(
         if report.usage.num_used_containers < 2:  # its master's, and the scheduler's
             reminder.log(lambda: _describe_capacity(manager, yarn))
         time.sleep(LOOK_EVERY_S)
-        return is_running(report)
+        return str(report.state) == "RUNNING"
 
     while not look_again():
         pass

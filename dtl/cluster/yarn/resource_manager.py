@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import queue
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import skein
 
 from dtl.config.errors import UserError
-
-Answer = TypeVar("Answer")
 
 _ANSWER_S = 25.0
 """A ResourceManager that has not answered by then is taken to be down."""
@@ -94,11 +92,7 @@ def connect_to_yarn() -> Iterator[skein.Client]:
                 f"YARN's client did not start: {error}.\n{last_lines(output.read_text())}"
             ) from error
         try:
-            answer_in_time(
-                lambda: client.get_nodes(states=["RUNNING"]),
-                f"YARN's ResourceManager does not answer within {_ANSWER_S:.0f} s. Is it running, "
-                f"and is its address in {conf_dir}/yarn-site.xml right?",
-            )
+            _check_answer(client, conf_dir)
             yield client
         except skein.SkeinError as error:
             raise ConnectionError(f"YARN: {first_line(error)}") from error
@@ -106,30 +100,24 @@ def connect_to_yarn() -> Iterator[skein.Client]:
             client.close()
 
 
-def answer_in_time(question: Callable[[], Answer], otherwise: str) -> Answer:
-    """Return an answer, or raise `otherwise`; Hadoop's client would wait for a quarter of an hour.
-
-    Raises
-    ------
-    ConnectionError
-        If there is no answer in 25 s; or what the question raises.
-    """
-    answers: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
+def _check_answer(client: skein.Client, conf_dir: str) -> None:
+    # Hadoop's client itself would wait for a quarter of an hour.
+    answer: Future[None] = Future()
 
     def ask() -> None:
         try:
-            answers.put((question(), None))
+            answer.set_result(client.get_nodes(states=["RUNNING"]))
         except BaseException as error:
-            answers.put((None, error))
+            answer.set_exception(error)
 
     threading.Thread(target=ask, name="dtl-yarn", daemon=True).start()
     try:
-        answer, error = answers.get(timeout=_ANSWER_S)
-    except queue.Empty:
-        raise ConnectionError(otherwise) from None
-    if error is not None:
-        raise error
-    return answer  # type: ignore[no-any-return]
+        answer.result(_ANSWER_S)
+    except TimeoutError:
+        raise ConnectionError(
+            f"YARN's ResourceManager does not answer within {_ANSWER_S:.0f} s. Is it running, and "
+            f"is its address in {conf_dir}/yarn-site.xml right?"
+        ) from None
 
 
 def submit_application(manager: skein.Client, spec: skein.ApplicationSpec) -> str:
@@ -166,11 +154,6 @@ def get_report(manager: skein.Client, app_id: str) -> Any:
 def has_ended(report: Any) -> bool:
     """Return whether the application of a report has ended."""
     return str(report.state) not in _ACTIVE
-
-
-def is_running(report: Any) -> bool:
-    """Return whether the application of a report has a master that answers."""
-    return str(report.state) == "RUNNING"
 
 
 def wait_for_end(manager: skein.Client, app_id: str) -> None:
