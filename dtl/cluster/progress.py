@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 from rich.console import Console
@@ -46,43 +46,38 @@ def track(stage: str, total: int, unit: str, *, show: bool = True) -> Iterator[A
     ...     advance(1)
     ...     advance(1, "1 skipped")
     """
-    started = time.monotonic()
+    started = last = time.monotonic()
     done = 0
-    if show and sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(stage, total=total, note="", speed="")
+    bar = _make_bar() if show and sys.stderr.isatty() else None
+    with bar or nullcontext():
+        task = bar.add_task(stage, total=total, note="", speed="") if bar else None
 
-            def advance_bar(n: int, note: str = "") -> None:
-                nonlocal done
-                done += n
-                speed = f"{done / max(time.monotonic() - started, 1e-9):.1f} {unit}/s"
+        def advance(n: int, note: str = "") -> None:
+            nonlocal done, last
+            done += n
+            now = time.monotonic()
+            per_second = done / max(now - started, 1e-9)
+            speed = f"{per_second:.1f} {unit}/s"
+            if bar and task is not None:
                 bar.update(task, advance=n, note=note, speed=speed)
+            elif show and (now - last >= _LINE_EVERY_S or done == total):
+                last = now
+                left = f", {(total - done) / per_second:.0f} s left" if 0 < done < total else ""
+                note = f"; {note}" if note else ""
+                log.info("%s: %d of %d %s, %s%s%s", stage, done, total, unit, speed, left, note)
 
-            yield advance_bar
-        return
-    last = started
+        yield advance
 
-    def advance_log(n: int, note: str = "") -> None:
-        nonlocal done, last
-        done += n
-        now = time.monotonic()
-        if show and (now - last >= _LINE_EVERY_S or done == total):
-            last = now
-            speed = done / max(now - started, 1e-9)
-            left = f", {(total - done) / speed:.0f} s left" if 0 < done < total else ""
-            log.info(
-                "%s: %d of %d %s, %.1f %s/s%s%s",
-                stage, done, total, unit, speed, unit, left, f"; {note}" if note else "",
-            )  # fmt: skip
 
-    yield advance_log
+def _make_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
