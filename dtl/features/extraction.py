@@ -252,9 +252,9 @@ def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:
 
 
 def _describe_network(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
-    from dtl.features import networks
+    from dtl.features import architecture, networks
 
-    return networks.describe(network, layers, pooling), networks.list_precisions()
+    return architecture.describe(network, layers, pooling), networks.list_precisions()
 
 
 def _load_network(spec: NetworkSpec) -> str:

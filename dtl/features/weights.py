@@ -1,33 +1,99 @@
-"""Weights of a network from files: Keras' own formats and .npz."""
+"""Weights of a network: random, ImageNet's, or from files in Keras' own formats and .npz."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import random
+import socket
 import zlib
 from collections.abc import Iterator
 from typing import Any
 from zipfile import BadZipFile
 
-import keras
 import numpy as np
+
+from dtl import storage
+from dtl.config.errors import UserError
+from dtl.features.architecture import cut, make, make_skeleton
+from dtl.features.quiet_keras import keras
+from dtl.features.values import NetworkSpec
+
+_DOWNLOAD_TIMEOUT_S = 30
+
+
+def make_with_weights(spec: NetworkSpec) -> keras.Model:
+    """Make a network up to the last of its layers, or to its top, with its weights.
+
+    Raises
+    ------
+    UserError
+        If a file of weights does not fit.
+    OSError
+        If the weights cannot be had.
+    """
+    skeleton = make_skeleton(spec.name)
+    # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
+    options = {"include_top": False, "input_shape": skeleton.input_shape[1:]}
+    with keras.StatelessScope(initialize_variables=False):
+        bare = make(spec.name, weights=None, **options)
+    if not set(spec.layers) <= {layer.name for layer in bare.layers}:
+        options = {}
+    if spec.weights == "imagenet":
+        with _limit_waits():
+            try:
+                return make(spec.name, weights="imagenet", **options)
+            except Exception as error:
+                raise OSError(
+                    f"The ImageNet weights of {spec.name} are not in Keras' cache "
+                    f"(~/.keras/models) on {socket.gethostname()} and could not be downloaded: "
+                    f"{error}. Set `features.weights` to the URL of a file that every worker can "
+                    "read, or to random."
+                ) from error
+    with _seed_initializers(spec.seed):
+        model = make(spec.name, weights=None, **options)
+    if spec.weights != "random":
+        needed = cut(model, spec.layers, spec.pooling)
+        with storage.local_copy(spec.weights) as path:
+            assign(model, needed, skeleton, path, spec.weights)
+    return model
+
+
+def hash_weights(model: keras.Model) -> str:
+    """Return the SHA-256 of a model's weights, as float32."""
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = np.ascontiguousarray(variable.numpy(), dtype="<f4")
+        digest.update(repr(array.shape).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def assign(
     model: keras.Model, needed: keras.Model, whole: keras.Model, path: str, url: str
 ) -> None:
-    """Set a model's weights from a file of all, or of the first, layers of the whole network."""
+    """Set a model's weights from a file of all layers of the whole network, or of the first ones.
+
+    Parameters
+    ----------
+    needed : keras.Model
+        The part of `model` whose weights the file must have.
+    whole : keras.Model
+        The network with all of its layers.
+    """
     expected = [(layer.name, v) for layer in whole.layers for v in layer.weights]
     variables = [v for layer in model.layers for v in layer.weights]
     last_needed = max(i for i, v in enumerate(variables) if any(v is n for n in needed.weights))
     n_read = 0
-    for n_read, (name, array) in enumerate(_file_arrays(path, url, whole), 1):
+    for n_read, (name, array) in enumerate(_read_arrays(path, url, whole), 1):
         if n_read > len(expected):
-            raise ValueError(
+            raise UserError(
                 f"{url} does not fit {whole.name}: it has more weights than the network, from "
                 f"{name} on."
             )
         layer, variable = expected[n_read - 1]
         if tuple(array.shape) != tuple(variable.shape):
-            raise ValueError(
+            raise UserError(
                 f"{url} does not fit {whole.name}: first difference at layer {layer}, which has "
                 f"{variable.name} of shape {tuple(variable.shape)}; the file has {name} of shape "
                 f"{tuple(array.shape)}."
@@ -35,14 +101,14 @@ def assign(
         if n_read <= len(variables):
             variables[n_read - 1].assign(np.asarray(array, dtype=np.float32))
     if n_read <= last_needed:
-        raise ValueError(
+        raise UserError(
             f"{url} ends before layer {expected[n_read][0]} of {whole.name}, which the layers "
             "asked for need. Give a file with those weights, or cut at an earlier layer."
         )
 
 
-def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str, Any]]:
-    """A file's weights in the order of the network's layers."""
+def _read_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str, Any]]:
+    """Read a file's weights in the order of the network's layers."""
     import h5py
 
     if url.endswith(".npz"):
@@ -51,29 +117,27 @@ def _file_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str,
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 yield from ((name, arrays[name]) for name in sorted(arrays.files))
         except (ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
-            raise ValueError(f"{url} is no .npz file of weights: {error}.") from error
+            raise UserError(f"{url} is no .npz file of weights: {error}.") from error
         return
     if not url.endswith(".h5"):
-        raise ValueError(
-            f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file."
-        )
+        raise UserError(f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file.")
     try:
         file = h5py.File(path)
     except OSError as error:
-        raise ValueError(f"{url} is no HDF5 file of weights: {error}.") from error
+        raise UserError(f"{url} is no HDF5 file of weights: {error}.") from error
     with file:
         legacy = file.get("model_weights", file)  # beside the configuration in a whole model
         if "layer_names" in legacy.attrs:  # the layout of Keras 1 and 2, and of keras.applications
-            for layer in _texts(legacy.attrs["layer_names"]):
-                for weight in _texts(legacy[layer].attrs["weight_names"]):
+            for layer in _decode(legacy.attrs["layer_names"]):
+                for weight in _decode(legacy[layer].attrs["weight_names"]):
                     yield weight, legacy[layer][weight]
             return
         if "layers" in file:
-            yield from _numbered(file["layers"], whole.layers)
+            yield from _read_numbered(file["layers"], whole.layers)
 
 
-def _numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]]:
-    """Keras 3's .weights.h5 names layers by class and number, in the network's order."""
+def _read_numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]]:
+    """Read Keras 3's .weights.h5, which names layers by class and number, in the network's order."""
     counts: dict[str, int] = {}
     for layer in layers:
         kind = keras.src.saving.saving_lib.naming.to_snake_case(type(layer).__name__)
@@ -81,11 +145,37 @@ def _numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]
         name = f"{kind}_{number}" if number else kind
         if layer.weights and name in group:
             if "layers" in group[name]:  # a model within the model
-                yield from _numbered(group[name]["layers"], layer.layers)
+                yield from _read_numbered(group[name]["layers"], layer.layers)
             variables = group[name].get("vars", {})
             for key in sorted(variables, key=int):
                 yield variables[key].name.strip("/"), variables[key]
 
 
-def _texts(values: Any) -> list[str]:
+def _decode(values: Any) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+
+
+@contextlib.contextmanager
+def _seed_initializers(seed: int) -> Iterator[None]:
+    """Give initializers the seeds that they draw after `keras.utils.set_random_seed`.
+
+    From a generator of their own: Dask's threads draw from Python's global one at the same time.
+    """
+    module = keras.src.random.seed_generator
+    before = module.python_random
+    module.python_random = random.Random(seed)
+    try:
+        yield
+    finally:
+        module.python_random = before
+
+
+@contextlib.contextmanager
+def _limit_waits() -> Iterator[None]:
+    """Give up a download after a while: some firewalls drop packets in silence."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

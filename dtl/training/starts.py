@@ -146,9 +146,9 @@ def network_head(
     ValueError
         If no Dense layer of `n_units` ReLU units follows, or the weights are others.
     """
-    from dtl.features import networks
+    from dtl.features import architecture, networks
 
-    name, found_units = networks.find_hidden_layer(spec.name, layer)
+    name, found_units = architecture.find_hidden_layer(spec.name, layer)
     if found_units != n_units:
         raise ValueError(
             f"train.hidden_units = {n_units}, but {name} of {spec.name}, which the hidden layer "

@@ -16,8 +16,9 @@ from helpers import write_store
 from dtl import config
 from dtl.cluster import connection
 from dtl.config import TrainConfig
-from dtl.features import networks, splitting
+from dtl.features import architecture, splitting
 from dtl.features.store import FeatureStore
+from dtl.features.weights import hash_weights
 from dtl.head import hidden
 from dtl.head.model import Head
 from dtl.pipeline import command_line
@@ -52,7 +53,7 @@ def store(vgg16: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Featu
     features += 0.3 * label[:, None]
     return write_store(
         url, label, lambda _, rows: features[rows], np.arange(N_IMAGES) % 4 == 3, layer="fc1",
-        chunk_images=12, settings=settings, weights_sha256=networks._sha256(to_fc1), seed=3,
+        chunk_images=12, settings=settings, weights_sha256=hash_weights(to_fc1), seed=3,
     )  # fmt: skip
 
 
@@ -156,10 +157,10 @@ def test_weights_that_are_not_to_be_had(
 )
 def test_a_dense_layer_with_relu_must_follow(network: str, layer: str, expected: object) -> None:
     if isinstance(expected, tuple):
-        assert networks.find_hidden_layer(network, layer) == expected
+        assert architecture.find_hidden_layer(network, layer) == expected
         return
     with pytest.raises(ValueError, match=str(expected)):
-        networks.find_hidden_layer(network, layer)
+        architecture.find_hidden_layer(network, layer)
 
 
 def test_the_store_says_which_network_it_was(store: FeatureStore, tmp_path: Path) -> None:

@@ -75,10 +75,10 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
 
 def summarize(run: Run, _: argparse.Namespace) -> None:
     """Print the network, its cut, and what is frozen."""
-    from dtl.features import networks
+    from dtl.features import architecture
 
     f = run.options.features
-    description = networks.describe(f.network, f.layers, f.pooling)
+    description = architecture.describe(f.network, f.layers, f.pooling)
     rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
     for layer in description.layers:
         note = "frozen" if layer.name in description.used else "not used"
