@@ -1,4 +1,4 @@
-"""Another use of a trained head: the classes of images that nobody has labelled."""
+"""Predictions of a trained head for new images, which need no labels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,14 @@ from dtl.storage.ledger import Ledger
 log = logging.getLogger(__name__)
 
 _N_TOP = 5
-_Part = tuple[str, Sequence[str], Sequence[str | Extent]]
-"""A part's URL, and the names and places of its images."""
+
+
+class _Task(NamedTuple):
+    """A chunk: URL of its Parquet file, and paths and places of its images."""
+
+    url: str
+    paths: Sequence[str]
+    files: Sequence[str | Extent]
 
 
 def predict(
@@ -44,11 +51,10 @@ def predict(
     *,
     overwrite: bool = False,
 ) -> int:
-    """Classify images; writes a Parquet dataset, one part a chunk.
+    """Classify images, and write a Parquet dataset with one file per chunk.
 
     Each row has ``path``, ``class`` (null for an unreadable image), ``probability``, ``top5`` (a
-    list of class and probability) and ``error``. Parts that are there already are not computed
-    again.
+    list of class and probability) and ``error``. Files that exist are not computed again.
 
     Parameters
     ----------
@@ -62,7 +68,7 @@ def predict(
     Returns
     -------
     int
-        How many images could not be read.
+        Number of images that could not be read.
 
     Raises
     ------
@@ -94,22 +100,21 @@ def predict(
     storage.write_bytes(head_url, head.to_bytes())
     check_visible(client, url)
     files = images.files()
-    parts: list[_Part] = []
-    for i, start in enumerate(range(0, len(paths), chunk_images)):
-        rows = slice(start, start + chunk_images)
-        parts.append((storage.join(url, f"part-{i:06d}.parquet"), paths[rows], files[rows]))
-    done = {part[0] for part in parts if storage.exists(part[0])}
-    pending = [part for part in parts if part[0] not in done]
-    n_unread = sum(_count_unread(part) for part in sorted(done))
-    with track("predictions", sum(len(part[1]) for part in pending), "images") as advance:
-        for n_images, unread in map_chunks(
-            client,
-            _predict_chunk,
-            pending,
-            head_url=head_url,
-            fingerprint=head.fingerprint,
-            extractor=extractor,
-        ):
+    starts = range(0, len(paths), chunk_images)
+    chunks = [slice(start, start + chunk_images) for start in starts]
+    tasks = [
+        _Task(storage.join(url, f"part-{i:06d}.parquet"), paths[rows], files[rows])
+        for i, rows in enumerate(chunks)
+    ]
+    done = {task.url for task in tasks if storage.exists(task.url)}
+    pending = [task for task in tasks if task.url not in done]
+    n_unread = sum(map(_count_unread, sorted(done)))
+    results = map_chunks(
+        client, _predict_chunk, pending, head_url=head_url, head_sha256=head.fingerprint,
+        extractor=extractor,
+    )  # fmt: skip
+    with track("predictions", sum(len(task.paths) for task in pending), "images") as advance:
+        for n_images, unread in results:
             n_unread += unread
             advance(n_images)
     ledger.finish()
@@ -117,49 +122,34 @@ def predict(
 
 
 def _predict_chunk(
-    part: _Part,
-    *,
-    head_url: str,
-    fingerprint: str,
-    extractor: Extractor,
+    task: _Task, *, head_url: str, head_sha256: str, extractor: Extractor
 ) -> tuple[int, int]:
-    url, paths, files = part
-    head = _head(head_url, fingerprint)
-    features, _, errors = extraction.extract(files, extractor)
+    """Write the file of a chunk, on a worker; return its number of images, and of unread ones."""
+    head = _load_head(head_url, head_sha256)
+    features, _, errors = extraction.extract(task.files, extractor)
     with blas.one_blas_thread():
         logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
     probability = np.exp(log_softmax(logits))
-    top = np.argsort(-probability, axis=1, kind="stable")[:, :_N_TOP]
-    named = [
-        [{"class": head.class_names[k], "probability": float(p[k])} for k in best]
-        for p, best in zip(probability, top, strict=True)
-    ]
-    table = pa.table(
-        {
-            "path": list(paths),
-            "class": [None if e else t[0]["class"] for e, t in zip(errors, named, strict=True)],
-            "probability": [
-                None if e else t[0]["probability"] for e, t in zip(errors, named, strict=True)
-            ],
-            "top5": [None if e else t for e, t in zip(errors, named, strict=True)],
-            "error": [e or None for e in errors],
-        },
-        schema=_SCHEMA,
-    )
+    rows: list[dict[str, Any]] = []
+    for path, error, p in zip(task.paths, errors, probability, strict=True):
+        best = np.argsort(-p, kind="stable")[:_N_TOP]
+        top = [{"class": head.class_names[k], "probability": float(p[k])} for k in best]
+        read = {"error": error} if error else {**top[0], "top5": top}
+        rows.append({"path": path} | read)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    storage.write_bytes(url, buffer.getvalue())
-    return len(paths), sum(e != "" for e in errors)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer)
+    storage.write_bytes(task.url, buffer.getvalue())
+    return len(rows), sum(map(bool, errors))
 
 
-def _count_unread(part: str) -> int:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=["class"])
+def _count_unread(url: str) -> int:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["class"])
     return int(table["class"].null_count)
 
 
 @functools.lru_cache(maxsize=1)
-def _head(url: str, fingerprint: str) -> Head:
-    """Another head may have been there before."""
+def _load_head(url: str, sha256: str) -> Head:
+    # By its hash, too: another head may have been at this URL before.
     return Head.from_bytes(storage.read_bytes(url))
 
 

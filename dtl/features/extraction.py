@@ -1,4 +1,4 @@
-"""Image files to features, on a worker: read, decode, preprocess, through the network."""
+"""Features from image files, on a worker: read, decode, preprocess, compute."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from dtl.storage.ranges import read_ahead
 # `dtl.features.networks`: the driver and a command that finds its work done stay light.
 
 _READERS = 8
-"""Threads of a task that read and decode; reading waits for the storage, decoding drops the GIL."""
+"""Threads per task that read and decode: reading waits for the storage, decoding drops the GIL."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """How images become features: all that a task needs besides the images' URLs.
+    """The way from image files to features: all that a task needs besides the files' URLs.
 
     Parameters
     ----------
     network : NetworkSpec
     weights_sha256 : str
-        Of the network that every worker must have.
+        Hash of the network's weights, which every worker must have.
     images : ImagesConfig
     batch_images : int
     input_size : (height, width)
@@ -109,7 +109,7 @@ def estimate_memory(features: FeaturesConfig) -> int:
 
 
 def _add_overhead(weights_bytes: int) -> int:
-    # The weights, the copy that they are loaded from, and what TensorFlow and a batch take.
+    # The weights, the copy that they are loaded from, and room for TensorFlow and a batch.
     return 3 * weights_bytes + (1 << 30)
 
 

@@ -14,29 +14,29 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
-    """All that the split of given features follows from."""
+    """Return all that the split of given features follows from."""
     names = ("method", "duplicates", "train", "validation", "test", "train_per_class")
     return {name: getattr(config, name) for name in names} | {"seed": seed}
 
 
 def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
-    """Say of every row of a finished store which split it is in, and store that.
+    """Assign every row of a finished store to a split, and store that.
 
-    It comes after the features because the bytes of all files have then been seen: identical files
-    stay together, and unreadable ones are not counted.
+    The features come first because the bytes of all files have then been seen: identical files stay
+    together, and unreadable ones are not counted.
 
     Raises
     ------
-    ValueError
+    UserError
         If the classes have too few readable images for the splits.
     """
-    settings = fingerprint_split(config, seed)
-    if store.split_fingerprint == settings:
+    fingerprint = fingerprint_split(config, seed)
+    if store.split_fingerprint == fingerprint:
         return
     images, content_hash = store.images(), store.read("content_hash")
     usable = store.read("status") == DONE
     rows = split.assign_splits(images, config, seed, content_hash=content_hash, usable=usable)
-    store.write_split(rows, settings)
+    store.write_split(rows, fingerprint)
     log.info("split: %s", split.describe(rows))
     n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], images.label[usable])
     if n_duplicates:

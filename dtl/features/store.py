@@ -1,4 +1,4 @@
-"""The feature store: rows of images in a Zarr group. The only importer of Zarr."""
+"""The feature store, rows of images in a Zarr group; no other module imports Zarr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dtl.storage import Extent
 
 # Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
 # second to close a file, however small.
-_ROWS_A_FILE = 65_536
+_ROWS_PER_FILE = 65_536
 
 _LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
 _TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
@@ -29,28 +29,27 @@ _TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
 
 
 class FeatureStore:
-    """Rows of images: features, labels, and the ledger of what is done.
+    """A Zarr group with a row per image: features, labels, and which rows are done.
 
-    A Zarr v3 group. Every array has one row an image, along the dimension ``image``, in chunks of
-    `chunk_images` rows:
+    Zarr v3. Every array lies along the dimension ``image``, in chunks of `chunk_images` rows:
 
     ================  ==========================  =================================================
     a layer's name    (n_images, n_features)      float32 or float16
     ``path``          (n_images,) str             relative to the listed root
     ``label``         (n_images,) int32           index into ``class_names``
-    ``given_split``   (n_images,) int8            what the source's folders say of the split
+    ``given_split``   (n_images,) int8            the split that the source's folders give
     ``split``         (n_images,) int8            0 train, 1 validation, 2 test, -1 none
     ``content_hash``  (n_images,) uint64          of the file's bytes; 0 if they could not be read
     ``error``         (n_images,) str             why a row was skipped
     ``status``        (n_images,) int8            0 pending, 1 done, 2 skipped
     ================  ==========================  =================================================
 
-    Where images lie in tars, there are ``shard``, ``offset`` and ``size_bytes``, too, and the
-    attribute ``shards``, as in `ImageList`.
+    Where images lie in tars, ``shard``, ``offset`` and ``size_bytes`` give the place, and the
+    attribute ``shards`` the tars: `ImageList`'s ``tar``, ``offset``, ``size_bytes``, ``tar_names``.
 
-    A chunk's ``status`` is written after all else of the chunk: it says that the chunk is whole.
-    The attributes hold ``class_names``, ``settings`` (all that the features depend on) and what
-    made them. The object pickles without its data, so tasks carry it.
+    A chunk's ``status`` is written last: it says that the chunk is whole. The attributes hold
+    ``class_names``, ``settings`` (the fingerprint of the features) and versions. The object pickles
+    without its data, so tasks carry it.
     """
 
     def __init__(self, url: str, group: zarr.Group) -> None:
@@ -69,14 +68,14 @@ class FeatureStore:
         chunk_images: int,
         attrs: Mapping[str, Any],
     ) -> FeatureStore:
-        """Make an empty store, over whatever lies there.
+        """Make an empty store, in place of whatever lies there.
 
         Parameters
         ----------
         layers : mapping of layer name to n_features
         attrs : mapping
-            The attributes; ``class_names`` is added. Written last: without them, a store was
-            interrupted while it was made, and `open` says so.
+            ``class_names`` is added. They are written last: a store without them was interrupted
+            while it was made, and `open` says so.
         """
         storage.remove(url)
         n_images = len(images)
@@ -165,31 +164,31 @@ class FeatureStore:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that the features depend on."""
+        """All that the features follow from."""
         return dict(self.attrs["settings"])
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the labels."""
+        """Names of the classes, by label."""
         return tuple(self.attrs["class_names"])
 
     @property
     def n_images(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self._array("status").shape[0])
 
     @property
     def chunk_images(self) -> int:
-        """Rows of a chunk; the last may have fewer."""
+        """Rows per chunk; the last chunk may have fewer."""
         return int(self._array("status").chunks[0])
 
     @property
     def n_chunks(self) -> int:
-        """Chunks along ``image``."""
+        """Number of chunks along ``image``."""
         return -(-self.n_images // self.chunk_images)
 
     def n_features(self, layer: str) -> int:
-        """Columns of a layer's array."""
+        """Return the number of features of a layer."""
         columns = {*_LIST_COLUMNS, *_TASK_COLUMNS, *_TAR_COLUMNS}
         if layer not in self._group or layer in columns:
             known = sorted(set(self._group) - columns)
@@ -197,21 +196,21 @@ class FeatureStore:
         return int(self._array(layer).shape[1])
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """An array's type."""
+        """Return an array's type."""
         return np.dtype(self._array(name).dtype)
 
     def rows(self, chunk: int) -> slice:
-        """The rows of a chunk."""
+        """Return the rows of a chunk."""
         start = chunk * self.chunk_images
         return slice(start, min(start + self.chunk_images, self.n_images))
 
     def read(self, name: str, chunk: int | None = None) -> NDArray[Any]:
-        """An array's rows of one chunk, or all of them."""
+        """Read an array's rows of one chunk, or all of them."""
         rows = slice(None) if chunk is None else self.rows(chunk)
         return np.asarray(self._array(name)[rows])
 
     def files(self, root: str, chunk: int | None = None) -> list[str | Extent]:
-        """Where the images of a chunk, or all, are below a root."""
+        """Locate the images of a chunk, or all of them, below a root."""
         tar_names = self.attrs.get("shards", [])
         places = [self.read(name, chunk) for name in _TAR_COLUMNS] if tar_names else []
         return tars.locate(root, map(str, self.read("path", chunk)), tar_names, *places)
@@ -236,7 +235,7 @@ class FeatureStore:
         )
 
     def write_places(self, images: ImageList) -> None:
-        """Keep in which tars the images lie, and where; these may have been packed again."""
+        """Store in which tars the images lie, and where: they may have been packed again."""
         tar_names = list(images.tar_names)
         places: dict[str, NDArray[Any]] = {}
         if tar_names:
@@ -260,7 +259,7 @@ class FeatureStore:
         content_hash: NDArray[np.uint64],
         error: ArrayLike,
     ) -> None:
-        """Store all of a chunk and then, last, that it is done."""
+        """Store a chunk, last of all that it is done."""
         rows = self.rows(chunk)
         error = np.asarray(error, dtype=np.dtypes.StringDType())
         for layer, values in features.items():
@@ -271,11 +270,11 @@ class FeatureStore:
 
     @property
     def n_done(self) -> int:
-        """Rows that are done or skipped."""
+        """Number of rows that are done or skipped."""
         return int((self.read("status") != PENDING).sum())
 
     def pending_chunks(self) -> list[int]:
-        """The chunks that are not done."""
+        """List the chunks that are not done."""
         status = self.read("status")
         return [int(c) for c in np.unique(np.flatnonzero(status == PENDING) // self.chunk_images)]
 
@@ -324,18 +323,18 @@ class FeatureStore:
         """Remove the half-written files that a killed process left."""
         storage.clean(self.url)
 
-    def write_split(self, split: NDArray[np.int8], settings: Mapping[str, Any]) -> None:
-        """Store the split of every row and what it follows from."""
+    def write_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
+        """Store the split of every row, and the split's fingerprint."""
         array = self._array("split")
-        array.attrs.put({})  # no settings stand beside rows that they did not make
+        array.attrs.put({})  # so that no fingerprint stands beside rows of another
         array[:] = split
-        array.attrs.put({"settings": dict(settings)})
+        array.attrs.put({"settings": dict(fingerprint)})
 
     @property
     def split_fingerprint(self) -> dict[str, Any] | None:
-        """What the stored split follows from; None before there is one."""
-        settings = zarr.open_array(self._array("split").store_path, mode="r").attrs.get("settings")
-        return None if settings is None else dict(settings)  # type: ignore[arg-type]
+        """All that the stored split follows from; None before there is one."""
+        found = zarr.open_array(self._array("split").store_path, mode="r").attrs.get("settings")
+        return None if found is None else dict(found)  # type: ignore[arg-type]
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
@@ -346,7 +345,7 @@ class FeatureStore:
 def _create_column(
     group: zarr.Group, name: str, kind: str, n_images: int, chunk_images: int
 ) -> None:
-    file_rows = chunk_images * max(1, _ROWS_A_FILE // chunk_images)
+    file_rows = chunk_images * max(1, _ROWS_PER_FILE // chunk_images)
     group.create_array(
         name,
         shape=(n_images,),

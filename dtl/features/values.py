@@ -1,4 +1,4 @@
-"""The options that features follow from, and what is known of a network without its weights."""
+"""The options that features follow from, and the description of a network without weights."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a cut network without its weights.
+    """A cut network without its weights.
 
     Parameters
     ----------

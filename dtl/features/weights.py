@@ -137,7 +137,7 @@ def _read_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str,
 
 
 def _read_numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]]:
-    """Read Keras 3's .weights.h5, which names layers by class and number, in the network's order."""
+    """Read Keras 3's .weights.h5, which names layers by class and number."""
     counts: dict[str, int] = {}
     for layer in layers:
         kind = keras.src.saving.saving_lib.naming.to_snake_case(type(layer).__name__)
