@@ -40,7 +40,7 @@ import dtl
 from dtl import config, storage
 from dtl.cluster import connection
 from dtl.cluster.workers import known_workers
-from dtl.cluster.yarn import application, capacity, logs, resource_manager
+from dtl.cluster.yarn import application, capacity, resource_manager, submission
 from dtl.features.store import FeatureStore
 from dtl.pipeline import command_line
 
@@ -183,7 +183,7 @@ def test_real_photographs_and_a_worker_container_killed(
     found = rest(yarn, f"apps/{application[1]}")["app"]
     assert (found["finalStatus"], found["diagnostics"]) == ("SUCCEEDED", "Finished.")
     capfd.readouterr()
-    assert logs.print_logs(application[1]) == 0
+    assert submission.print_logs(application[1]) == 0
     printed = capfd.readouterr().out
     # One took the place of the killed one.
     assert "name: dask.worker_2" in printed

@@ -30,7 +30,7 @@ from helpers import (
 )
 
 from dtl import config, storage
-from dtl.cluster.yarn import capacity, logs, submission
+from dtl.cluster.yarn import capacity, submission
 from dtl.features import splitting
 from dtl.images import drawing
 from dtl.pipeline import command_line, commands, configuration, stages
@@ -602,8 +602,7 @@ def test_only_a_command_that_goes_on_says_so_when_it_is_interrupted(
 
     monkeypatch.setattr(Results, "store", interrupted)
     monkeypatch.setattr(capacity, "check_worker_memory", interrupted)
-    monkeypatch.setattr(logs, "print_logs", interrupted)
-    for name in ("get_status", "kill"):
+    for name in ("get_status", "print_logs", "kill"):
         monkeypatch.setattr(submission, name, interrupted)
     Results(str(tmp_path)).write_config(config.build({"out": str(tmp_path)}))
     assert command_line.main(arguments.format(out=tmp_path).split()) == 130

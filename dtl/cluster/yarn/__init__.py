@@ -5,7 +5,7 @@ is submitted too, ``dask.client``.
 
 `resource_manager` is the way to YARN. `capacity` refuses what YARN cannot give; `specification` is
 what it is asked for. `application` is a cluster for a driver on this machine, `submission` a driver
-in a container. `containers` runs inside, beside Dask; `logs` reads what containers wrote.
+in a container. `containers` runs inside, beside Dask.
 """
 
 from dtl.config.errors import MissingExtraError

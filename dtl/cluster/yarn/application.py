@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,15 +16,17 @@ from distributed.security import Security
 from dtl.cluster.workers import known_workers
 from dtl.cluster.yarn.capacity import check_capacity, describe_nodes
 from dtl.cluster.yarn.containers import ADDRESS, DASHBOARD, PAGE, SCHEDULER, WORKER, in_container
-from dtl.cluster.yarn.logs import advise_logs, explain_end
 from dtl.cluster.yarn.resource_manager import (
     LOOK_EVERY_S,
     check_client,
     connect_to_yarn,
     first_line,
     has_ended,
+    last_lines,
+    read_logs,
     submit_application,
     wait_for_end,
+    without_trace,
 )
 from dtl.cluster.yarn.specification import make_specification
 from dtl.config import ClusterConfig, YarnConfig
@@ -77,7 +80,7 @@ def start_cluster(
                     report = manager.application_report(app_id)
                     if not has_ended(report):
                         raise
-                    reason = explain_end(app_id, report.diagnostics, SCHEDULER)
+                    reason = _explain_end(app_id, report.diagnostics)
                     raise ConnectionError(reason) from error
         except KeyboardInterrupt:
             _shut_down(manager, app_id, "KILLED", "Interrupted.")
@@ -112,7 +115,7 @@ def _connect(
     def look_again() -> bool:
         report = manager.application_report(app_id)
         if has_ended(report):
-            raise ConnectionError(explain_end(app_id, report.diagnostics, SCHEDULER))
+            raise ConnectionError(_explain_end(app_id, report.diagnostics))
         if report.usage.num_used_containers < 2:  # its master's, and the scheduler's
             reminder.log(lambda: _describe_capacity(manager, yarn))
         time.sleep(LOOK_EVERY_S)
@@ -158,7 +161,7 @@ def _wait_for_workers(client: Client, app: skein.ApplicationClient, n_workers: i
             if len(failed) >= _TRIES:
                 raise ConnectionError(
                     f"{len(failed)} worker containers ended before one worked; the last: "
-                    f"{failed[-1].exit_message}\n{advise_logs(app.id)}"
+                    f"{failed[-1].exit_message}\n{_advise_logs(app.id)}"
                 )
         reminder.log(functools.partial("{} of {} are here".format, n, n_workers))
         time.sleep(LOOK_EVERY_S)
@@ -168,6 +171,25 @@ def _describe_capacity(manager: skein.Client, yarn: YarnConfig) -> str:
     used = manager.get_queue(yarn.queue.rsplit(".", 1)[-1]).percent_used
     nodes = manager.get_nodes(states=["RUNNING"])
     return f"queue {yarn.queue} uses {used:.0f} % of its share; YARN has {describe_nodes(nodes)}"
+
+
+_LOG = re.compile(r"^LogType:(\S+)\n.*?^LogContents:\n(.*?)\nEnd of LogType", re.M | re.S)
+
+
+def _explain_end(app_id: str, diagnostics: str) -> str:
+    """Return why an application ended: YARN's words, and the last that its scheduler wrote."""
+    done = read_logs(app_id, f"({SCHEDULER}|application.master)[.]log", wait=True)
+    logs = dict(_LOG.findall(done.stdout))
+    lines = [f"YARN ended {app_id}: {without_trace(diagnostics)}"]
+    if log := logs.get(f"{SCHEDULER}.log"):
+        lines.append(f"The last lines of {SCHEDULER}.log:\n{last_lines(log)}")
+    elif causes := re.findall(r"^Caused by: (.*)", logs.get("application.master.log", ""), re.M):
+        lines.append(f"Its container could not be set up: {causes[-1]}")
+    return "\n".join([*lines, _advise_logs(app_id)])
+
+
+def _advise_logs(app_id: str) -> str:
+    return f"All that its containers wrote: dtl logs {app_id}"
 
 
 class _Reminder:

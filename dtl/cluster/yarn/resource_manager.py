@@ -25,6 +25,9 @@ _ANSWER_S = 25.0
 LOOK_EVERY_S = 0.3
 _END_S = 30.0
 
+_LOGS_S = 60.0
+"""How long YARN may take to gather the logs of an application that has ended."""
+
 _ACTIVE = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")
 
 
@@ -160,6 +163,25 @@ def wait_for_end(manager: skein.Client, app_id: str) -> None:
     """Wait until an application has ended, but not longer than 30 s."""
     until = time.monotonic() + _END_S
     while not has_ended(manager.application_report(app_id)) and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S)
+
+
+def read_logs(app_id: str, pattern: str, *, wait: bool) -> subprocess.CompletedProcess[str]:
+    """Read the logs of an application's containers by ``yarn logs``, which finds them.
+
+    Parameters
+    ----------
+    pattern : str
+        Regular expression that names of log files match.
+    wait : bool
+        Whether to wait, up to 60 s, until YARN has gathered them: the command fails until then.
+    """
+    command = ["yarn", "logs", "-applicationId", app_id, "-log_files_pattern", pattern]
+    until = time.monotonic() + (_LOGS_S if wait else 0)
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0 or time.monotonic() >= until:
+            return done
         time.sleep(LOOK_EVERY_S)
 
 

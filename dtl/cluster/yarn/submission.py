@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from dtl.cluster.yarn.resource_manager import (
     connect_to_yarn,
     get_report,
     has_ended,
+    read_logs,
     submit_application,
     wait_for_end,
 )
@@ -79,6 +81,26 @@ def kill(app_id: str) -> str:
         manager.kill_application(app_id)
         wait_for_end(manager, app_id)
     return f"{app_id} is killed."
+
+
+def print_logs(app_id: str) -> int:
+    """Print what an application's containers wrote; return the exit status of ``yarn logs``.
+
+    Raises
+    ------
+    UserError
+        If YARN knows no such application.
+    """
+    check_client()
+    pattern = "(dask|application).*log"
+    done = read_logs(app_id, pattern, wait=False)
+    if done.returncode:
+        with connect_to_yarn() as manager:
+            get_report(manager, app_id)  # an unknown one would be waited for in vain
+        done = read_logs(app_id, pattern, wait=True)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr if done.returncode else "")
+    return done.returncode
 
 
 def _describe(report: Any) -> tuple[str, int]:

@@ -57,9 +57,9 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def show_logs(arguments: argparse.Namespace) -> int:
     """Print the logs of an application."""
-    from dtl.cluster.yarn import logs
+    from dtl.cluster.yarn import submission
 
-    return logs.print_logs(arguments.application)
+    return submission.print_logs(arguments.application)
 
 
 def kill(arguments: argparse.Namespace) -> None:
