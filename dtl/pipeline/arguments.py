@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from dtl import config
 from dtl.config import Option
-from dtl.pipeline.commands import COMMANDS, Command
+from dtl.pipeline.commands import COMMANDS, Command, load
 
 COMMON = (
     "images.url", "out", "overwrite", "cluster.address", "cluster.n_workers", "features.network",
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
     def _hint(self, word: str) -> str:
         for option in config.options():
             if option.flag == word:
-                users = [name for name, command in COMMANDS.items() if command.takes(option.key)]
+                users = [name for name, command in COMMANDS.items() if command.accepts(option.key)]
                 return f". {word} is an option of {', '.join(users)}, not of {self.command}"
         close = difflib.get_close_matches(word, self.flags, 1)
         return f". Did you mean {close[0]}?" if close else ""
@@ -71,13 +71,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.ArgumentParser:
     """Make the parser of a command, which explains all of its options, or the common ones."""
     width = min(shutil.get_terminal_size().columns, 100)
-    taken = {option.key: option for option in config.options() if command.takes(option.key)}
+    taken = {option.key: option for option in config.options() if command.accepts(option.key)}
     used = [key for key in taken if command.uses(key)]
-    explained = {*used} if everything or len(used) <= len(COMMON) else {*COMMON, *command.explained}
+    explained = (
+        {*used} if everything or len(used) <= len(COMMON) else {*COMMON, *command.explained.split()}
+    )
     others = [taken[key] for key in used if key not in explained]
     parser = _Parser(
         prog=f"dtl {name}",
-        usage=f"{command.example}\n       dtl {name} [ARGUMENTS]",
+        usage=f"dtl {name} {command.example}\n       dtl {name} [ARGUMENTS]",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
         epilog=_list_names(others, name, width),
         formatter_class=functools.partial(
@@ -87,7 +89,8 @@ def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.A
         add_help=False,
     )
     parser.command, parser.flags = name, [option.flag for option in taken.values()]
-    command.add_arguments(parser)
+    if command.own_arguments:
+        load(command.own_arguments)(parser)
     common = parser.add_argument_group("common options")
     if command.starts_from == "model":
         common.add_argument("--model", metavar="URL", required=True, help="out of a run")

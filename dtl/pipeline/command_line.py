@@ -6,14 +6,12 @@ import argparse
 import sys
 import typing
 from collections.abc import Sequence
+from contextlib import ExitStack
 
-from dtl.pipeline.messages import name_flags, print_error
+from dtl.pipeline.messages import log_to_stderr, name_flags
 
 if typing.TYPE_CHECKING:
     from dtl.pipeline.commands import Command
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,24 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, debug = COMMANDS[arguments.command], arguments.debug
         return _run(command, arguments)
     except KeyboardInterrupt:
-        print_error(f"Interrupted.{_advice(command)}")
-        return INTERRUPTED
+        sys.stderr.write(f"error: Interrupted.{_advise(command)}\n")
+        return 130  # 128 and the number of SIGINT, as in shells
     except Exception as error:
         if debug:
             raise
-        print_error(name_flags(_describe(error, command)))
+        sys.stderr.write(f"error: {name_flags(_describe(error, command))}\n")
         return 1
 
 
 def _run(command: Command, arguments: argparse.Namespace) -> int:
-    from dtl.pipeline.logs import log_to_stderr
+    from dtl.pipeline.commands import load
 
     log_to_stderr()
-    function = command.load()
+    function = load(command.function)
     if command.starts_from == "nothing":
         return function(arguments) or 0
-    from contextlib import ExitStack
-
     from dtl.pipeline.configuration import read_options
     from dtl.pipeline.run import Run
 
@@ -82,13 +78,13 @@ def _describe(error: Exception, command: Command | None) -> str:
     if dask is not None and isinstance(error, dask.KilledWorker):
         from dtl.cluster.workers import MORE_MEMORY
 
-        return f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{_advice(command)}"
+        return f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{_advise(command)}"
     return (
         f"{type(error).__name__}: {error}{notes}: this is a fault of dtl. "
         "Run again with --debug to see where."
     )
 
 
-def _advice(command: Command | None) -> str:
+def _advise(command: Command | None) -> str:
     resumes = command is not None and command.resumes
     return " What is done stays done; the same command goes on." if resumes else ""

@@ -17,7 +17,7 @@ from dtl.head.model import Head
 from dtl.images import formats, split
 from dtl.images.values import SPLITS
 from dtl.pipeline.results import Results
-from dtl.pipeline.warnings import warnings_about
+from dtl.pipeline.stages import warnings_about
 from dtl.report.page import ReportInput
 from dtl.storage import Extent
 from dtl.training.values import Tuning

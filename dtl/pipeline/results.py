@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import tomli_w
 
@@ -16,6 +17,8 @@ from dtl.head.model import Head
 from dtl.storage.ledger import read_json
 from dtl.training import comparison, trainer, tuning
 from dtl.training.values import Comparison, Round, Tuning
+
+_T = TypeVar("_T")
 
 
 class Results:
@@ -45,16 +48,14 @@ class Results:
 
     def __init__(self, url: str) -> None:
         self.url = storage.absolute(url)
-        self.features = storage.join(self.url, "features.zarr")
-        self.report = storage.join(self.url, "report.html")
-        self.comparison_page = storage.join(self.url, "compare.html")
-        self.tuning_page = storage.join(self.url, "tune.html")
-        self.tuned = storage.join(self.url, "tuned.toml")
-        self.head_files = tuple(
-            storage.join(self.url, name) for name in ("head.npz", "head-best.npz", "head-last.npz")
-        )
-        self.checkpoint = storage.join(self.url, "checkpoint.npz")
-        self.tuning_checkpoint = storage.join(self.url, "tune.npz")
+        self.features = self._place("features.zarr")
+        self.report = self._place("report.html")
+        self.comparison_page = self._place("compare.html")
+        self.tuning_page = self._place("tune.html")
+        self.tuned = self._place("tuned.toml")
+        self.checkpoint = self._place("checkpoint.npz")
+        self.tuning_checkpoint = self._place("tune.npz")
+        self.head_files = tuple(map(self._place, ("head.npz", "head-best.npz", "head-last.npz")))
 
     def config(self) -> dict[str, Any]:
         """Read the options of the run, as tables.
@@ -66,8 +67,8 @@ class Results:
         """
         data = self._read("config.toml")
         if data is None:
-            raise FileNotFoundError(f"No config.toml in {self.url}. Start with `run --out`.")
-        return config.parse_toml(data.decode(), storage.join(self.url, "config.toml"))
+            raise FileNotFoundError(f"No config.toml in {self.url}. Start with `dtl run`.")
+        return config.parse_toml(data.decode(), self._place("config.toml"))
 
     def write_config(self, value: Config) -> None:
         """Store the configuration, and remove the report of another one."""
@@ -84,12 +85,12 @@ class Results:
 
         Raises
         ------
-        FileNotFoundError, ValueError
+        FileNotFoundError, UserError
             If there is none, or it is not finished.
         """
         store = FeatureStore.open(self.features)
         if pending := store.pending_chunks():
-            raise ValueError(
+            raise UserError(
                 f"{len(pending)} of {store.n_chunks} chunks of {self.features} are not computed "
                 "yet. Run the featurize stage to its end first."
             )
@@ -97,26 +98,23 @@ class Results:
 
     def head(self) -> Head | None:
         """Read the head; None if there is none."""
-        data = self._read("head.npz")
-        return None if data is None else Head.from_bytes(data)
+        return self._parse("head.npz", Head.from_bytes)
 
     def trained_head(self) -> Head:
-        """Read the head, which must be there.
+        """Read the head.
 
         Raises
         ------
         FileNotFoundError
             If there is none.
         """
-        head = self.head()
-        if head is None:
+        if (head := self.head()) is None:
             raise FileNotFoundError(f"No head.npz in {self.url}. Run the train stage first.")
         return head
 
     def history(self) -> list[Round]:
         """Read the rounds of the head's training."""
-        data = self._read("history.parquet")
-        return [] if data is None else trainer.history_from_bytes(data)
+        return self._parse("history.parquet", trainer.history_from_bytes) or []
 
     def write_head(
         self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"
@@ -135,13 +133,13 @@ class Results:
             if other is not None and keep == kept:
                 self._write(f"head-{name}.npz", other.to_bytes())
             else:
-                storage.remove(storage.join(self.url, f"head-{name}.npz"))
+                storage.remove(self._place(f"head-{name}.npz"))
         self._write("head.npz", head.to_bytes())
         storage.remove(self.checkpoint)
 
     def evaluation(self) -> Evaluation | None:
         """Read the scores; None if there are none."""
-        values = read_json(storage.join(self.url, "evaluation.json"))
+        values = read_json(self._place("evaluation.json"))
         return None if values is None else Evaluation.from_dict(values)
 
     def write_evaluation(self, value: Evaluation) -> None:
@@ -149,14 +147,9 @@ class Results:
         storage.remove(self.report)
         self._write("evaluation.json", value.to_json())
 
-    def write_report(self, html: str) -> None:
-        """Store the report."""
-        storage.write_bytes(self.report, html.encode())
-
     def comparison(self) -> Comparison | None:
         """Read the comparison; None if there is none."""
-        data = self._read("compare.json")
-        return None if data is None else comparison.from_json(data)
+        return self._parse("compare.json", comparison.from_json)
 
     def write_comparison(self, value: Comparison, html: str) -> None:
         """Store a comparison; its page first, so that a comparison always has its own."""
@@ -165,8 +158,7 @@ class Results:
 
     def tuning(self) -> Tuning | None:
         """Read the search for options; None if there was none."""
-        data = self._read("tune.json")
-        return None if data is None else tuning.from_json(data)
+        return self._parse("tune.json", tuning.from_json)
 
     def write_tuning(self, value: Tuning, html: str) -> None:
         """Store a search, its page first; remove its checkpoint, and the report without it."""
@@ -181,9 +173,7 @@ class Results:
 
     def timings(self) -> dict[str, dict[str, Any]]:
         """Read the seconds, number and unit of what each stage did."""
-        data = self._read("timings.json")
-        timings: dict[str, dict[str, Any]] = {} if data is None else json.loads(data)
-        return timings
+        return dict(read_json(self._place("timings.json")) or {})
 
     def add_timing(
         self, stage: str, seconds: float, n: int, unit: str, *, add: bool = False
@@ -196,9 +186,15 @@ class Results:
         timings[stage] = {"seconds": round(seconds, 3), "n": n, "unit": unit}
         self._write("timings.json", (json.dumps(timings, indent=1) + "\n").encode())
 
+    def _place(self, name: str) -> str:
+        return storage.join(self.url, name)
+
     def _read(self, name: str) -> bytes | None:
-        url = storage.join(self.url, name)
-        return storage.read_bytes(url) if storage.exists(url) else None
+        return storage.read_bytes(self._place(name)) if storage.exists(self._place(name)) else None
+
+    def _parse(self, name: str, parse: Callable[[bytes], _T]) -> _T | None:
+        data = self._read(name)
+        return None if data is None else parse(data)
 
     def _write(self, name: str, data: bytes) -> None:
-        storage.write_bytes(storage.join(self.url, name), data)
+        storage.write_bytes(self._place(name), data)

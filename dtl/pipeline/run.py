@@ -11,7 +11,7 @@ from dtl import storage
 from dtl.config import Config
 from dtl.config.errors import UserError
 from dtl.features.values import ExtractionSpec
-from dtl.pipeline.logs import quieten_dask
+from dtl.pipeline.messages import quieten_dask
 from dtl.pipeline.results import Results
 from dtl.storage import lock
 
@@ -38,13 +38,7 @@ class Run:
 
     @functools.cached_property
     def results(self) -> Results:
-        """The folder of the results.
-
-        Raises
-        ------
-        UserError
-            If ``out`` is not set.
-        """
+        """The folder of the results; a `UserError` if there is none."""
         if not self.options.out:
             raise UserError("No place for the results given. Set `out`.")
         return Results(self.options.out)
@@ -87,13 +81,7 @@ class Run:
             )
 
     def claim_folder(self) -> None:
-        """Lock the results' folder.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written, or another driver writes to it.
-        """
+        """Lock the results' folder; an `OSError` if it cannot be written, or is another's."""
         if not self._locked:
             storage.check_writable(self.results.url)
             self._stack.enter_context(lock.hold(self.results.url))
@@ -106,8 +94,6 @@ class Run:
         ------
         UserError
             If the training would start from a head that it replaces.
-        OSError
-            If the folder cannot be written, or another driver writes to it.
         """
         start = self.options.train.start_from
         if start:

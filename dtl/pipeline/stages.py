@@ -124,7 +124,7 @@ def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> Non
     from dtl.report import page  # Bokeh, which a finished run does not need
 
     gathered = report_input(run.results, run.options, store, head, scores)
-    run.results.write_report(page.render(gathered))
+    storage.write_bytes(run.results.report, page.render(gathered).encode())
 
 
 def reuse(stage: str, stored: _Stored | None, asked: Mapping[str, Any]) -> _Stored | None:
@@ -133,6 +133,17 @@ def reuse(stage: str, stored: _Stored | None, asked: Mapping[str, Any]) -> _Stor
         return None
     log.info("%s: done before", stage)
     return stored
+
+
+def warnings_about(store: FeatureStore) -> list[str]:
+    """List what makes the scores mean less than they seem to."""
+    if store.attrs["weights"] != "random":
+        return []
+    return [
+        f"The network was not trained: {store.fingerprint['network']} has random weights, so its "
+        "features are random projections and the scores are far below what ImageNet weights give. "
+        "This shows that everything runs, not how good a classifier can be."
+    ]
 
 
 def _count_done(results: Results) -> int:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import options_page
 import pytest
 
 from dtl import config
-from dtl.pipeline import arguments, options_page
+from dtl.pipeline import arguments
 from dtl.pipeline.arguments import parse_arguments
 from dtl.pipeline.commands import COMMANDS
 from dtl.pipeline.messages import name_flags
@@ -46,7 +47,7 @@ def test_help_of_a_command_is_short_and_has_its_options_only(
     command = COMMANDS[name]
     text = ends(capsys, 0, name, "--help")
     assert len(text.splitlines()) <= 60
-    assert f"usage: {command.example}\n" in text
+    assert f"usage: dtl {name} {command.example}\n" in text
     everything = ends(capsys, 0, name, "--help-all")
     for option in config.options():
         # A further option's name stands without its section.
@@ -61,9 +62,7 @@ def test_help_of_a_command_is_short_and_has_its_options_only(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_of_a_command_is_one(name: str) -> None:
-    program, *argv = COMMANDS[name].example.split()
-    assert program == "dtl"
-    assert parse_arguments(argv).command == name
+    assert parse_arguments([name, *COMMANDS[name].example.split()]).command == name
 
 
 def test_an_option_of_another_command_is_refused_by_name(
@@ -79,7 +78,7 @@ def test_an_option_of_another_command_is_refused_by_name(
 def test_the_page_of_options_is_what_the_code_says() -> None:
     page = Path(arguments.__file__).parents[1] / "OPTIONS.md"
     assert page.read_text() == options_page.make_page(), (
-        "python -m dtl.pipeline.options_page > dtl/OPTIONS.md"
+        "python tests/options_page.py > dtl/OPTIONS.md"
     )
 
 

@@ -11,8 +11,8 @@ from typing import NoReturn
 import pytest
 
 from dtl.config.errors import UserError
+from dtl.pipeline import commands
 from dtl.pipeline.command_line import main
-from dtl.pipeline.commands import Command
 
 
 def failing(error: BaseException) -> Callable[[object], NoReturn]:
@@ -52,7 +52,7 @@ def test_an_error_is_one_line_and_says_whose_fault_it_is(
     error: Exception,
     said: str,
 ) -> None:
-    monkeypatch.setattr(Command, "load", lambda _: failing(error))
+    monkeypatch.setattr(commands, "load", lambda _: failing(error))
     assert main(["status", "application_1"]) == 1
     assert capsys.readouterr().err == said
     with pytest.raises(type(error)) as raised:

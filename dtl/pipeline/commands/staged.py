@@ -16,7 +16,6 @@ from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.run import Run
 from dtl.pipeline.tables import scores_table
-from dtl.pipeline.warnings import warnings_about
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 def run_all(run: Run, _: argparse.Namespace) -> None:
     """Run every stage, and print the scores."""
     store, scores = stages.run_stages(run)
-    for warning in warnings_about(store):
+    for warning in stages.warnings_about(store):
         print_line(f"\nWarning: {warning}")
     print_line(f"\n{scores_table(scores)}\n\nReport: {run.results.report}")
     if run.dashboard:

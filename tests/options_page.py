@@ -1,4 +1,4 @@
-"""The page of all options: ``python -m dtl.pipeline.options_page > dtl/OPTIONS.md``."""
+"""The page of all options: ``python tests/options_page.py > dtl/OPTIONS.md``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_page() -> str:
 def _lines() -> Iterator[str]:
     yield "# Options"
     yield ""
-    yield "Written by `python -m dtl.pipeline.options_page`; a test compares."
+    yield "Written by `python tests/options_page.py`; a test compares."
     yield ""
     yield "Each option goes on the command line, as below, or into a TOML file for `--config`:"
     yield "`--train.learning-rate 0.1` is `learning_rate = 0.1` under `[train]`. The command line"
