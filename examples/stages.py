@@ -13,6 +13,7 @@ from dtl.features import featurization, splitting
 from dtl.features.values import ExtractionSpec
 from dtl.images import listing
 from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
 
 
 def main(
@@ -29,7 +30,8 @@ def main(
     spec = ExtractionSpec(c.features, c.images, c.seed)
     store = featurization.featurize(f"{out}/features.zarr", listed, spec, client)
     splitting.split_images(store, c.split, c.seed)
-    head, history = trainer.train(store, c.train, layer, c.seed, client)
+    trained = trainer.train(TrainingSpec(store, c.train, layer, c.seed), client)
+    head, history = trained.head, trained.history
     scores = scoring.evaluate(store, head, client)
 
     print(f"{len(listed)} images, {len(history)} rounds, last loss {history[-1].loss:.3f}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Client, Future, wait
@@ -11,63 +13,79 @@ from distributed import Client, Future, wait
 from dtl.cluster.workers import known_workers
 
 
-def submit_value(client: Client, value: Any, key: str) -> Future:
-    """A value of the driver's as a task: unlike scattered data, it outlives a lost worker."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
-        return client.submit(_identity, value, key=key)
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A client, and a token that makes the names of one piece of work's tasks unique.
 
-
-def _identity(value: Any) -> Any:
-    return value
-
-
-def wait_for(client: Client, futures: Iterable[Future]) -> None:
-    """Wait until all are computed, or have failed, which those say who ask for their results."""
-    with client.as_current():  # it need not be the default one
-        wait(list(futures))
-
-
-def tree_reduce(
-    client: Client,
-    parts: Sequence[Future],
-    combine: Callable[[list[Any]], Any],
-    *,
-    name: str,
-    depth: int = 2,
-    last: Callable[..., Any] | None = None,
-    arguments: Sequence[Any] = (),
-) -> Future:
-    """Combine futures in `depth` levels, neighbours first; nothing passes through the driver.
-
-    The shape depends on the number of parts alone, and each task but the last of a level combines
-    a power of two of them: what `averaging.pairwise` combines has the same bits in any such tree.
+    A task's name is that of its kind, its numbers and the token, ``local-steps-0-5-3f2a9c01``: the
+    dashboard shows tasks of a kind together, and Dask never takes one for another's.
 
     Parameters
     ----------
-    combine : callable
-        Takes a list of values, returns a value of the same kind.
-    name : str
-        Of the tasks, in the dashboard; must be unique to this reduction.
-    last : callable, optional
-        Takes the place of `combine` at the root, with these `arguments` after the list.
+    client : distributed.Client
+    token : str
     """
-    fan_in = _fan_in(len(parts), depth)
-    level, parts = 0, list(parts)
-    while len(parts) > 1 or level == 0:
-        groups = [parts[i : i + fan_in] for i in range(0, len(parts), fan_in)]
-        if last is not None and len(groups) == 1:
-            return client.submit(last, *groups, *arguments, key=f"{name}-{level}-0")
-        parts = [
-            client.submit(combine, group, key=f"{name}-{level}-{i}")
-            for i, group in enumerate(groups)
-        ]
-        level += 1
-    return parts[0]
+
+    client: Client
+    token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, name: str) -> Future:
+        """Submit a task; its name must be unique in the session."""
+        return self.client.submit(function, *arguments, key=f"{name}-{self.token}")
+
+    def submit_value(self, value: Any, name: str) -> Future:
+        """Send a value of the driver's as a task: unlike scattered data, it outlives a worker."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph")  # it is sent once, on purpose
+            return self.submit(_return, value, name=name)
+
+    def wait(self, futures: Iterable[Future]) -> None:
+        """Wait until all are computed or have failed; their results raise what went wrong."""
+        with self.client.as_current():  # it need not be the default one
+            wait(list(futures))
+
+    def reduce(
+        self,
+        values: Sequence[Future],
+        merge: Callable[[list[Any]], Any],
+        *,
+        name: str,
+        depth: int = 2,
+        root: tuple[Any, ...] | None = None,
+    ) -> Future:
+        """Merge futures in a tree of `depth` levels, neighbours first, on the workers.
+
+        The shape depends on the number of values alone, and each task but the last of a level
+        merges a power of two of them: what `averaging.pairwise` merges has the same bits in any
+        such tree.
+
+        Parameters
+        ----------
+        merge : callable
+            Takes a list of values, returns a value of the same kind.
+        name : str
+            Unique in the session.
+        root : (callable, ...), optional
+            Takes the place of `merge` at the root, with the further arguments after the list.
+        """
+        fan_in = _fan_in(len(values), depth)
+        function, *arguments = root or (merge,)
+        level, values = 0, list(values)
+        while len(values) > fan_in:
+            values = [
+                self.submit(merge, values[i : i + fan_in], name=f"{name}-{level}-{i // fan_in}")
+                for i in range(0, len(values), fan_in)
+            ]
+            level += 1
+        return self.submit(function, values, *arguments, name=f"{name}-{level}-0")
+
+
+def _return(value: Any) -> Any:
+    return value
 
 
 def tree_inputs(n_parts: int, depth: int = 2) -> int:
-    """How many values the tasks of a `tree_reduce` take in all.
+    """How many values the tasks of a `Session.reduce` take in all.
 
     Examples
     --------
@@ -100,7 +118,7 @@ def group_shards(client: Client, n_parts: int, size: int = 0) -> list[range]:
     Parameters
     ----------
     size : int
-        A power of two, as `tree_reduce` wants it; 0: the largest, up to 4, that leaves no thread
+        A power of two, as `Session.reduce` wants it; 0: the largest, up to 4, that leaves no thread
         idle which would otherwise work. Workers that join later may find nothing to do.
     """
     n_threads = sum(worker["nthreads"] for worker in known_workers(client).values())

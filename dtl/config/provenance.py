@@ -8,6 +8,8 @@ from typing import Any
 
 from dtl.config.errors import DifferentSettingsError
 
+_ADVICE = "Give the settings as they were, choose another `out`, or set `overwrite` to replace it."
+
 
 class Claim(Enum):
     """What a command finds where its result is to be, and so what it does next."""
@@ -25,6 +27,7 @@ def claim(
     *,
     finished: bool = False,
     overwrite: bool = False,
+    advice: str = _ADVICE,
 ) -> Claim:
     """Decide whether a result is to be begun, continued, used or replaced.
 
@@ -41,6 +44,8 @@ def claim(
         Whether the stored result is whole.
     overwrite : bool
         Allow a result of other settings to be replaced.
+    advice : str
+        Ends the message.
 
     Raises
     ------
@@ -64,10 +69,7 @@ def claim(
         return Claim.ABSENT
     if overwrite and differences(wanted, stored):
         return Claim.REPLACE
-    check_same(
-        wanted, stored, f"{place} was made with other settings",
-        "Give the settings as they were, choose another `out`, or set `overwrite` to replace it.",
-    )  # fmt: skip
+    check_same(wanted, stored, f"{place} was made with other settings", advice)
     return Claim.FINISHED if finished else Claim.BEGUN
 
 

@@ -17,14 +17,6 @@ class TrainConfig(Section):
     """How a head is trained."""
 
     _name: typing.ClassVar = "train"
-    # Constants, until training has them as its own.
-    lbfgs_tolerance: typing.ClassVar[float] = 1e-5
-    lbfgs_max_iterations: typing.ClassVar[int] = 1000
-    learning_rate_decay: typing.ClassVar[float] = 0.01
-    outer_learning_rate: typing.ClassVar[float] = 1.0
-    validate_every: typing.ClassVar[int] = 0
-    max_seconds: typing.ClassVar[float] = 0.0
-    checkpoint_every: typing.ClassVar[int] = 50
     layer: str = option("", "layer to train on; empty: the first of features.layers")
     solver: Literal["averaging", "lbfgs"] = option(
         "averaging", "averaging: local SGD; lbfgs: the exact optimum, in one pass per step"
@@ -170,7 +162,6 @@ class TuneConfig(Section):
     """Which options of training are searched for, and how."""
 
     _name: typing.ClassVar = "tune"
-    first_epochs: typing.ClassVar[float] = 10.0
     method: Literal["grid", "random"] = option(
         "grid", "every combination of the values, or n_trials at random"
     )

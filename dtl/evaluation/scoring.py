@@ -7,12 +7,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from distributed import Client
 
-from dtl.cluster.spread import submit_value, tree_reduce
+from dtl.cluster.spread import Session
 from dtl.config.provenance import check_same
 from dtl.evaluation import metrics
 from dtl.evaluation.metrics import Counts
@@ -57,16 +56,16 @@ def evaluate(
         If the head was trained on other features, or on another split of them.
     """
     check_trained_on(store, head)
-    run = uuid4().hex[:8]
-    head_future = submit_value(client, head, f"head-{run}")
+    session = Session(client)
+    head_future = session.submit_value(head, "head")
     tallies = [
-        client.submit(
-            _score_chunk, store, head_future, chunk, n_mistakes, key=f"score-chunk-{run}-{chunk}"
+        session.submit(
+            _score_chunk, store, head_future, chunk, n_mistakes, name=f"score-chunk-{chunk}"
         )
         for chunk in range(store.n_chunks)
     ]
     add = functools.partial(_add_tallies, n_mistakes=n_mistakes)
-    tally: _Tally = tree_reduce(client, tallies, add, name=f"add-scores-{run}").result()
+    tally: _Tally = session.reduce(tallies, add, name="add-scores").result()
     if head.n_units and not tally.differ:
         log.warning(
             "The hidden layer is dead: all %d units are 0 for every image, so all images get the "

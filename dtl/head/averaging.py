@@ -1,8 +1,8 @@
-"""Averages of replicas that have been trained apart, and moments of features, as data that merges.
+"""Averages of replicas that were trained apart, and moments of features, as data that merges.
 
-A mean with its number of samples, and the squared deviations from it, is enough to merge it with
-another. Pairs of neighbours are merged, then pairs of pairs: this tree follows from the number of
-leaves alone, whatever part of it a task takes, so a mean has the same bits on any workers.
+A mean merges with another by its number of samples and the squared deviations from it. Pairs of
+neighbours are merged, then pairs of pairs. This tree follows from the number of leaves alone,
+whatever part of it a task takes, so a mean has the same bits on any workers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ T = TypeVar("T")
 OUTER = "_outer_velocity"
 """Ends the names of the outer momentum's velocities, which no replica changes."""
 
-
 _BLOCK = 1 << 16
-"""Numbers that are worked on at a time: 256 KiB, so that they stay in a core's cache. Less would
-cost more: threads hand the interpreter over between any two of NumPy's calls, and two that merged
-8192 numbers at a time took four times as long as one."""
+"""Numbers that are merged at a time: 256 KiB stay in a core's cache. Fewer cost more: threads hand
+the interpreter over after every call of NumPy, and two threads that merged 8192 numbers at a time
+took four times as long as one."""
 
 
 def pairwise(values: Iterable[T], merge: Callable[[T, T], T]) -> T:
     """Merge values in a binary tree: neighbours, then neighbours of these, and so on.
 
-    Values may have been merged so already, from the first one on in runs of a power of two: the
-    tree is the same. Of values that are made on the way, one for every level is held.
+    The tree is the same if runs of a power of two of the values, from the first one on, were merged
+    before. Of values that an iterator makes, one for every level is held in memory.
 
     Raises
     ------
@@ -79,18 +78,18 @@ class Mean:
 
     @classmethod
     def of(cls, params: Mapping[str, NDArray[np.float32]], n_samples: int) -> Mean:
-        """One replica, whose parameters must not change any more; without samples it is nothing."""
+        """Return the mean of one replica; its parameters must not change any more."""
         return cls(n_samples, params) if n_samples else cls()
 
 
 def merge(a: Mean, b: Mean) -> Mean:
-    r"""The mean of two means' replicas.
+    r"""Merge two means.
 
     With :math:`\Delta` the second mean less the first,
 
     .. math:: m = m_a + \Delta \frac{n_b}{n}, \qquad S = S_a + S_b + |\Delta|^2 \frac{n_a n_b}{n}.
 
-    Everything is as large as the parameters themselves, and rounded as they are, once a merge.
+    All numbers are of the parameters' size, and each merge rounds them once to float32.
 
     References
     ----------
@@ -102,8 +101,8 @@ def merge(a: Mean, b: Mean) -> Mean:
     Examples
     --------
     >>> one, three = (Mean.of({"kernel": np.full((1, 1), v, "f4")}, n) for v, n in ((1, 1), (3, 3)))
-    >>> both = merge(one, three)
-    >>> both.n_samples, both.params["kernel"].item(), both.scatter
+    >>> merged = merge(one, three)
+    >>> merged.n_samples, merged.params["kernel"].item(), merged.scatter
     (4, 2.5, 3.0)
     """
     if not (a.n_samples and b.n_samples):
@@ -114,13 +113,13 @@ def merge(a: Mean, b: Mean) -> Mean:
     for name, value in a.params.items():
         mean = buffers.empty(value.shape, np.float32)
         one, other, out = (array.reshape(-1) for array in (value, b.params[name], mean))
-        for start in range(0, len(out), _BLOCK):
-            here = slice(start, start + _BLOCK)
-            change = np.subtract(other[here], one[here], out=out[here])
+        for first in range(0, len(out), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            change = np.subtract(other[block], one[block], out=out[block])
             if name in KERNELS:
                 squares += float(change @ change)
             change *= share
-            change += one[here]
+            change += one[block]
         params[name] = mean
     scatter = a.scatter + b.scatter + squares * (a.n_samples * b.n_samples / n)
     return Mean(n, params, scatter)
@@ -129,7 +128,7 @@ def merge(a: Mean, b: Mean) -> Mean:
 def distance_and_norm(
     a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
 ) -> tuple[float, float]:
-    """Norm of ``a - b``, and of `a`, of the kernels of parameters as one.
+    """Return the norms of ``a - b`` and of `a`, over all kernels as one vector.
 
     Examples
     --------
@@ -142,10 +141,10 @@ def distance_and_norm(
             continue
         flat, other = a[name].reshape(-1), b[name].reshape(-1)
         scratch = np.empty(min(len(flat), _BLOCK), np.float32)
-        for start in range(0, len(flat), _BLOCK):
-            here = slice(start, min(start + _BLOCK, len(flat)))
-            change = np.subtract(flat[here], other[here], out=scratch[: here.stop - start])
-            squares += change @ change, flat[here] @ flat[here]
+        for first in range(0, len(flat), _BLOCK):
+            block = slice(first, min(first + _BLOCK, len(flat)))
+            change = np.subtract(flat[block], other[block], out=scratch[: block.stop - first])
+            squares += change @ change, flat[block] @ flat[block]
     distance, norm = np.sqrt(squares).tolist()
     return distance, norm
 
@@ -153,23 +152,21 @@ def distance_and_norm(
 def outer_step(
     params: dict[str, NDArray[np.float32]],
     before: Mapping[str, NDArray[np.float32]],
-    *,
     momentum: float,
-    learning_rate: float,
 ) -> dict[str, NDArray[np.float32]]:
-    r"""What a round ends with where its average is a step of an outer Nesterov momentum.
+    r"""Take a round's average as a step of an outer Nesterov momentum.
 
-    With :math:`\Delta` the average less what the round started from, :math:`W`,
+    With :math:`\Delta` the average less the parameters before the round, :math:`W`,
 
-    .. math:: v \leftarrow m v + \eta \Delta, \qquad W \leftarrow W + m v + \eta \Delta.
+    .. math:: v \leftarrow m v + \Delta, \qquad W \leftarrow W + m v + \Delta.
 
     Parameters
     ----------
     params : dict of str to float32 array
         The averages.
     before : dict of str to float32 array
-        What the round started from: weights, such as ``kernel``, and their velocities, such as
-        ``kernel_outer_velocity``, which are zeros if they are missing.
+        Weights before the round, such as ``kernel``, and their velocities, such as
+        ``kernel_outer_velocity``; missing ones are zeros.
 
     Returns
     -------
@@ -185,13 +182,13 @@ def outer_step(
     Examples
     --------
     >>> one, two = ({name: np.full(1, v, "f4") for name in ("kernel", "bias")} for v in (1, 2))
-    >>> after = outer_step(two, one, momentum=0.5, learning_rate=1.0)
+    >>> after = outer_step(two, one, momentum=0.5)
     >>> after["kernel"].item(), after["kernel_outer_velocity"].item()
     (2.5, 1.0)
     """
     after = dict(params)
     for name in [name for name in WEIGHTS if name in params]:
-        step = learning_rate * (params[name] - before[name])
+        step = params[name] - before[name]
         velocity = step.copy()
         if f"{name}{OUTER}" in before:
             velocity += momentum * before[f"{name}{OUTER}"]
@@ -211,26 +208,26 @@ class Moments:
 
     @classmethod
     def of(cls, rows: NDArray[Any]) -> Moments:
-        """Those of rows (n, n_features)."""
+        """Return the moments of rows (n, n_features)."""
         rows = rows.astype(np.float64)
         mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
         return cls(len(rows), mean, ((rows - mean) ** 2).sum(axis=0))
 
     def scale(self) -> NDArray[np.float32]:
-        """Standard deviation (of the population), and 1 for a constant feature."""
+        """Return the population's standard deviation, and 1 for a constant feature."""
         deviation = np.sqrt(self.m2 / max(self.n, 1))
         # The rounding of a mean leaves a constant feature a deviation of some ulps.
         constant = deviation <= 1e-7 * np.abs(self.mean)
         return np.where(constant, 1.0, deviation).astype(np.float32)
 
 
-def combine_moments(parts: Sequence[Moments]) -> Moments:
-    """Moments of all rows from those of parts, from the first to the last, as `merge` has it.
+def merge_moments(parts: Sequence[Moments]) -> Moments:
+    """Merge the moments of parts of the rows, from the first to the last, as `merge` does.
 
     Examples
     --------
     >>> a, b = np.array([[1.0], [3.0]]), np.array([[8.0]])
-    >>> combine_moments([Moments.of(a), Moments.of(b)]).m2.round(6)
+    >>> merge_moments([Moments.of(a), Moments.of(b)]).m2.round(6)
     array([26.])
     """
     total = parts[0]

@@ -17,13 +17,13 @@ _blas_limit: Any = None
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One thread a product, in all of the process's tasks at once.
+    """Limit every product to one thread, in all of the process's tasks at once.
 
     The tasks of a process already use its processors, and a product's last bits depend on the
-    number of its threads. Limits are of the process, so the first task in sets it and the last one
-    out lifts it. After that OpenBLAS takes three times as long for the next product of a thread,
-    even where nothing has changed: so nothing is set where it is so already, as in Dask's worker
-    processes, and whoever starts many tasks in its own process does well to hold it.
+    number of its threads. The limit is the process's: the first task sets it, the last one lifts
+    it. After a change OpenBLAS takes three times as long for the next product of a thread, even if
+    the number stays the same. So nothing is set where the limit is one already, as in Dask's worker
+    processes. Code that runs many tasks in its own process had better enter this around them all.
     """
     global _blas_users, _blas_limit
     with _blas_lock:
@@ -44,9 +44,9 @@ def one_blas_thread() -> Iterator[None]:
 
 @contextmanager
 def _in_control() -> Iterator[None]:
-    """Let this thread set limits, whichever did before.
+    """Let this thread set limits, whichever set them before.
 
-    From threadpoolctl 3.8 on, what other threads than the first one set would have no effect.
+    From threadpoolctl 3.8 on, a limit has an effect only from the thread that set the first one.
     """
     controllers = [c for c in _blas().lib_controllers if hasattr(c, "clear_controlling_thread")]
     for controller in controllers:
@@ -58,5 +58,5 @@ def _in_control() -> Iterator[None]:
 
 @functools.cache
 def _blas() -> threadpoolctl.ThreadpoolController:
-    """Looking for the process's libraries takes milliseconds; once is enough."""
+    # Finding the process's libraries takes milliseconds; once is enough.
     return threadpoolctl.ThreadpoolController().select(user_api="blas")

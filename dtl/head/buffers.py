@@ -1,8 +1,8 @@
-"""Memory for large arrays that come and go, kept for the next ones.
+"""Reuse of the memory of large arrays that come and go.
 
-What the system gives is cleared page by page as it is first touched, which takes longer than to
-copy or to add up what comes into it: of a round of local SGD it was half. Dask's worker processes
-hand freed memory back at once (``MALLOC_TRIM_THRESHOLD_``), so every round would pay again.
+Fresh pages are zeroed on first touch, which takes longer than copying or adding numbers into them:
+it was half of a round of local SGD. Dask's worker processes return freed memory at once
+(``MALLOC_TRIM_THRESHOLD_``), so every round would pay again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _LEAST_BYTES = 1 << 18
-"""Below it an array is the ordinary allocator's."""
+"""Smaller arrays are left to the ordinary allocator."""
 
 _MOST_BYTES = 256 << 20
-"""Memory that waits for its next use, in a process. Beyond it, arrays of the size that was given
-back the longest ago are freed first: most likely a training wanted them that has ended."""
+"""Memory that waits for reuse, in a process. Beyond it, the size given back the longest ago
+is freed first: most likely the training that used it has ended."""
 
 _waiting: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
 _last_given: dict[int, int] = {}
@@ -29,7 +29,7 @@ _turn = itertools.count()
 
 
 class _Lease:
-    """What an array's `base` is; when the last view of the array is gone, so is this."""
+    """The `base` of an array; it goes when the last view of the array goes."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
         self.__array_interface__ = memory.__array_interface__
@@ -37,14 +37,14 @@ class _Lease:
 
 
 def _give_back(memory: NDArray[np.uint8]) -> None:
-    # It may run wherever an array is forgotten, in any thread, amid itself too: so no lock is held,
-    # and each step is whole by itself, on a dict, deque or counter.
+    # It runs wherever an array is collected, in any thread, even during another run of itself. So
+    # it takes no lock, and each step is one atomic operation of a dict, deque or counter.
     if memory.nbytes > _MOST_BYTES:
         return
     _last_given[memory.nbytes] = next(_turn)
     _waiting[memory.nbytes].append(memory)
     for n_bytes in sorted(_last_given, key=_last_given.__getitem__):
-        while sum(n * len(same) for n, same in list(_waiting.items())) > _MOST_BYTES:
+        while sum(n * len(arrays) for n, arrays in list(_waiting.items())) > _MOST_BYTES:
             try:
                 _waiting[n_bytes].popleft()
             except IndexError:
@@ -54,7 +54,7 @@ def _give_back(memory: NDArray[np.uint8]) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array as `numpy.empty` makes it, on memory that another array had, if there is some.
+    """Return an array as `numpy.empty` does, on the memory of an earlier array if any waits.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """A hidden layer of ReLU units between the features and the softmax layer.
 
 ``units = max(0, features @ hidden_kernel + hidden_bias)``; the softmax layer takes units as it
-would take features. The problem is not convex any more: what is found depends on where it starts.
+would take features. The problem is not convex any more: the result depends on the start.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _START = 2
 """Keeps the random numbers of the start apart from those of the rows' order and of dropout."""
 
 
-def start(n_features: int, n_units: int, n_classes: int, seed: int) -> Params:
-    r"""Random hidden units below a softmax layer of zeros, so all classes are alike probable.
+def random_params(n_features: int, n_units: int, n_classes: int, seed: int) -> Params:
+    r"""Return random hidden units below a softmax layer of zeros: all classes are equally probable.
 
-    The kernel is uniform in :math:`\pm\sqrt{6 / n_{features}}`, of which units of standardised
-    features get a second moment of 1. Uniform numbers come without a logarithm, so they have the
-    same bits on any machine.
+    The kernel is uniform in :math:`\pm\sqrt{6 / n_{features}}`, so that units of standardised
+    features have a second moment of 1. Uniform numbers need no logarithm, so they have the same
+    bits on any machine.
 
     References
     ----------
@@ -32,7 +32,7 @@ def start(n_features: int, n_units: int, n_classes: int, seed: int) -> Params:
 
     Examples
     --------
-    >>> {name: value.shape for name, value in start(6, 4, 3, seed=0).items()}
+    >>> {name: value.shape for name, value in random_params(6, 4, 3, seed=0).items()}
     {'hidden_kernel': (6, 4), 'hidden_bias': (4,), 'kernel': (4, 3), 'bias': (3,)}
     """
     rng = np.random.default_rng([seed, 0, 0, _START])
@@ -40,11 +40,11 @@ def start(n_features: int, n_units: int, n_classes: int, seed: int) -> Params:
     kernel -= np.float32(0.5)
     kernel *= np.float32(2 * math.sqrt(6 / n_features))
     hidden = {"hidden_kernel": kernel, "hidden_bias": np.zeros(n_units, np.float32)}
-    return hidden | softmax.zeros(n_units, n_classes)
+    return hidden | softmax.zero_params(n_units, n_classes)
 
 
 def units(kernel: NDArray[Any], bias: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:
-    """The hidden units (n, n_units) of features (n, n_features).
+    """Return the hidden units (n, n_units) of features (n, n_features).
 
     Parameters
     ----------
@@ -60,16 +60,16 @@ def units(kernel: NDArray[Any], bias: NDArray[Any], features: NDArray[Any]) -> N
 def residuals(
     residual: NDArray[Any], kernel: NDArray[Any], units: NDArray[Any], dropout: float = 0.0
 ) -> NDArray[Any]:
-    """The derivative of the rows' loss by the sums that the units were made of.
+    """Return the derivative of the rows' loss by the sums that the units were made of.
 
     Parameters
     ----------
     residual : (n, n_classes) float
-        That by the logits, as `softmax.residuals` has it.
+        The derivative by the logits, as `softmax.residuals` has it.
     kernel : (n_units, n_classes) float
         Of the softmax layer.
     units : (n, n_units) float
-        As the softmax layer took them: 0 where dropout left one out.
+        The softmax layer's inputs: 0 where dropout left a unit out.
     dropout : float
         The share of units that it left out; the others count ``1 / (1 - dropout)``.
 
@@ -87,7 +87,7 @@ def residuals(
 
 
 def logits(params: Params, features: NDArray[Any]) -> NDArray[Any]:
-    """Scores (n, n_classes) of standardised features, with a hidden layer or without."""
+    """Return scores (n, n_classes) of standardised features, with a hidden layer or without."""
     inputs = features
     if "hidden_kernel" in params:
         inputs = units(params["hidden_kernel"], params["hidden_bias"], features)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+from dtl.head import hidden
+from dtl.head.npz import from_npz, reading, to_npz
 
 WEIGHTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
-"""What a head has learnt, from the features on; the first two where it has a hidden layer."""
+"""Weights of a head, from the features on; the first two where it has a hidden layer."""
 
 KERNELS = ("hidden_kernel", "kernel")
-"""Those of `WEIGHTS` that the penalty is on, and that changes and distances are told of."""
+"""Weights that the penalty is on, and whose changes and distances are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Head:
 
     @property
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """Those of `WEIGHTS` that it has, by name."""
+        """The weights that it has, by name, in the order of `WEIGHTS`."""
         found = {name: getattr(self, name) for name in WEIGHTS}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -67,16 +67,13 @@ class Head:
         return 0 if self.hidden_bias is None else len(self.hidden_bias)
 
     def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """Scores (n, n_classes) of features (n, n_features) as they are stored."""
-        outputs: NDArray[Any] = (features.astype(np.float32) - self.mean) / self.scale
-        *hidden, (kernel, bias) = self.layers
-        for hidden_kernel, hidden_bias in hidden:
-            outputs = np.maximum(outputs @ hidden_kernel + hidden_bias, 0)
-        logits: NDArray[np.float32] = outputs @ kernel + bias
+        """Return scores (n, n_classes) of features (n, n_features) as they are stored."""
+        logits: NDArray[np.float32]
+        logits = hidden.logits(self.weights, standardise(features, self.mean, self.scale))
         return logits
 
     def folded(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Kernel and bias of each layer, of which the first takes features as they are.
+        """Return kernel and bias of each layer, of which the first takes features as they are.
 
         Examples
         --------
@@ -91,19 +88,10 @@ class Head:
         return [(wide.astype(np.float32), shifted.astype(np.float32)), *others]
 
     def to_bytes(self) -> bytes:
-        """The bytes of an .npz file, without pickles; the same head gives the same bytes."""
-        buffer = io.BytesIO()
-        meta = json.dumps(
-            {"class_names": self.class_names, "provenance": self.provenance}, sort_keys=True
-        )
-        np.savez(
-            buffer,
-            **self.weights,  # type: ignore[arg-type]
-            mean=self.mean,
-            scale=self.scale,
-            meta=np.frombuffer(meta.encode(), np.uint8),
-        )
-        return buffer.getvalue()
+        """Return the bytes of an .npz file, without pickles; the same head gives the same bytes."""
+        arrays = self.weights | {"mean": self.mean, "scale": self.scale}
+        meta = {"class_names": self.class_names, "provenance": self.provenance}
+        return to_npz(arrays, meta)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Head:
@@ -111,23 +99,39 @@ class Head:
 
         Raises
         ------
-        ValueError
+        UserError
             For other or damaged bytes.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                meta = json.loads(arrays["meta"].tobytes())
-                return cls(
-                    **{name: arrays[name] for name in WEIGHTS if name in arrays},
-                    mean=arrays["mean"],
-                    scale=arrays["scale"],
-                    class_names=tuple(meta["class_names"]),
-                    provenance=meta["provenance"],
-                )
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"Not a head that dtl wrote: {error}.") from error
+        with reading("head"):
+            arrays, meta = from_npz(data)
+            return cls(
+                **{name: arrays[name] for name in WEIGHTS if name in arrays},
+                mean=arrays["mean"],
+                scale=arrays["scale"],
+                class_names=tuple(meta["class_names"]),
+                provenance=meta["provenance"],
+            )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of its numbers, class names and provenance."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def standardise(
+    features: NDArray[Any],
+    mean: NDArray[Any],
+    scale: NDArray[np.float32],
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Return features less their mean, over their scale, computed in `dtype`.
+
+    Parameters
+    ----------
+    features : (n, n_features) float
+    mean, scale : (n_features,) float
+    """
+    standardised: NDArray[Any] = features.astype(dtype)
+    standardised -= mean.astype(dtype)
+    standardised /= scale
+    return standardised

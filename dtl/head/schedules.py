@@ -1,16 +1,151 @@
-"""What changes from step to step: the learning rate, and the number of steps between averages.
+"""The plan of a training: its rounds, their steps, and the learning rate of each step.
 
-Pure functions of numbers; steps are counted from 0 over the whole training.
+Pure arithmetic; steps are counted from 0 over the whole training.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl.config import TrainConfig
+from dtl.config.training import parse_steps
+
+_DECAY = 0.01
+"""The factor of an exponential schedule over the whole training."""
+
+_MOST_VALIDATIONS = 30
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of descent that follow one another, of one head or of a stack of them.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Options that all heads have in common.
+    learning_rates : tuple of tuple of float
+        Of each step, one for each head.
+    l2s : tuple of float
+        Penalties, one for each head.
+    first : int
+        The number of the first step in the training: dropout follows from it, and the optimizer's
+        state has seen so many steps, unless `config.average_optimizer` is false.
+    seed : tuple of int
+        Of random numbers.
+    """
+
+    config: TrainConfig
+    learning_rates: tuple[tuple[float, ...], ...]
+    l2s: tuple[float, ...]
+    first: int = 0
+    seed: tuple[int, ...] = (0,)
+
+
+def stack_steps(steps: Sequence[Steps]) -> Steps:
+    """Return the steps of heads that are trained as a stack; they differ in rate and penalty."""
+    rates = zip(*(one.learning_rates for one in steps), strict=True)
+    return replace(
+        steps[0],
+        learning_rates=tuple(tuple(itertools.chain(*of_step)) for of_step in rates),
+        l2s=tuple(itertools.chain(*(one.l2s for one in steps))),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rounds of a training.
+
+    Parameters
+    ----------
+    n_train : int
+        Training rows of all shards.
+    steps_per_epoch : int
+        Of the shard with the most rows.
+    first_steps : tuple of int
+        The first step of each round, and after them the number of all steps.
+    """
+
+    config: TrainConfig
+    seed: int
+    n_train: int
+    steps_per_epoch: int
+    first_steps: tuple[int, ...]
+
+    @classmethod
+    def make(cls, rows: NDArray[np.integer[Any]], config: TrainConfig, seed: int) -> Plan:
+        """Make the plan of a training from the training rows of each shard."""
+        steps_per_epoch = math.ceil(rows.max() / config.batch_size)
+        lengths = round_lengths(
+            math.ceil(config.epochs * steps_per_epoch),
+            config.averaging_frequency,
+            config.averaging_frequency_end or config.averaging_frequency,
+        )
+        first_steps = (0, *itertools.accumulate(lengths))
+        return cls(config, seed, int(rows.sum()), steps_per_epoch, first_steps)
+
+    @property
+    def n_rounds(self) -> int:
+        """All rounds, if nothing stops the training."""
+        return len(self.first_steps) - 1
+
+    @property
+    def validate_every(self) -> int:
+        """Rounds between two validations.
+
+        A validation passes over all rows, which costs a third of an epoch's steps.
+        """
+        n_validations = min(_MOST_VALIDATIONS, math.ceil(self.config.epochs))
+        return math.ceil(self.n_rounds / n_validations)
+
+    def epoch(self, index: int) -> float:
+        """Return the passes over the training rows at the end of a round."""
+        return self.first_steps[index + 1] / self.steps_per_epoch
+
+    def rounds_until(self, epoch: float) -> int:
+        """Return the fewest rounds that make so many passes."""
+        return bisect.bisect_left(self.first_steps, math.ceil(epoch * self.steps_per_epoch))
+
+    def learning_rates(self, index: int) -> list[float]:
+        """Return the learning rates of a round's steps."""
+        config, n_steps = self.config, self.first_steps[-1]
+        n_warmup = config.warmup_epochs * self.steps_per_epoch
+        by_hand = config.learning_rate_steps
+        given = parse_steps(by_hand) if by_hand else []
+
+        def rate(step: int) -> float:
+            progress = max(step - n_warmup, 0.0) / (n_steps - n_warmup)
+            factor = warmup(step, n_warmup)
+            if config.schedule == "cosine":
+                factor *= cosine(progress)
+            if config.schedule == "exponential":
+                factor *= exponential(progress, _DECAY)
+            epoch = step / self.steps_per_epoch
+            return factor * stepwise(epoch, config.learning_rate, given)
+
+        return [rate(step) for step in range(*self.first_steps[index : index + 2])]
+
+    def steps(self, index: int) -> Steps:
+        """Return the steps of a round."""
+        return Steps(
+            self.config,
+            learning_rates=tuple((rate,) for rate in self.learning_rates(index)),
+            l2s=(self.config.l2,),
+            first=self.first_steps[index],
+            seed=(self.seed,),
+        )
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine, from 1 to 0.
+    """Return half a cosine, from 1 to 0.
 
     References
     ----------
@@ -26,7 +161,7 @@ def cosine(progress: float) -> float:
 
 
 def exponential(progress: float, decay: float) -> float:
-    """From 1 to `decay`, by the same factor in every step.
+    """Return a factor that goes from 1 to `decay`, by the same ratio in every step.
 
     Examples
     --------
@@ -37,7 +172,7 @@ def exponential(progress: float, decay: float) -> float:
 
 
 def stepwise(epoch: float, first: float, steps: Sequence[tuple[float, float]]) -> float:
-    """The last rate given by hand whose epoch has come; `first` before all of them.
+    """Return the last rate given by hand whose epoch has come; `first` before all of them.
 
     Examples
     --------
@@ -45,14 +180,14 @@ def stepwise(epoch: float, first: float, steps: Sequence[tuple[float, float]]) -
     [0.1, 0.1, 0.01, 0.001]
     """
     rate = first
-    for start, value in steps:
-        if epoch >= start:
+    for since, value in steps:
+        if epoch >= since:
             rate = value
     return rate
 
 
 def warmup(step: int, n_steps: float) -> float:
-    """From near 0 to 1 along a line; 1 from step `n_steps` on.
+    """Return a factor that rises from near 0 to 1 along a line; 1 from step `n_steps` on.
 
     References
     ----------
@@ -67,14 +202,14 @@ def warmup(step: int, n_steps: float) -> float:
 
 
 def round_lengths(n_steps: int, first: int, last: int) -> list[int]:
-    """The local steps of each round, which add up to `n_steps` exactly.
+    """Return the local steps of each round, which add up to `n_steps` exactly.
 
     A round that starts at the share p of all steps has ``first * (last / first) ** p`` of them,
     rounded. The very last round has what is left.
 
-    Replicas drift apart while they are alone, and the point where their average comes to rest is
-    off by more the longer they are: a fixed `first` converges fast to somewhere near the optimum,
-    and fewer steps towards the end take that bias away.
+    Replicas drift apart between two averages, and the more they drift, the farther from the optimum
+    their average settles. Many steps per round at first converge fast to its neighbourhood; fewer
+    steps towards the end take that bias away.
 
     Parameters
     ----------

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Params = dict[str, NDArray[np.float32]]
-"""``kernel`` (n_features, n_classes) and ``bias`` (n_classes,), or all of `types.WEIGHTS` for a
-head with a hidden layer; and all else that passes from round to round, by names that start with
-theirs: the optimizer's state (`optimizers.STATE`), and the outer momentum (`averaging.outer_step`).
-What is missing of that is zeros."""
+"""Weights by name: ``kernel`` (n_features, n_classes) and ``bias`` (n_classes,), or all of
+`model.WEIGHTS` for a head with a hidden layer. All else that passes from round to round has names
+that begin with theirs: the optimizer's state, and the velocities of `averaging.outer_step`. Missing
+ones are zeros."""
 
 
 class Rows(Protocol):
-    """Where a batch's features are taken from: an array, or what reads them.
+    """Source of a batch's features: an array, or a reader of the store.
 
     ``rows[i]`` of (batch_size,) int gives a new array (batch_size, n_features), float32.
     """
@@ -23,8 +23,8 @@ class Rows(Protocol):
     def __getitem__(self, rows: NDArray[np.intp], /) -> NDArray[np.float32]: ...
 
 
-def zeros(n_features: int, n_classes: int) -> Params:
-    """The parameters that training starts from; the problem is convex, so no noise is needed."""
+def zero_params(n_features: int, n_classes: int) -> Params:
+    """Return zeros to start training from; the problem is convex, so no noise is needed."""
     return {
         "kernel": np.zeros((n_features, n_classes), np.float32),
         "bias": np.zeros(n_classes, np.float32),
@@ -32,7 +32,7 @@ def zeros(n_features: int, n_classes: int) -> Params:
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Logarithms of the probabilities, safe for logits of any size.
+    """Return logarithms of the probabilities, safe for logits of any size.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def residuals(
     label_smoothing: float = 0.0,
     class_weights: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """The derivative of the rows' summed loss by their logits: probabilities less targets.
+    """Return the derivative of the rows' summed loss by their logits: probabilities less targets.
 
     A target is ``1 - label_smoothing`` for the row's class, and ``label_smoothing / n_classes``
     more for every class.
@@ -64,7 +64,7 @@ def residuals(
     log_probabilities : (n, n_classes) float
     labels : (n,) int
     class_weights : (n_classes,) float, optional
-        What a row of each class counts; 1 for all if left out.
+        The weight of a row of each class; 1 for all if left out.
 
     Returns
     -------
@@ -98,9 +98,10 @@ def loss_and_gradient(
     label_smoothing: float = 0.0,
     class_weights: NDArray[Any] | None = None,
 ) -> tuple[float, NDArray[Any], NDArray[Any]]:
-    """The objective, ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)``, and its gradient.
+    """Return the objective and its gradient.
 
-    The plain reference that the steps of training, which compute in place, are tested against.
+    The objective is ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)``. The steps of training,
+    which compute in place, are tested against this plain reference.
 
     scikit-learn's ``LogisticRegression(C=1 / (l2 * n))`` minimises the same, and with
     `balanced_weights` its ``class_weight="balanced"``.
@@ -132,7 +133,7 @@ def loss_and_gradient(
 
 
 def balanced_weights(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Class weights by which every class counts the same, and all rows together what they did.
+    """Return class weights that make all classes count alike, and leave the sum over rows as it is.
 
     Parameters
     ----------
@@ -150,7 +151,7 @@ def balanced_weights(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     >>> balanced_weights(np.array([1, 3, 0]))
     array([2.        , 0.66666667, 0.        ])
     """
-    there = counts > 0
+    present = counts > 0
     weights = np.zeros(len(counts))
-    weights[there] = counts.sum() / (there.sum() * counts[there])
+    weights[present] = counts.sum() / (present.sum() * counts[present])
     return weights

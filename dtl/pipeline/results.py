@@ -15,7 +15,7 @@ from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.storage.ledger import read_json
-from dtl.training import comparison, trainer, tuning
+from dtl.training import values as training_values
 from dtl.training.values import Comparison, Round, Tuning
 
 _T = TypeVar("_T")
@@ -114,7 +114,7 @@ class Results:
 
     def history(self) -> list[Round]:
         """Read the rounds of the head's training."""
-        return self._parse("history.parquet", trainer.history_from_bytes) or []
+        return self._parse("history.parquet", training_values.history_from_bytes) or []
 
     def write_head(
         self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"
@@ -128,7 +128,7 @@ class Results:
         other : Head, optional
             Head of the best validation if `keep` is ``last``; of the last round if ``best``.
         """
-        self._write("history.parquet", trainer.history_to_bytes(history))
+        self._write("history.parquet", training_values.history_to_bytes(history))
         for name, kept in (("best", "last"), ("last", "best")):
             if other is not None and keep == kept:
                 self._write(f"head-{name}.npz", other.to_bytes())
@@ -149,22 +149,22 @@ class Results:
 
     def comparison(self) -> Comparison | None:
         """Read the comparison; None if there is none."""
-        return self._parse("compare.json", comparison.from_json)
+        return self._parse("compare.json", training_values.comparison_from_json)
 
     def write_comparison(self, value: Comparison, html: str) -> None:
         """Store a comparison; its page first, so that a comparison always has its own."""
         self._write("compare.html", html.encode())
-        self._write("compare.json", comparison.to_json(value))
+        self._write("compare.json", training_values.to_json(value))
 
     def tuning(self) -> Tuning | None:
         """Read the search for options; None if there was none."""
-        return self._parse("tune.json", tuning.from_json)
+        return self._parse("tune.json", training_values.tuning_from_json)
 
     def write_tuning(self, value: Tuning, html: str) -> None:
         """Store a search, its page first; remove its checkpoint, and the report without it."""
         storage.remove(self.report)
         self._write("tune.html", html.encode())
-        self._write("tune.json", tuning.to_json(value))
+        self._write("tune.json", training_values.to_json(value))
         storage.remove(self.tuning_checkpoint)
 
     def write_tuned(self, value: TrainConfig) -> None:

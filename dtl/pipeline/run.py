@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from dtl import storage
 from dtl.config import Config
 from dtl.config.errors import UserError
+from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
 from dtl.pipeline.messages import quieten_dask
 from dtl.pipeline.results import Results
 from dtl.storage import lock
+from dtl.training.spec import TrainingSpec, head_url
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -47,6 +49,11 @@ class Run:
     def extraction(self) -> ExtractionSpec:
         """The options that the features of images follow from."""
         return ExtractionSpec(self.options.features, self.options.images, self.options.seed)
+
+    def training_spec(self, store: FeatureStore) -> TrainingSpec:
+        """Return what a head on a store follows from; the store must have its split."""
+        o = self.options
+        return TrainingSpec(store, o.train, o.layer, o.seed, o.features.weights)
 
     @property
     def client(self) -> Client:
@@ -96,14 +103,11 @@ class Run:
             If the training would start from a head that it replaces.
         """
         start = self.options.train.start_from
-        if start:
-            from dtl.training.starts import head_url
-
-            if (url := head_url(start)) in self.results.head_files:
-                raise UserError(
-                    f"`train.start_from` = {start}, but the training replaces or removes {url}. "
-                    "Copy that to another name, and start from the copy."
-                )
+        if start and (url := head_url(start)) in self.results.head_files:
+            raise UserError(
+                f"`train.start_from` = {start}, but the training replaces or removes {url}. "
+                "Copy that to another name, and start from the copy."
+            )
         self.claim_folder()
         self.results.write_config(replace(self.options, overwrite=False))
 

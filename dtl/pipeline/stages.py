@@ -16,8 +16,7 @@ from dtl.head.model import Head
 from dtl.images import listing, split
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
-from dtl.training import trainer
-from dtl.training.checkpoint import Keeper
+from dtl.training.checkpoint import Checkpoint, resume
 from dtl.training.values import Comparison, Tuning
 
 log = logging.getLogger("dtl.pipeline")
@@ -76,22 +75,20 @@ def train(run: Run, store: FeatureStore) -> Head:
     """Split the images and train a head."""
     c, results = run.options, run.results
     splitting.split_images(store, c.split, c.seed)
-    asked = trainer.provenance(store, c.train, c.layer, c.seed, c.features.weights)
+    spec = run.training_spec(store)
     head = results.head()
     if head is not None:
-        found = differences(asked, head.provenance)
+        found = differences(spec.provenance, head.provenance)
         if not found:
             log.info("training: done before")
             return head
         log.info("training again, for the settings differ:\n  %s", "\n  ".join(found))
     started = time.monotonic()
     # A checkpoint that cannot be used is refused before a cluster is started.
-    with Keeper(results.checkpoint, asked) as keeper:
-        keeper.load(overwrite=c.overwrite)
-    trained = trainer.train_both(
-        store, c.train, c.layer, c.seed, run.client,
-        weights=c.features.weights, checkpoint=results.checkpoint, overwrite=c.overwrite,
-    )  # fmt: skip
+    resume(results.checkpoint, spec.provenance, Checkpoint.from_bytes, overwrite=c.overwrite)
+    from dtl.training import trainer
+
+    trained = trainer.train(spec, run.client, checkpoint=results.checkpoint, overwrite=c.overwrite)
     results.write_head(trained.head, trained.history, trained.other, c.train.keep)
     n_rounds = len(trained.history)
     results.add_timing("train", time.monotonic() - started, n_rounds, "rounds")

@@ -1,17 +1,18 @@
-"""What work that is killed goes on from: for a training, parameters and history after a round."""
+"""Checkpoints: files that interrupted work goes on from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from dtl import storage
-from dtl.config.provenance import differences
-from dtl.head.npz import from_npz, to_npz, whole
+from dtl.config.errors import UserError
+from dtl.config.provenance import Claim, claim
+from dtl.head.npz import from_npz, join_groups, reading, split_groups, to_npz
 from dtl.head.softmax import Params
-from dtl.training.values import Round
+from dtl.training.values import Round, from_columns, to_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,15 +22,15 @@ class Checkpoint:
     Parameters
     ----------
     params : Params
-        All that the next round starts from.
+        Weights and the optimizer's state that the next round starts from.
     best : Params
         The weights of the best validation so far; empty before the first.
     history : tuple of Round
         The rounds so far, at least one.
     seconds : float
-        What they took.
+        Of training so far.
     provenance : dict
-        All that the head will follow from, as JSON's types.
+        The fingerprint of the head, as JSON's types.
     """
 
     params: Params
@@ -39,10 +40,11 @@ class Checkpoint:
     provenance: Mapping[str, Any]
 
     def to_bytes(self) -> bytes:
-        """The bytes of an .npz file, without pickles."""
+        """Return the bytes of an .npz file, without pickles."""
+        groups: dict[str, Any] = {"params": self.params, "best": self.best}
+        groups["history"] = to_columns(self.history)
         meta = {"seconds": self.seconds, "provenance": self.provenance}
-        history = {f.name: [getattr(row, f.name) for row in self.history] for f in fields(Round)}
-        return to_npz(meta, {"params": self.params, "best": self.best, "history": history})
+        return to_npz(join_groups(groups), meta)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -50,87 +52,95 @@ class Checkpoint:
 
         Raises
         ------
-        ValueError
+        UserError
             For other or damaged bytes.
         """
-        with whole():
-            meta, groups = from_npz(data)
-            columns = {key: value.tolist() for key, value in groups["history"].items()}
-            columns["shard_loss"] = [tuple(losses) for losses in columns["shard_loss"]]
+        with reading("checkpoint"):
+            arrays, meta = from_npz(data)
+            groups = split_groups(arrays)
             return cls(
                 params=groups["params"],
                 best=groups.get("best", {}),
-                history=tuple(
-                    Round(**dict(zip(columns, row, strict=True)))
-                    for row in zip(*columns.values(), strict=True)
-                ),
+                history=tuple(from_columns(groups["history"])),
                 seconds=float(meta["seconds"]),
                 provenance=meta["provenance"],
             )
 
 
-class Kept(Protocol):
-    """What was done so far, and all that it follows from."""
+class Resumable(Protocol):
+    """Work that can go on where it was interrupted."""
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """As JSON's types."""
+        """The fingerprint of its result, as JSON's types."""
 
 
-Some = TypeVar("Some", bound=Kept)
+_Resumable = TypeVar("_Resumable", bound=Resumable)
 
 
 def resume(
-    url: str, asked: Mapping[str, Any], read: Callable[[bytes], Some], *, overwrite: bool = False
-) -> Some | None:
-    """What there is to go on from at a URL.
+    url: str,
+    wanted: Mapping[str, Any],
+    from_bytes: Callable[[bytes], _Resumable],
+    *,
+    overwrite: bool = False,
+) -> _Resumable | None:
+    """Read the work at a URL to go on from, if there is any.
 
     Parameters
     ----------
-    asked : dict
-        The provenance of what is to go on.
-    read : callable
-        Reads the file's bytes; ValueError for those that it did not write.
+    wanted : dict
+        The fingerprint of the work that is to go on.
+    from_bytes : callable
+        Reads the file's bytes; raises UserError for damaged ones.
     overwrite : bool
-        Leave one alone that cannot be used.
+        Begin again instead of raising for other settings.
 
     Raises
     ------
-    ValueError
-        If it is of other settings, naming each difference, or damaged.
+    DifferentSettingsError
+        If it follows from other settings, naming each difference.
+    UserError
+        If it is damaged.
     """
     if not storage.exists(url):
         return None
     try:
-        found = read(storage.read_bytes(url))
-        if other := differences(asked, found.provenance):
-            raise ValueError("It was made with other settings:\n  " + "\n  ".join(other))
-    except ValueError as error:
-        if overwrite:
-            return None
-        raise ValueError(
-            f"Cannot go on from {url}. {error}\nGive the settings that it was made with, or remove "
-            "that file to start again."
-        ) from error
-    return found
+        found = from_bytes(storage.read_bytes(url))
+    except UserError as error:
+        raise UserError(f"Cannot go on from {url}. {error} Remove it to start again.") from error
+    decision = claim(
+        wanted, found.provenance, url, overwrite=overwrite,
+        # `overwrite` would replace features, too.
+        advice="Give the settings as they were, or remove that file to start again.",
+    )  # fmt: skip
+    return None if decision is Claim.REPLACE else found
 
 
 class Keeper:
     """The checkpoint of one training: one file, which is replaced as the training goes on.
 
-    It is written by a thread, while the training goes on. Use it as a context, which ends when all
-    is written.
+    A thread writes it, while the training goes on. Use it as a context, which ends when all is
+    written.
 
     Parameters
     ----------
     url : str
     provenance : dict
         Of the training.
+    overwrite : bool
+        As `resume` has it.
+
+    Attributes
+    ----------
+    found : Checkpoint or None
+        The one to go on from.
     """
 
-    def __init__(self, url: str, provenance: Mapping[str, Any]) -> None:
-        self.url = url
-        self.provenance = provenance
+    def __init__(self, url: str, provenance: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.found = resume(url, provenance, Checkpoint.from_bytes, overwrite=overwrite)
+        self._url = url
+        self._provenance = provenance
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtl-checkpoint")
         self._writing: Future[None] | None = None
 
@@ -141,10 +151,6 @@ class Keeper:
         self._thread.shutdown(wait=True)
         self._finish()
 
-    def load(self, *, overwrite: bool = False) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one; as `resume`."""
-        return resume(self.url, self.provenance, Checkpoint.from_bytes, overwrite=overwrite)
-
     def save(self, params: Params, best: Params, history: list[Round], seconds: float) -> None:
         """Start to write a checkpoint, once the one before it is written.
 
@@ -153,14 +159,14 @@ class Keeper:
         OSError
             If the one before could not be written.
         """
-        made = Checkpoint(params, best, tuple(history), seconds, self.provenance)
+        made = Checkpoint(params, best, tuple(history), seconds, self._provenance)
         self._finish()
-        self._writing = self._thread.submit(lambda: storage.write_bytes(self.url, made.to_bytes()))
+        self._writing = self._thread.submit(lambda: storage.write_bytes(self._url, made.to_bytes()))
 
     def remove(self) -> None:
         """Remove the checkpoint, if there is one."""
         self._finish()
-        storage.remove(self.url)
+        storage.remove(self._url)
 
     def _finish(self) -> None:
         if self._writing is not None:

@@ -1,12 +1,11 @@
-"""How good averaging is: the same features by other ways of training, against the exact optimum."""
+"""Comparison of averaging, in several ways, with the exact optimum on the same features."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 
 from dtl.cluster.spread import group_shards, tree_inputs
 from dtl.config import CompareConfig, TrainConfig, to_fingerprint
+from dtl.config.errors import MissingExtraError, UserError
 from dtl.evaluation import scoring
-from dtl.features.store import FeatureStore
-from dtl.head import descent
-from dtl.head.model import Head
+from dtl.head.model import Head, standardise
+from dtl.head.optimizers import OPTIMIZERS
 from dtl.images.values import SPLITS, TRAIN
 from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
 from dtl.training.values import Comparison, Contender, Round
 
 log = logging.getLogger(__name__)
@@ -28,49 +28,31 @@ log = logging.getLogger(__name__)
 _EXACT = "L-BFGS"
 _SKLEARN = "scikit-learn"
 _SKLEARN_ITERATIONS = 10_000
-_MOVERS = ("aggregation_depth", "shards_per_task")
+_MOVE_BYTES = ("aggregation_depth", "shards_per_task")
+"""Options that no head follows from, but the bytes moved for it."""
 
 
-def provenance(
-    store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str, seed: int
-) -> dict[str, Any]:
-    """All that a comparison follows from but the machines, as JSON has it."""
-    made_from = trainer.provenance(store, config, layer, seed) | {
-        "compare": to_fingerprint(compared)
-    }
-    # A head does not follow from them, but what is moved for it does.
-    made_from["train"] |= {name: getattr(config, name) for name in _MOVERS}
-    return made_from
+def provenance(spec: TrainingSpec, compared: CompareConfig) -> dict[str, Any]:
+    """Return the fingerprint of a comparison, as JSON has it; machines have no part in it."""
+    moves = {name: getattr(spec.config, name) for name in _MOVE_BYTES}
+    return spec.provenance | {
+        "train": spec.provenance["train"] | moves, "compare": to_fingerprint(compared)
+    }  # fmt: skip
 
 
-def compare(
-    store: FeatureStore,
-    config: TrainConfig,
-    compared: CompareConfig,
-    layer: str,
-    seed: int,
-    client: Client,
-) -> Comparison:
+def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comparison:
     """Train on a store by L-BFGS, by averaging in several ways, and by scikit-learn.
 
     Parameters
     ----------
-    store : FeatureStore
-        Finished, with a split.
-    config : TrainConfig
-        Of all but `solver`, and of averaging but `n_shards` and `averaging_frequency`.
+    spec : TrainingSpec
+        Its `solver` is not read, nor are `n_shards` and `averaging_frequency` for averaging.
     compared : CompareConfig
-    layer : str
-        Whose features.
     client : distributed.Client
-
-    Returns
-    -------
-    Comparison
 
     Raises
     ------
-    ValueError, ImportError
+    UserError, MissingExtraError
         As `check` and `check_store`; or as `train`.
 
     Notes
@@ -78,68 +60,66 @@ def compare(
     scikit-learn computes on the driver, which holds the training rows for it. Nothing else in this
     package brings features there.
     """
-    check(config, compared)
-    check_store(store, config, compared, layer)
-    n_shards = trainer.count_shards(store, config)
-    n_tasks = len(group_shards(client, n_shards, config.shards_per_task))
-    way = replace(config, solver="lbfgs")
-    optimum, seconds, history = _train(store, way, layer, seed, client, _EXACT)
+    check(spec.config, compared)
+    check_store(spec, compared)
+    optimum, seconds, history = _train(spec, client, _EXACT, solver="lbfgs")
     n_passes = round(history[-1].epoch)
-    first = Contender(
+    exact = Contender(
         name=_EXACT,
-        n_shards=n_shards,
+        n_shards=spec.n_shards,
         averaging_frequency=0,
         objective_gap=0.0,
         kernel_distance=0.0,
         seconds=seconds,
-        bytes_moved=n_passes * _pass_bytes(optimum, n_tasks),
-        curve=_curve(history, seconds, config.l2),
-        **_scores(store, optimum, config.l2, client),
+        bytes_moved=n_passes * _pass_bytes(optimum, _count_tasks(spec, spec.n_shards, client)),
+        curve=_curve(history, seconds, spec.config.l2),
+        **_scores(spec, optimum, client),
     )
-    contenders = [first]
+    contenders = [exact]
 
-    def keep(name: str, head: Head, **told: Any) -> None:
-        scores = _scores(store, head, config.l2, client)
+    def add(name: str, head: Head, **measured: Any) -> None:
+        scores = _scores(spec, head, client)
         contenders.append(
             Contender(
                 name=name,
-                objective_gap=scores["objective"] / first.objective - 1,
+                objective_gap=scores["objective"] / exact.objective - 1,
                 kernel_distance=_norm(head.kernel - optimum.kernel) / _norm(optimum.kernel),
-                **told,
+                **measured,
                 **scores,
             )
         )
 
-    for n_shards, frequency in ways(compared, store.n_chunks):
+    for n_shards, frequency in list_ways(compared, spec.store.n_chunks):
         name = _name(n_shards, frequency)
-        way = replace(config, solver="averaging", n_shards=n_shards, averaging_frequency=frequency)
-        n_tasks = len(group_shards(client, n_shards, config.shards_per_task))
-        head, seconds, history = _train(store, way, layer, seed, client, name)
-        keep(
+        head, seconds, history = _train(
+            spec, client, name, solver="averaging", n_shards=n_shards,
+            averaging_frequency=frequency,
+        )  # fmt: skip
+        n_tasks = _count_tasks(spec, n_shards, client)
+        add(
             name,
             head,
             n_shards=n_shards,
             averaging_frequency=frequency,
             seconds=seconds,
-            bytes_moved=len(history) * _round_bytes(optimum, n_tasks, config),
-            curve=_curve(history, seconds, config.l2),
+            bytes_moved=len(history) * _round_bytes(optimum, n_tasks, spec.config),
+            curve=_curve(history, seconds, spec.config.l2),
         )
     if compared.sklearn_mib:
         log.info("comparing: %s, on the driver", _SKLEARN)
         started = time.monotonic()
-        features, labels = _pull(store, layer, optimum)
-        head = _solve_by_sklearn(features, labels, optimum, config.l2)
-        seconds = time.monotonic() - started
-        keep(
+        features, labels = _pull(spec, optimum)
+        head = _solve_by_sklearn(features, labels, optimum, spec.config.l2)
+        add(
             _SKLEARN,
             head,
             n_shards=0,
             averaging_frequency=0,
-            seconds=seconds,
-            bytes_moved=features.size * store.dtype(layer).itemsize,
+            seconds=time.monotonic() - started,
+            bytes_moved=features.size * spec.store.dtype(spec.layer).itemsize,
             curve=(),
         )
-    return Comparison(tuple(contenders), provenance(store, config, compared, layer, seed))
+    return Comparison(tuple(contenders), provenance(spec, compared))
 
 
 def check(config: TrainConfig, compared: CompareConfig) -> None:
@@ -147,61 +127,59 @@ def check(config: TrainConfig, compared: CompareConfig) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         For a hidden layer, an objective that L-BFGS does not minimise, or a training that ends
         before its last round or with another's weights.
-    ImportError
+    MissingExtraError
         If scikit-learn is asked for and not installed.
     """
     if config.hidden_units:
-        raise ValueError(
-            "compare measures distances from the one optimum of a softmax layer; a head with "
-            f"train.hidden_units = {config.hidden_units} has no such. Give --train.hidden-units 0."
+        raise UserError(
+            "compare measures distances from the one optimum of a softmax layer. A head with "
+            f"`train.hidden_units` = {config.hidden_units} has none. Give 0."
         )
-    for name, usual in (("keep", "last"), ("patience", 0), ("max_seconds", 0)):
+    for name, usual in (("keep", "last"), ("patience", 0)):
         if (value := getattr(config, name)) != usual:
-            raise ValueError(
-                f"compare trains every way to its last round; train.{name} = {value} is for "
-                f"training alone. Give --train.{name.replace('_', '-')} {usual}."
+            raise UserError(
+                f"compare trains every way to its last round; `train.{name}` = {value} is for "
+                f"training alone. Give {usual}."
             )
     replace(config, solver="lbfgs")  # says which options that has not
     if compared.sklearn_mib and importlib.util.find_spec("sklearn") is None:
-        raise ImportError(
+        raise MissingExtraError(
             "Comparing needs scikit-learn. Install it: pip install scikit-learn; or leave it out: "
-            "--compare.sklearn-mib 0."
+            "set `compare.sklearn_mib` = 0."
         )
 
 
-def check_store(
-    store: FeatureStore, config: TrainConfig, compared: CompareConfig, layer: str
-) -> None:
+def check_store(spec: TrainingSpec, compared: CompareConfig) -> None:
     """Refuse a store that `compare` has no room for, before any work.
 
     Raises
     ------
-    ValueError
+    UserError
         If scikit-learn would need more memory on the driver than it may have, or for more shards
         than chunks.
     """
-    trainer.count_shards(store, config)
-    n_train = int((store.read("split") == TRAIN).sum())
-    needed_mib = n_train * store.n_features(layer) * 4 / 2**20
+    _ = spec.n_shards  # raises
+    n_train = int((spec.split == TRAIN).sum())
+    needed_mib = n_train * spec.store.n_features(spec.layer) * 4 / 2**20
     if 0 < compared.sklearn_mib < needed_mib:
-        raise ValueError(
+        raise UserError(
             f"scikit-learn would hold {needed_mib:,.0f} MiB of features on the driver, more than "
-            f"compare.sklearn_mib = {compared.sklearn_mib}. Raise that if the memory is there, or "
-            "leave scikit-learn out: --compare.sklearn-mib 0."
+            f"`compare.sklearn_mib` = {compared.sklearn_mib}. Raise that if the memory is there, "
+            "or set it to 0 to leave scikit-learn out."
         )
 
 
-def ways(compared: CompareConfig, n_chunks: int) -> list[tuple[int, int]]:
-    """The pairs of shards and averaging frequency that are compared.
+def list_ways(compared: CompareConfig, n_chunks: int) -> list[tuple[int, int]]:
+    """Return the pairs of shards and averaging frequency that are compared.
 
     The average of one replica is that replica, so there is only one way to train a single shard.
 
     Examples
     --------
-    >>> ways(CompareConfig(frequencies=(1, 10), shards=(1, 4, 8)), n_chunks=5)
+    >>> list_ways(CompareConfig(frequencies=(1, 10), shards=(1, 4, 8)), n_chunks=5)
     [(1, 10), (4, 1), (4, 10), (5, 1), (5, 10)]
     """
     shards = list(dict.fromkeys(min(n, n_chunks) for n in compared.shards))
@@ -212,30 +190,17 @@ def ways(compared: CompareConfig, n_chunks: int) -> list[tuple[int, int]]:
     ]
 
 
-def to_json(comparison: Comparison) -> bytes:
-    """The text of compare.json."""
-    return (json.dumps(asdict(comparison), indent=1) + "\n").encode()
-
-
-def from_json(data: bytes) -> Comparison:
-    """Read what `to_json` wrote."""
-    values = json.loads(data)
-    return Comparison(
-        tuple(
-            Contender(**(c | {"curve": tuple((s, o) for s, o in c["curve"])}))
-            for c in values["contenders"]
-        ),
-        values["provenance"],
-    )
-
-
 def _train(
-    store: FeatureStore, config: TrainConfig, layer: str, seed: int, client: Client, name: str
+    spec: TrainingSpec, client: Client, name: str, **options: Any
 ) -> tuple[Head, float, list[Round]]:
     log.info("comparing: %s", name)
     started = time.monotonic()
-    head, history = trainer.train(store, config, layer, seed, client)
-    return head, time.monotonic() - started, history
+    trained = trainer.train(replace(spec, config=replace(spec.config, **options)), client)
+    return trained.head, time.monotonic() - started, trained.history
+
+
+def _count_tasks(spec: TrainingSpec, n_shards: int, client: Client) -> int:
+    return len(group_shards(client, n_shards, spec.config.shards_per_task))
 
 
 def _name(n_shards: int, frequency: int) -> str:
@@ -246,12 +211,13 @@ def _name(n_shards: int, frequency: int) -> str:
     return f"averaged every {frequency}, {n_shards} shards"
 
 
-def _scores(store: FeatureStore, head: Head, l2: float, client: Client) -> dict[str, Any]:
-    scores = scoring.evaluate(store, head, client, n_mistakes=0).scores
+def _scores(spec: TrainingSpec, head: Head, client: Client) -> dict[str, Any]:
+    scores = scoring.evaluate(spec.store, head, client, n_mistakes=0).scores
     return {
         "accuracy": {name: s.accuracy for name, s in scores.items()},
         "log_loss": {name: s.log_loss for name, s in scores.items()},
-        "objective": scores[SPLITS[TRAIN]].log_loss + 0.5 * l2 * _norm(head.kernel) ** 2,
+        "objective": scores[SPLITS[TRAIN]].log_loss
+        + 0.5 * spec.config.l2 * _norm(head.kernel) ** 2,
     }
 
 
@@ -260,7 +226,7 @@ def _norm(kernel: NDArray[Any]) -> float:
 
 
 def _curve(history: list[Round], seconds: float, l2: float) -> tuple[tuple[float, float], ...]:
-    """The objective on the way; loading the features comes before the first round."""
+    """Return the objective over time; loading the features comes before the first round."""
     took = np.cumsum([r.step_s + r.average_s + r.wait_s for r in history])
     return tuple(
         (float(at), r.train_loss + 0.5 * l2 * r.kernel_norm**2)
@@ -273,40 +239,39 @@ def _curve(history: list[Round], seconds: float, l2: float) -> tuple[tuple[float
 
 
 def _pass_bytes(head: Head, n_tasks: int) -> int:
-    """Of a step of L-BFGS: float32 parameters to all tasks, float64 gradients back."""
+    """Count the bytes of a pass: float32 parameters to all tasks, float64 gradients back."""
     n = head.kernel.size + head.bias.size
     return n * (4 * (1 + n_tasks) + 8 * (tree_inputs(n_tasks) + 1))
 
 
 def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:
-    """Of a round: parameters and state, float32, to all tasks and to the last average, and from
-    all that are averaged.
+    """Count the bytes of a round: float32 parameters and state.
+
+    They go to all tasks and to the last average, and from every task to its average.
     """
-    n = (head.kernel.size + head.bias.size) * (1 + len(descent.STATE[config.optimizer]))
+    n = (head.kernel.size + head.bias.size) * (1 + len(OPTIMIZERS[config.optimizer].state))
     return 4 * n * (n_tasks + 1 + tree_inputs(n_tasks, config.aggregation_depth))
 
 
 # --- scikit-learn --------------------------------------------------------------------------------
 
 
-def _pull(
-    store: FeatureStore, layer: str, head: Head
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The training rows, standardised as for `head`."""
-    rows = store.read("split") == TRAIN
-    features = np.empty((int(rows.sum()), store.n_features(layer)), np.float32)
-    start = 0
+def _pull(spec: TrainingSpec, head: Head) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Read the training rows, standardised as for `head`."""
+    store, rows = spec.store, spec.split == TRAIN
+    features = np.empty((int(rows.sum()), store.n_features(spec.layer)), np.float32)
+    first = 0
     for chunk in range(store.n_chunks):
-        part = store.read(layer, chunk)[rows[store.rows(chunk)]]
-        features[start : start + len(part)] = (part - head.mean) / head.scale
-        start += len(part)
+        part = store.read(spec.layer, chunk)[rows[store.rows(chunk)]]
+        features[first : first + len(part)] = standardise(part, head.mean, head.scale)
+        first += len(part)
     return features, store.read("label")[rows]
 
 
 def _solve_by_sklearn(
     features: NDArray[np.float32], labels: NDArray[np.int32], like: Head, l2: float
 ) -> Head:
-    """What ``LogisticRegression`` makes of the training rows, as a head like the optimum's."""
+    """Fit scikit-learn's ``LogisticRegression`` to the rows, as a head like the optimum's."""
     from sklearn.linear_model import LogisticRegression
 
     n, present = len(labels), np.unique(labels)

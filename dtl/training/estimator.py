@@ -1,6 +1,6 @@
 """A scikit-learn classifier that trains as the pipeline does, on Dask or NumPy arrays.
 
-Blocks of rows take the place of the store's chunks: tasks make `replica.Shard` values of them, and
+Blocks of rows take the place of the store's chunks: `arrays.load_blocks` makes shards of them, and
 `trainer.fit` does the rest.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -19,30 +18,38 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.system import CPU_COUNT
-from distributed import Client, Future, LocalCluster, get_worker, worker_client
+from distributed import Client, LocalCluster, get_worker, worker_client
 from numpy.typing import ArrayLike, NDArray
 
-from dtl.cluster.spread import group_shards, tree_reduce
-from dtl.config import FeaturesConfig, TrainConfig
-from dtl.head import averaging, blas, softmax
+from dtl.cluster.spread import Session
+from dtl.config import TrainConfig
+from dtl.config.errors import MissingExtraError
+from dtl.head import blas, softmax
 from dtl.head.averaging import Moments
-from dtl.training import lbfgs, rounds, trainer
-from dtl.training.sharding import Shard
+from dtl.training import trainer
 from dtl.training.values import Round
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.metrics import accuracy_score
-    from sklearn.utils import check_random_state, column_or_1d
+    from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
+
+    from dtl.training.arrays import (
+        check_dask_rows,
+        check_finite,
+        compute_blocks,
+        cut_blocks,
+        load_blocks,
+    )
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+    raise MissingExtraError(
         "dtl.SoftmaxRegression needs scikit-learn. In dtl's folder: pip install -e '.[sklearn]'."
     ) from error
 
 _NOT_OF_ARRAYS = {
-    *("layer", "start_from", "checkpoint_every", "features_in"),
+    *("layer", "start_from", "features_in"),
     *("patience", "stop_on", "keep"),
     *("hidden_units", "hidden_start"),
 }
@@ -50,10 +57,6 @@ _NOT_OF_ARRAYS = {
 hidden units, with which it were no softmax regression."""
 
 _OPTIONS = tuple(spec for spec in fields(TrainConfig) if spec.name not in _NOT_OF_ARRAYS)
-
-_BLOCK_ROWS = FeaturesConfig.chunk_images
-_BLOCK_BYTES = 8 * 2**20
-"""A NumPy array's blocks are cut as the store's chunks are, and go to the workers in tasks."""
 
 _SIGNATURE = inspect.Signature(
     [
@@ -160,65 +163,28 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             For options out of range, rows that do not fit the labels, features that are not
             finite, fewer than two classes, more shards than blocks, or a diverging learning rate.
         """
-        config, seed, run = self._config(), self._seed(), uuid.uuid4().hex[:8]
+        config, seed = self._config(), self._seed()
         _refuse_frames(X, y)
         if isinstance(X, da.Array):
-            X = _check_dask(X)
+            X = check_dask_rows(X)
             validate_data(self, X, skip_check_array=True)
         else:
             y = y.compute() if isinstance(y, da.Array) else y
             checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y)
             check_classification_targets(checked[1])
         with _connect(self.client) as client:
+            session = Session(client)
             if isinstance(X, da.Array):
-                rows, labels = _compute_blocks(client, X, y)
+                blocks = compute_blocks(client, X, y)
             else:
-                rows, labels = _cut_blocks(client, *checked, config.n_shards, seed, run)
-            n_rows, self.classes_ = _read_labels(client, rows, labels, run)
-            n_shards = config.n_shards or min(trainer.MOST_SHARDS, len(rows))
-            if n_shards > len(rows):
-                raise ValueError(
-                    f"n_shards = {n_shards}, but X has {len(rows)} blocks of rows, and a shard "
-                    "trains on whole ones. Use fewer shards, or rechunk X to smaller blocks."
-                )
-            moments = tree_reduce(
-                client,
-                [
-                    client.submit(_block_moments, block, i, key=f"moments-{run}-{i}")
-                    for i, block in enumerate(rows)
-                ],
-                averaging.combine_moments,
-                name=f"combine-moments-{run}",
-            )
-            groups = [
-                client.submit(
-                    _make_shards,
-                    indices,
-                    [rows[s::n_shards] for s in indices], [labels[s::n_shards] for s in indices],
-                    moments, self.classes_,
-                    key=f"load-shards-{run}-{g}",
-                )
-                for g, indices in enumerate(group_shards(client, n_shards, config.shards_per_task))
-            ]  # fmt: skip
-            del rows, labels  # the workers let go of a block when its shard has been made
-            start = client.submit(
-                softmax.zeros, self.n_features_in_, len(self.classes_), key=f"start-{run}"
-            )
-            n_train = np.array([n_rows[s::n_shards].sum() for s in range(n_shards)])
-            if config.solver == "lbfgs":
-                params, self.history_ = lbfgs.solve(
-                    groups, n_shards, start, config, client, run=run, has_validation=False,
-                    show=self.verbose,
-                )  # fmt: skip
-            else:
-                params, self.history_ = rounds.fit(
-                    groups, n_train, start, config, seed, client, run=run, has_validation=False,
-                    show=self.verbose,
-                )  # fmt: skip
-            final: Moments = moments.result()
-        kernel = params["kernel"].astype(np.float64) / final.scale()[:, None]
+                blocks = cut_blocks(session, *checked, config.n_shards, seed)
+            inputs, self.classes_ = load_blocks(session, *blocks, config)
+            fitted = trainer.fit(inputs, config, seed, session, show=self.verbose)
+            moments: Moments = inputs.moments.result()
+        params, self.history_ = fitted.last, fitted.history
+        kernel = params["kernel"].astype(np.float64) / moments.scale()[:, None]
         self.coef_ = np.ascontiguousarray(kernel.T)
-        self.intercept_ = params["bias"] - final.mean @ kernel
+        self.intercept_ = params["bias"] - moments.mean @ kernel
         self.n_iter_ = len(self.history_)
         return self
 
@@ -299,7 +265,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         arguments |= {"coef": self.coef_, "intercept": self.intercept_}
         if not isinstance(X, da.Array):
             return function(validate_data(self, X, reset=False), **arguments)
-        X = _check_dask(X)
+        X = check_dask_rows(X)
         validate_data(self, X, reset=False, skip_check_array=True)
         if width is None:
             return X.map_blocks(
@@ -359,155 +325,10 @@ def _refuse_frames(*values: Any) -> None:
             )
 
 
-def _check_dask(X: da.Array) -> da.Array:
-    """An array of whole rows of numbers."""
-    if X.ndim != 2:
-        raise ValueError(f"X must be (n_rows, n_features). Received: {X.ndim} axes.")
-    if X.dtype.kind not in "biuf":
-        raise ValueError(f"X must hold real numbers. Received: dtype {X.dtype}.")
-    if np.isnan(X.shape[1]):
-        raise ValueError("The number of X's features must be known. Use X.compute_chunk_sizes().")
-    return X if X.numblocks[1] == 1 else X.rechunk({1: -1})
-
-
-def _compute_blocks(client: Client, X: da.Array, y: Any) -> tuple[list[Future], list[Future]]:
-    """Blocks of a Dask array and their labels, computed on the workers."""
-    if y is None:
-        raise ValueError("y must hold a label for every row of X. Received: None.")
-    known = not np.isnan(X.shape[0])
-    if not isinstance(y, da.Array):
-        rows = client.compute(_blocks(X))
-        y = column_or_1d(y, warn=True)
-        sizes = X.chunks[0] if known else client.gather([client.submit(len, r) for r in rows])
-        _check_length(sum(sizes), len(y))
-        ends = np.cumsum(sizes)
-        parts = [y[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-        return rows, [client.submit(np.asarray, part) for part in parts]
-    if y.ndim != 1:
-        raise ValueError(f"y must be (n_rows,). Received: {y.ndim} axes. Use y.ravel().")
-    if known and not np.isnan(y.shape[0]):
-        _check_length(X.shape[0], y.shape[0])
-        y = y.rechunk((X.chunks[0],))
-    elif y.numblocks[0] != X.numblocks[0]:
-        raise ValueError(
-            f"X has {X.numblocks[0]} blocks and y {y.numblocks[0]}, of unknown sizes. Use "
-            "compute_chunk_sizes() of both."
-        )
-    # In one graph, for both often come from one source.
-    both = client.compute([*_blocks(X), *_blocks(y)])
-    return both[: X.numblocks[0]], both[X.numblocks[0] :]
-
-
-def _blocks(array: da.Array) -> list[Any]:
-    delayed: list[Any] = array.to_delayed().ravel().tolist()
-    return delayed
-
-
-def _check_length(n_rows: int, n_labels: int) -> None:
-    if n_rows != n_labels:
-        raise ValueError(f"X has {n_rows} rows, and y {n_labels} labels. They must be as many.")
-
-
-def _cut_blocks(
-    client: Client, X: NDArray[Any], y: NDArray[Any], n_shards: int, seed: int, run: str
-) -> tuple[list[Future], list[Future]]:
-    """Blocks of a NumPy array's shuffled rows and their labels, of one size and in whole shards.
-
-    They are arguments of tasks, not scattered, so a lost worker's are sent again.
-    """
-    n_rows = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (X.shape[1] * X.itemsize)))
-    n_blocks = -(-len(X) // n_rows)
-    n_shards = n_shards or min(trainer.MOST_SHARDS, n_blocks)
-    n_blocks = min(-(-n_blocks // n_shards) * n_shards, len(X))
-    parts = np.array_split(np.random.default_rng(seed).permutation(len(X)), n_blocks)
-    return (
-        [client.submit(np.asarray, X[p], key=f"rows-{run}-{i}") for i, p in enumerate(parts)],
-        [client.submit(np.asarray, y[p], key=f"labels-{run}-{i}") for i, p in enumerate(parts)],
-    )
-
-
-def _read_labels(
-    client: Client, rows: Sequence[Future], labels: Sequence[Future], run: str
-) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """The number of rows of every block, and the classes of all."""
-    read = client.gather(
-        [
-            client.submit(_block_classes, *block, i, key=f"classes-{run}-{i}")
-            for i, block in enumerate(zip(rows, labels, strict=True))
-        ]
-    )
-    n_rows = np.array([n for n, _ in read], np.intp)
-    classes = np.unique(np.concatenate([found for _, found in read if len(found)] or [[]]))
-    if len(classes):
-        check_classification_targets(classes)
-    if len(classes) < 2:
-        raise ValueError(
-            f"y must hold two classes or more. Received: {len(classes)} class in {n_rows.sum()} "
-            "rows."
-        )
-    return n_rows, classes
-
-
-def _block_classes(
-    rows: NDArray[Any], labels: NDArray[Any], index: int
-) -> tuple[int, NDArray[Any]]:
-    if len(rows) != len(labels):
-        raise ValueError(
-            f"Block {index} of X has {len(rows)} rows, and that of y {len(labels)}. Their blocks "
-            "must be of the same sizes."
-        )
-    return len(rows), np.unique(labels)
-
-
-def _block_moments(rows: NDArray[Any], index: int) -> Moments:
-    _check_finite(rows, f" in block {index}")
-    return Moments.of(rows)
-
-
-def _check_finite(rows: NDArray[Any], where: str = "") -> None:
-    if not np.isfinite(rows).all():
-        raise ValueError(f"Features must be finite. Received: NaN or infinity{where}.")
-
-
-def _make_shards(
-    indices: range,
-    rows: list[list[NDArray[Any]]],
-    labels: list[list[NDArray[Any]]],
-    moments: Moments,
-    classes: NDArray[Any],
-) -> list[Shard]:
-    return [
-        _make_shard(index, of_rows, of_labels, moments, classes)
-        for index, of_rows, of_labels in zip(indices, rows, labels, strict=True)
-    ]
-
-
-def _make_shard(
-    index: int,
-    rows: list[NDArray[Any]],
-    labels: list[NDArray[Any]],
-    moments: Moments,
-    classes: NDArray[Any],
-) -> Shard:
-    """Standardise the rows of a shard's blocks, as `replica.load_shard` does those of chunks."""
-    n_rows = tuple(len(block) for block in rows)
-    features = np.empty((sum(n_rows), len(moments.mean)), np.float32)
-    first = 0
-    for block in rows:
-        # What float32 would lose of numbers far from 0 is only lost after the mean is subtracted.
-        wide = block.astype(np.result_type(block.dtype, np.float32))
-        wide -= moments.mean.astype(wide.dtype)
-        wide /= moments.scale()
-        features[first : first + len(block)] = wide
-        first += len(block)
-    encoded = np.searchsorted(classes, np.concatenate(labels)).astype(np.int32)
-    return Shard(index, features, encoded, n_rows)
-
-
 def _logits(
     rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    _check_finite(rows)
+    check_finite(rows)
     with blas.one_blas_thread():
         logits: NDArray[np.float64] = rows @ coef.T + intercept
     return logits

@@ -1,4 +1,4 @@
-"""Shards: the rows that each replica trains on, and the order in which it takes them."""
+"""Shards: the rows that each replica trains on, and their order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.head.averaging import Moments
+from dtl.head.model import standardise
 from dtl.head.softmax import Rows
 from dtl.images.values import TRAIN, VALIDATION
-from dtl.training.streaming import StoredFeatures, standardise
+from dtl.training.streaming import StoredFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +47,9 @@ class Shard:
         return sum(self.chunk_rows)
 
     def rows(self, batches: Sequence[NDArray[np.intp]]) -> Rows:
-        """What to take the features of these batches from, in this order.
+        """Return the source of the features of these batches, in this order.
 
-        The array; or, where the features stay in the store, what reads ahead.
+        It is the array; or, where the features stay in the store, a reader that reads ahead.
         """
         return (
             self.features.ahead(batches)
@@ -56,62 +58,62 @@ class Shard:
         )
 
     def chunks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
-        """The rows of each chunk, and how many of them, the first ones, are training rows.
+        """Yield the rows of each chunk, and how many of them, the first ones, are training rows.
 
-        What is summed by these blocks has the same bits wherever the features are.
+        Sums by these blocks have the same bits wherever the features are.
         """
         validation = self.validation_rows or (len(self.labels) - self.n_train,)
-        start, then = 0, self.n_train
+        train_end, end = 0, self.n_train
         for n_train, n in itertools.zip_longest(self.chunk_rows, validation, fillvalue=0):
+            first, train_end = train_end, train_end + n_train
+            first_validation, end = end, end + n
             if n_train or n:
-                rows = np.r_[start : start + n_train, then : then + n].astype(np.intp)
-                yield rows, n_train
-            start, then = start + n_train, then + n
+                yield np.r_[first:train_end, first_validation:end].astype(np.intp), n_train
 
     def order(self, seed: int, epoch: int) -> NDArray[np.intp]:
-        """The training rows in an epoch's order: chunks shuffled, and rows within each.
+        """Return the training rows in an epoch's order: chunks shuffled, and rows within each.
 
-        Rows were shuffled over all chunks when they were listed, so this is as good as shuffling
-        all, and features can be read chunk by chunk.
+        Rows were shuffled over all chunks when they were listed. So this is as good as shuffling
+        all, and lets features be read chunk by chunk.
         """
         rng = np.random.default_rng([seed, self.index, epoch])
-        starts = np.concatenate([[0], np.cumsum(self.chunk_rows)])
+        first_rows = np.concatenate([[0], np.cumsum(self.chunk_rows)])
         return np.concatenate(
             [
-                starts[c] + rng.permutation(self.chunk_rows[c])
+                first_rows[c] + rng.permutation(self.chunk_rows[c])
                 for c in rng.permutation(len(self.chunk_rows))
             ]
         ).astype(np.intp)
 
 
 def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
-    """Moments of a chunk's training rows.
+    """Return the moments of a chunk's training rows.
 
     Raises
     ------
-    ValueError
+    UserError
         If a feature of the chunk is NaN or infinite.
     """
     features = store.read(layer, chunk)
     if not np.isfinite(features).all():
         rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
-        raise ValueError(
+        raise UserError(
             f"Features must be finite. Received: NaN or infinity in chunk {chunk}, at "
-            f"{store.read('path', chunk)[rows[0]]}. {_mend(store, layer)}"
+            f"{store.read('path', chunk)[rows[0]]}. {_advise(store, layer)}"
         )
     return Moments.of(features[store.read("split", chunk) == TRAIN])
 
 
-def _mend(store: FeatureStore, layer: str) -> str:
-    """What makes other features; with the settings as they are, they would be found done."""
-    wider = ["--features.dtype float32"] if store.dtype(layer) == np.float16 else []
+def _advise(store: FeatureStore, layer: str) -> str:
+    """Say what makes other features; with the same settings they would be found done."""
+    wider = ["`features.dtype`"] if store.dtype(layer) == np.float16 else []
     if store.fingerprint.get("precision", "float32") != "float32":
-        wider.append("--features.precision float32")
+        wider.append("`features.precision`")
     if wider:
-        return f"Compute them again with --overwrite {' '.join(wider)}."
+        return f"Set {' and '.join(wider)} to float32 and `overwrite`, and compute them again."
     return (
         f"They are float32 already: check the network's weights, then remove {store.url}, or "
-        "choose another --out, and compute them again."
+        "choose another `out`, and compute them again."
     )
 
 
@@ -123,7 +125,7 @@ def load_group(
     moments: Moments,
     features_in: str = "memory",
 ) -> list[Shard]:
-    """Some of a store's shards; each has every `n_shards`-th chunk, from its index on."""
+    """Load some of a store's shards; each has every `n_shards`-th chunk, from its index on."""
     return [
         load_shard(store, layer, i, range(i, store.n_chunks, n_shards), moments, features_in)
         for i in indices
@@ -144,13 +146,13 @@ def load_shard(
     """
     mean, scale = moments.mean.astype(np.float32), moments.scale()
     split, labels = store.read("split"), store.read("label")
-    kept = {
-        part: [np.flatnonzero(split[store.rows(chunk)] == part) for chunk in chunks]
+    train_rows, validation_rows = (
+        [np.flatnonzero(split[store.rows(chunk)] == part) for chunk in chunks]
         for part in (TRAIN, VALIDATION)
-    }
-    chunk_rows, validation_rows = (tuple(len(rows) for rows in kept[part]) for part in kept)
-    row = np.concatenate(kept[TRAIN] + kept[VALIDATION])
-    chunk_of = np.repeat([*chunks, *chunks], chunk_rows + validation_rows)
+    )
+    n_train, n_validation = (tuple(map(len, rows)) for rows in (train_rows, validation_rows))
+    row = np.concatenate(train_rows + validation_rows)
+    chunk_of = np.repeat([*chunks, *chunks], n_train + n_validation)
     label = labels[chunk_of * store.chunk_images + row].astype(np.int32)
     features: NDArray[np.float32] | StoredFeatures
     if features_in == "store":
@@ -160,20 +162,20 @@ def load_shard(
     else:
         features = np.empty((len(row), len(mean)), np.float32)
         for chunk in chunks:
-            here = chunk_of == chunk
-            features[here] = standardise(store.read(layer, chunk), mean, scale)[row[here]]
-    return Shard(index, features, label, chunk_rows, validation_rows)
+            chosen = chunk_of == chunk
+            features[chosen] = standardise(store.read(layer, chunk), mean, scale)[row[chosen]]
+    return Shard(index, features, label, n_train, n_validation)
 
 
 def local_batches(
     shard: Shard, first: int, n_steps: int, batch_size: int, seed: int
 ) -> Iterator[NDArray[np.intp]]:
-    """The rows of a shard's steps from the step `first` on, over the epochs' ends."""
+    """Yield the rows of a shard's steps from the step `first` on, over the epochs' ends."""
     steps_per_epoch = math.ceil(shard.n_train / batch_size)
     order, epoch = np.empty(0, np.intp), -1
     for step in range(first, first + n_steps):
         if step // steps_per_epoch != epoch:
             epoch = step // steps_per_epoch
             order = shard.order(seed, epoch)
-        start = step % steps_per_epoch * batch_size
-        yield order[start : start + batch_size]
+        at = step % steps_per_epoch * batch_size
+        yield order[at : at + batch_size]

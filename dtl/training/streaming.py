@@ -1,4 +1,4 @@
-"""Features that stay in the store while a head is trained: for stores larger than memory."""
+"""Features that stay in the store while a head is trained, for stores larger than memory."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.features.store import FeatureStore
+from dtl.head.model import standardise
 
 _CACHE_BYTES = 256 << 20
-"""Of decoded chunks in a process."""
+"""Of decoded chunks, in a process."""
 
 _LEAST_CHUNKS = 8
-"""Kept in any case: what two tasks work on, and what is read ahead for them."""
+"""Kept in any case: for two tasks, what they work on and what is read ahead."""
 
 _AHEAD = 2
-"""Chunks that are read before they are asked for."""
+"""Chunks that are read before a batch asks for them."""
 
 _readers = ThreadPoolExecutor(2, thread_name_prefix="dtl-read-ahead")
 
 
 class StoredFeatures:
-    """Rows of a store, standardised, read when they are asked for.
+    """Rows of a store, standardised, read when a batch asks for them.
 
-    ``features[rows]`` has the bits that an array of all rows in memory would give. Decoded chunks
-    are kept as long as the process has room for them. It pickles without them.
+    ``features[rows]`` has the bits of an array of all rows in memory. Decoded chunks are kept as
+    long as the process has room for them. It pickles without them.
 
     Parameters
     ----------
@@ -68,12 +69,12 @@ class StoredFeatures:
         features = np.empty((len(rows), len(mean)), np.float32)
         reads = {int(c): self._start(int(c)) for c in np.unique(chunks)}
         for c, read in reads.items():
-            here = chunks == c
-            features[here] = self._finish(c, read)[row[rows[here]]]
+            chosen = chunks == c
+            features[chosen] = self._finish(c, read)[row[rows[chosen]]]
         return features
 
     def ahead(self, batches: Sequence[NDArray[np.intp]]) -> ReadAhead:
-        """The same rows for who will ask for these batches, in this order."""
+        """Return a reader of the same rows for these batches, in this order."""
         return ReadAhead(self, self._arguments[2], batches)
 
     def _start(self, chunk: int) -> Future[NDArray[np.float32]]:
@@ -85,12 +86,12 @@ class StoredFeatures:
         try:
             return read.result()
         except BaseException:
-            _cache.forget(self._key, chunk)  # whoever asks again has it read again
+            _cache.forget(self._key, chunk)  # to read it again when it is asked for again
             raise
 
 
 class ReadAhead:
-    """Rows of `StoredFeatures`, whose next chunks are read while a batch is worked on."""
+    """A reader of `StoredFeatures` that reads the next chunks while a batch is worked on."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class ReadAhead:
         at = self._plan.index(int(self._chunk[rows[-1]]))
         reads = [self._features._start(c) for c in self._plan[at : at + 1 + _AHEAD]]
         features = self._features[rows]
-        del reads  # held till here, so that a small cache does not drop what is needed now
+        del reads  # held until now, so that a small cache does not drop a chunk in use
         return features
 
 
@@ -115,18 +116,8 @@ def _read(arguments: tuple[Any, ...], chunk: int) -> NDArray[np.float32]:
     return standardise(store.read(layer, chunk), mean, scale)
 
 
-def standardise(
-    features: NDArray[Any], mean: NDArray[np.float32], scale: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Features less their mean, over their scale, in float32."""
-    standardised: NDArray[np.float32] = features.astype(np.float32)
-    standardised -= mean
-    standardised /= scale
-    return standardised
-
-
 class _Cache:
-    """The chunks that a process has read last, or is reading."""
+    """Chunks that a process has read last, or is reading."""
 
     def __init__(self) -> None:
         # Reentrant: a shard may be collected, and forgotten, while this thread is in here.

@@ -2,292 +2,148 @@
 
 A round is: every shard takes `averaging_frequency` steps from the current parameters, on its own
 rows, and a tree merges the results to their average. Parameters stay on the workers; the driver
-submits rounds ahead and reads only losses, and parameters for a checkpoint now and then. A task
-takes a group of shards, one after another, where there are more of them than threads. Random
-numbers come from (seed, shard, epoch), and the order of sums from the number of shards, so the head
-has the same bits on any number of workers, and when some are lost on the way: Dask then computes
-again what they held.
+submits rounds ahead and reads only losses, and now and then parameters for a checkpoint. A task
+takes a group of shards, one after another, where there are more shards than threads. Random numbers
+come from (seed, shard, epoch), and the order of sums from the number of shards, so the head has the
+same bits on any number of workers. It also has them when workers are lost on the way: Dask then
+computes again what they held.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from distributed import Client, Future
-from numpy.typing import NDArray
 
-from dtl import storage
-from dtl.cluster.spread import group_shards, tree_reduce
-from dtl.config import TrainConfig, to_fingerprint
-from dtl.features.store import FeatureStore
-from dtl.head import averaging
-from dtl.head.averaging import Moments
-from dtl.head.model import Head
+from dtl.cluster.spread import Session, group_shards
+from dtl.config import TrainConfig
+from dtl.config.errors import UserError
+from dtl.head.averaging import Moments, merge_moments
+from dtl.head.model import WEIGHTS, Head
+from dtl.head.schedules import Plan
 from dtl.head.softmax import Params
-from dtl.images.values import TRAIN, VALIDATION
-from dtl.training import lbfgs, local_sgd, sharding, starts
+from dtl.images.values import TRAIN
+from dtl.training import initialisation, lbfgs, rounds, sharding
 from dtl.training.checkpoint import Keeper
-from dtl.training.rounds import Fitted, check_stopping, fit_both
-from dtl.training.values import Round
+from dtl.training.spec import Fitted, Inputs, Trained, TrainingSpec
 
 log = logging.getLogger(__name__)
 
-MOST_SHARDS = 8
-
-
-_NOT_IN_THE_HEAD = (
-    "start_from", "checkpoint_every", "features_in", "shards_per_task", "aggregation_depth",
-)  # fmt: skip
-"""Options that do not change a head; of the one that it starts from, the content does."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """What training starts with, on the workers.
-
-    Parameters
-    ----------
-    groups : list of futures of lists of Shard
-        Of neighbouring shards, each group for one task.
-    moments : future of Moments
-        Of the training rows.
-    start : future of Params
-        As `starts.submit` has it.
-    n_train : (n_shards,) int
-        Training rows of each shard.
-    """
-
-    groups: list[Future]
-    moments: Future
-    start: Future
-    n_train: NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """Heads that `train_both` ends with.
-
-    Parameters
-    ----------
-    head : Head
-        The one that `train.keep` asks for.
-    other : Head or None
-        The one of the best validation where `head` is the last round's, and the other way round;
-        None where there is only one.
-    history : list of Round
-    """
-
-    head: Head
-    other: Head | None
-    history: list[Round]
-
-
-def provenance(
-    store: FeatureStore, config: TrainConfig, layer: str, seed: int, weights: str = ""
-) -> dict[str, Any]:
-    """All that a head follows from; a head of other provenance is trained again.
-
-    Parameters
-    ----------
-    weights : str
-        As `train` has it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the head, or the network's weights, to start from are gone.
-    """
-    options = to_fingerprint(config)
-    options = {name: v for name, v in options.items() if name not in _NOT_IN_THE_HEAD}
-    start = starts.head_url(config.start_from) if config.start_from else ""
-    made_from = {
-        "features": store.fingerprint,
-        "weights_sha256": store.attrs["weights_sha256"],
-        "split": store.split_fingerprint,
-        "layer": layer,
-        "train": options | {"layer": layer},
-        "start_sha256": storage.sha256(start) if start else "",
-        "seed": seed,
-    }
-    if config.hidden_start == "network":
-        made_from["start_weights"] = starts.describe_network(store, weights)
-    return made_from
-
 
 def train(
-    store: FeatureStore,
-    config: TrainConfig,
-    layer: str,
-    seed: int,
-    client: Client,
-    *,
-    weights: str = "",
-    checkpoint: str = "",
-    overwrite: bool = False,
-) -> tuple[Head, list[Round]]:
+    spec: TrainingSpec, client: Client, *, checkpoint: str = "", overwrite: bool = False
+) -> Trained:
     """Train a head on the rows of a store that the split gives to training.
 
     Parameters
     ----------
-    store : FeatureStore
-        With a split.
-    layer : str
-        Whose features.
+    spec : TrainingSpec
     client : distributed.Client
-    weights : str
-        As ``features.weights``, where the network's own layer is what a hidden one starts from;
-        empty: as the features were made.
     checkpoint : str
-        URL of the file to go on from, if it is there, and to keep until the head is safe, when
-        whoever calls removes it. Empty: none.
+        URL of the file to go on from, if it is there, and to keep until the head is safe: then the
+        caller removes it. Empty: none.
     overwrite : bool
-        Start again if the checkpoint is of other settings, or damaged.
+        Start again if the checkpoint follows from other settings.
 
     Returns
     -------
-    head : Head
-        After the last round, or of the best validation, as `config.keep` says.
-    history : list of Round
+    Trained
+        The head after the last round, or of the best validation, as `train.keep` says; the other
+        one; and the history.
 
     Raises
     ------
-    ValueError
+    UserError
         For settings that the store, the checkpoint or the head to start from does not fit, features
         that are not finite, or a learning rate that diverges.
     OSError
         If the head, or the network's weights, to start from cannot be had.
     """
-    trained = train_both(
-        store, config, layer, seed, client,
-        weights=weights, checkpoint=checkpoint, overwrite=overwrite,
-    )  # fmt: skip
-    return trained.head, trained.history
+    check_stopping(spec.config, spec.has_validation)
+    session = Session(client)
+    provenance = spec.provenance  # before any work: it reads what training starts from
+    with ExitStack() as stack:
+        keeper = None
+        if checkpoint and spec.config.solver == "averaging":
+            keeper = stack.enter_context(Keeper(checkpoint, provenance, overwrite=overwrite))
+        inputs = prepare(spec, session)
+        fitted = fit(inputs, spec.config, spec.seed, session, keeper=keeper)
+    moments: Moments = inputs.moments.result()
 
-
-def train_both(
-    store: FeatureStore,
-    config: TrainConfig,
-    layer: str,
-    seed: int,
-    client: Client,
-    *,
-    weights: str = "",
-    checkpoint: str = "",
-    overwrite: bool = False,
-) -> Trained:
-    """Train as `train` does, and return the last head and the best one."""
-    has_validation = bool((store.read("split") == VALIDATION).any())
-    check_stopping(config, has_validation)
-    made_from = provenance(store, config, layer, seed, weights)
-    run = uuid.uuid4().hex[:8]
-    ready = prepare(store, config, layer, seed, client, run, weights=weights)
-    if config.solver == "lbfgs":
-        solved, history = lbfgs.solve(
-            ready.groups, len(ready.n_train), ready.start, config, client, run=run,
-            has_validation=has_validation,
-        )  # fmt: skip
-        fitted = Fitted(solved, {}, 0, history)
-    else:
-        with ExitStack() as stack:
-            keeper = stack.enter_context(Keeper(checkpoint, made_from)) if checkpoint else None
-            fitted = fit_both(
-                ready.groups, ready.n_train, ready.start, config, seed, client, run=run,
-                has_validation=has_validation, keeper=keeper,
-                resume=keeper.load(overwrite=overwrite) if keeper else None,
-            )  # fmt: skip
-    final: Moments = ready.moments.result()
-
-    def head(params: Params) -> Head:
+    def make_head(params: Params) -> Head:
         return Head(
-            **local_sgd.pick_weights(params),
-            mean=final.mean.astype(np.float32),
-            scale=final.scale(),
-            class_names=store.class_names,
-            provenance=made_from,
+            **{name: params[name] for name in WEIGHTS if name in params},
+            mean=moments.mean.astype(np.float32),
+            scale=moments.scale(),
+            class_names=spec.store.class_names,
+            provenance=provenance,
         )
 
-    heads = [head(fitted.last)]
+    heads = [make_head(fitted.last)]
     if fitted.best and fitted.best_round != fitted.history[-1].round:
-        heads.append(head(fitted.best))
-    if config.keep == "best":
+        heads.append(make_head(fitted.best))
+    if spec.config.keep == "best":
         heads.reverse()
     return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
 
 
-def prepare(
-    store: FeatureStore,
+def fit(
+    inputs: Inputs,
     config: TrainConfig,
-    layer: str,
     seed: int,
-    client: Client,
-    run: str,
+    session: Session,
     *,
-    weights: str = "",
-) -> Ready:
-    """Check what can be checked of a store, and bring its rows to the workers.
+    keeper: Keeper | None = None,
+    show: bool = True,
+) -> Fitted:
+    """Fit parameters to rows that are on the workers, by the solver that `config` names.
 
     Parameters
     ----------
-    weights : str
-        As `train` has it.
+    keeper : Keeper, optional
+        Of the checkpoint to go on from and to keep; L-BFGS has none.
+    show : bool
+        Whether progress is shown in the terminal.
 
     Raises
     ------
-    ValueError
-        For more shards than chunks, no training rows, or a start that does not fit.
+    UserError
+        For features that are not finite, or a learning rate that diverges.
     """
-    n_shards = count_shards(store, config)
-    split = store.read("split")
-    _check_classes(split, store)
-    found = starts.find(store, config, layer, weights, client, run)
-    groups, moments = load_groups(
-        store, layer, n_shards, client, run,
-        features_in=config.features_in, shards_per_task=config.shards_per_task,
-    )  # fmt: skip
-    start = starts.submit(found, store, config, layer, seed, moments, client, run)
+    if config.solver == "lbfgs":
+        return lbfgs.solve(inputs, config, session, show=show)
+    plan = Plan.make(inputs.n_train, config, seed)
+    return rounds.run(inputs, plan, session, keeper=keeper, show=show)
+
+
+def prepare(spec: TrainingSpec, session: Session) -> Inputs:
+    """Check what can be checked of a store, and bring its rows to the workers.
+
+    Raises
+    ------
+    UserError
+        For more shards than chunks, no training rows, or a head to start from that does not fit.
+    """
+    n_shards, store = spec.n_shards, spec.store
+    _check_classes(spec)
+    head = initialisation.submit_head(spec, session)
+    groups, moments = load_groups(spec, session)
     chunk = np.arange(store.n_images) // store.chunk_images
-    n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
-    return Ready(groups, moments, start, n_train)
+    return Inputs(
+        groups=groups,
+        n_train=np.bincount(chunk[spec.split == TRAIN] % n_shards, minlength=n_shards),
+        has_validation=spec.has_validation,
+        initial=initialisation.submit_params(spec, head, moments, session),
+        moments=moments,
+    )
 
 
-def count_shards(store: FeatureStore, config: TrainConfig) -> int:
-    """How many replicas train on a store.
-
-    Raises
-    ------
-    ValueError
-        If there are more than chunks.
-    """
-    n_shards = config.n_shards or min(MOST_SHARDS, store.n_chunks)
-    if n_shards > store.n_chunks:
-        raise ValueError(
-            f"train.n_shards = {n_shards}, but the store has {store.n_chunks} chunks, and a shard "
-            "trains on whole ones. Use fewer shards, or smaller chunks (features.chunk_images)."
-        )
-    return n_shards
-
-
-def load_groups(
-    store: FeatureStore,
-    layer: str,
-    n_shards: int,
-    client: Client,
-    run: str,
-    *,
-    features_in: str = "memory",
-    shards_per_task: int = 0,
-) -> tuple[list[Future], Future]:
+def load_groups(spec: TrainingSpec, session: Session) -> tuple[list[Future], Future]:
     """Bring a store's rows to the workers, standardised by the training rows.
 
-    With `features_in` ``store`` the features are left there, and read when they are asked for.
+    With `train.features_in` = store the features are read when a batch asks for them.
 
     Returns
     -------
@@ -295,45 +151,50 @@ def load_groups(
     moments : future of Moments
         Of the training rows.
     """
-    moments = tree_reduce(
-        client,
+    store, layer, n_shards = spec.store, spec.layer, spec.n_shards
+    moments = session.reduce(
         [
-            client.submit(sharding.chunk_moments, store, layer, chunk, key=f"moments-{run}-{chunk}")
+            session.submit(sharding.chunk_moments, store, layer, chunk, name=f"moments-{chunk}")
             for chunk in range(store.n_chunks)
         ],
-        averaging.combine_moments,
-        name=f"combine-moments-{run}",
+        merge_moments,
+        name="merge-moments",
     )
     groups = [
-        client.submit(
-            sharding.load_group, store, layer, indices, n_shards, moments, features_in,
-            key=f"load-shards-{run}-{g}",
+        session.submit(
+            sharding.load_group,
+            store, layer, indices, n_shards, moments, spec.config.features_in,
+            name=f"load-shards-{g}",
         )
-        for g, indices in enumerate(group_shards(client, n_shards, shards_per_task))
+        for g, indices in enumerate(
+            group_shards(session.client, n_shards, spec.config.shards_per_task)
+        )
     ]  # fmt: skip
     return groups, moments
 
 
-def history_to_bytes(history: list[Round]) -> bytes:
-    """A Parquet file with one row a round."""
-    columns = {f.name: [getattr(row, f.name) for row in history] for f in fields(Round)}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
+def check_stopping(config: TrainConfig, has_validation: bool) -> None:
+    """Refuse options that stop a training by validation where there is none."""
+    given = [f"`train.patience` = {config.patience}"] if config.patience else []
+    given += ["`train.keep` = best"] if config.keep == "best" else []
+    if given and not has_validation:
+        raise UserError(
+            f"{' and '.join(given)} needs validation images, and the split has none. Give some to "
+            "`split.validation`, or leave it out."
+        )
+    if given and config.solver == "lbfgs":
+        raise UserError(
+            f"{' and '.join(given)} is for rounds of averaging; lbfgs ends at the optimum. Leave "
+            "it out, or set `train.solver` = averaging."
+        )
 
 
-def history_from_bytes(data: bytes) -> list[Round]:
-    """Read what `history_to_bytes` wrote."""
-    rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in rows]
-
-
-def _check_classes(split: NDArray[np.int8], store: FeatureStore) -> None:
-    labels = store.read("label")
-    counts = np.bincount(labels[split == TRAIN], minlength=len(store.class_names))
+def _check_classes(spec: TrainingSpec) -> None:
+    labels, class_names = spec.store.read("label"), spec.store.class_names
+    counts = np.bincount(labels[spec.split == TRAIN], minlength=len(class_names))
     if not counts.any():
-        raise ValueError("No image of the store is in the training split. Change [split].")
-    if missing := [store.class_names[k] for k in np.flatnonzero(counts == 0)]:
+        raise UserError("No image of the store is in the training split. Change [split].")
+    if missing := [class_names[k] for k in np.flatnonzero(counts == 0)]:
         log.warning(
             "%d classes have no training image and will never be predicted: %s",
             len(missing), ", ".join(missing[:10]),

@@ -14,10 +14,8 @@ one where that is faster: a stack of heads, which differ in learning rate and pe
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
-import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,18 +26,18 @@ from distributed import Client, Future
 
 from dtl import storage
 from dtl.cluster.progress import track
-from dtl.cluster.spread import submit_value
+from dtl.cluster.spread import Session
 from dtl.config import TrainConfig, TuneConfig, to_fingerprint
-from dtl.features.store import FeatureStore
+from dtl.config.errors import UserError
 from dtl.head import blas, descent
-from dtl.head.npz import from_npz, to_npz, whole
+from dtl.head.npz import from_npz, join_groups, reading, split_groups, to_npz
+from dtl.head.schedules import Plan
 from dtl.head.softmax import Params
-from dtl.images.values import VALIDATION
-from dtl.training import local_sgd, rounds, trainer
+from dtl.training import trainer
 from dtl.training.checkpoint import resume
-from dtl.training.plan import Plan
-from dtl.training.trainer import Ready
-from dtl.training.values import Rung, Trial, Tuning
+from dtl.training.rounds import ROUNDS_AHEAD, RoundTasks
+from dtl.training.spec import TrainingSpec
+from dtl.training.values import Rung, Trial, Tuning, trial_from_dict
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +48,9 @@ Narrow heads gain: 8 trials of 512 x 19 in one stack were 5.5 times as fast as e
 4096 x 19 3.3 times. Wide ones do not: those of 4096 x 257 in stacks of 2 were 0.98 times as fast.
 tests/bench/test_tune.py measures it.
 """
+
+FIRST_EPOCHS = 10.0
+"""Passes before the first cut, at least; each cut after it has `eta` times as many."""
 
 _NOT_IN_A_TRIAL = (
     "learning_rate", "l2", "dropout", "averaging_frequency",
@@ -76,9 +77,9 @@ class Search:
     provenance: Mapping[str, Any]
 
     def to_bytes(self) -> bytes:
-        """The bytes of an .npz file, without pickles."""
+        """Return the bytes of an .npz file, without pickles."""
         meta = {"trials": [asdict(t) for t in self.trials], "provenance": self.provenance}
-        return to_npz(meta, {str(k): params for k, params in self.heads.items()})
+        return to_npz(join_groups({str(k): params for k, params in self.heads.items()}), meta)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Search:
@@ -86,41 +87,32 @@ class Search:
 
         Raises
         ------
-        ValueError
+        UserError
             For other or damaged bytes.
         """
-        with whole():
-            meta, groups = from_npz(data)
+        with reading("checkpoint"):
+            arrays, meta = from_npz(data)
             return cls(
-                tuple(map(_trial, meta["trials"])),
-                {int(k): params for k, params in groups.items()},
+                tuple(map(trial_from_dict, meta["trials"])),
+                {int(k): params for k, params in split_groups(arrays).items()},
                 meta["provenance"],
             )
 
 
-def provenance(
-    store: FeatureStore,
-    config: TrainConfig,
-    tuned: TuneConfig,
-    layer: str,
-    seed: int,
-    weights: str = "",
-) -> dict[str, Any]:
-    """All that a search follows from but the machines, as JSON has it."""
-    made_from = trainer.provenance(store, config, layer, seed, weights)
-    train = {k: v for k, v in made_from["train"].items() if k not in _NOT_IN_A_TRIAL}
-    return made_from | {"train": train, "tune": to_fingerprint(_resolved(tuned, config))}
+def provenance(spec: TrainingSpec, tuned: TuneConfig) -> dict[str, Any]:
+    """Return the fingerprint of a search, as JSON has it; machines have no part in it."""
+    options = {k: v for k, v in spec.provenance["train"].items() if k not in _NOT_IN_A_TRIAL}
+    return spec.provenance | {
+        "train": options,
+        "tune": to_fingerprint(_resolve(tuned, spec.config)),
+    }
 
 
 def tune(
-    store: FeatureStore,
-    config: TrainConfig,
+    spec: TrainingSpec,
     tuned: TuneConfig,
-    layer: str,
-    seed: int,
     client: Client,
     *,
-    weights: str = "",
     checkpoint: str = "",
     overwrite: bool = False,
 ) -> Tuning:
@@ -128,22 +120,17 @@ def tune(
 
     Parameters
     ----------
-    store : FeatureStore
-        Finished, with a split that has validation rows. Its test rows are not looked at.
-    config : TrainConfig
-        Of all that is not searched for. `stop_on` says what a better validation is; `keep`,
-        `patience` and `max_seconds` are for training alone.
+    spec : TrainingSpec
+        Its split has validation rows; test rows are not looked at. Its options are of all that is
+        not searched for. `stop_on` says what a better validation is; `keep` and `patience` are for
+        training alone.
     tuned : TuneConfig
-    layer : str
-        Whose features.
     client : distributed.Client
-    weights : str
-        As `trainer.train` has it.
     checkpoint : str
         URL of the file to go on from, if it is there, and to keep from the first cut on until the
-        result is safe, when whoever calls removes it. Empty: none.
+        result is safe: then the caller removes it. Empty: none.
     overwrite : bool
-        Start again if the checkpoint is of other settings, or damaged.
+        Start again if the checkpoint follows from other settings.
 
     Returns
     -------
@@ -152,7 +139,7 @@ def tune(
 
     Raises
     ------
-    ValueError
+    UserError
         As `check` and `check_store`; for a checkpoint of other settings, or damaged; if all trials
         diverge; or as `train`.
 
@@ -161,50 +148,43 @@ def tune(
     Jamieson, Talwalkar (2016), "Non-stochastic best arm identification and hyperparameter
     optimization"; Li et al. (2018), "Hyperband", algorithm 1 with one bracket.
     """
-    check(config, tuned, seed)
-    check_store(store, config)
-    made_from = provenance(store, config, tuned, layer, seed, weights)
-    ways = trials(config, tuned, seed)
-    ends = cuts(config.epochs, tuned, len(ways))
-    last = None
+    check(spec.config, tuned, spec.seed)
+    check_store(spec)
+    fingerprint, metric = provenance(spec, tuned), spec.config.stop_on
+    configs = list_trials(spec.config, tuned, spec.seed)
+    cuts = list_cuts(spec.config.epochs, tuned, len(configs))
+    search = None
     if checkpoint:
-        last = resume(checkpoint, made_from, Search.from_bytes, overwrite=overwrite)
-    run = uuid.uuid4().hex[:8]
-    ready = trainer.prepare(store, config, layer, seed, client, run, weights=weights)
-    class_weights = rounds.submit_class_weights(client, ready.groups, ready.start, config, run)
-    plans = [Plan.make(ready.n_train, way, seed) for way in ways]
-    found = [Trial(w.learning_rate, w.l2, w.dropout, w.averaging_frequency) for w in ways]
-    most = _STACKED // (store.n_features(layer) * len(store.class_names))
-    most = 1 if config.hidden_units else max(1, most)
-    heads = dict.fromkeys(range(len(ways)), ready.start)
-    if last is not None:
-        found = list(last.trials)
-        heads = {k: submit_value(client, last.heads[k], f"resumed-{run}-{k}") for k in last.heads}
-        log.info("tuning: goes on with %d of %d trials", len(heads), len(found))
-    n_done = max(len(trial.rungs) for trial in found)
-    for level, (start, end) in list(enumerate(itertools.pairwise((0.0, *ends))))[n_done:]:
-        stacks = _stacks({k: ways[k] for k in heads}, most)
+        search = resume(checkpoint, fingerprint, Search.from_bytes, overwrite=overwrite)
+    session = Session(client)
+    inputs = trainer.prepare(spec, session)
+    tasks = RoundTasks.make(inputs, spec.config, session)
+    plans = [Plan.make(inputs.n_train, config, spec.seed) for config in configs]
+    trials = [Trial(c.learning_rate, c.l2, c.dropout, c.averaging_frequency) for c in configs]
+    heads = dict.fromkeys(range(len(configs)), inputs.initial)
+    if search is not None:
+        trials = list(search.trials)
+        heads = {k: session.submit_value(v, f"resumed-{k}") for k, v in search.heads.items()}
+        log.info("tuning: goes on with %d of %d trials", len(heads), len(trials))
+    n_done = max(len(trial.rungs) for trial in trials)
+    for level, (start, end) in list(enumerate(itertools.pairwise((0.0, *cuts))))[n_done:]:
+        stacks = _stack({k: configs[k] for k in heads}, _most_stacked(spec))
         log.info("tuning: %d trials to epoch %.3g, trained as %d", len(heads), end, len(stacks))
-        heads = _train(
-            heads, stacks, plans, start, end, ready, class_weights, client, f"{run}-{level}"
-        )
-        scores = {
-            k: rounds.submit_scores(client, head, ready.groups, True, f"{run}-{level}-{k}")
-            for k, head in heads.items()
-        }
+        heads = _train(tasks, plans, heads, stacks, (start, end))
+        scores = {k: tasks.submit_scores(head, f"{level}-{k}") for k, head in heads.items()}
         for k, future in scores.items():
             epoch = plans[k].epoch(plans[k].rounds_until(end) - 1)
-            found[k] = _judge(found[k], Rung(epoch=epoch, **future.result()))
-        alive = [k for k in heads if not found[k].diverged]
+            trials[k] = _judge(trials[k], Rung(epoch=epoch, **future.result()))
+        alive = [k for k in heads if not trials[k].diverged]
         if not alive:
             if checkpoint:
                 storage.remove(checkpoint)  # it leads to the same
-            raise ValueError(
+            raise UserError(
                 f"All trials have diverged, the last before epoch {end:.3g}. Lower "
-                f"tune.learning_rates (now {', '.join(f'{v:g}' for v in tuned.learning_rates)})."
+                f"`tune.learning_rates` (now {', '.join(f'{v:g}' for v in tuned.learning_rates)})."
             )
-        alive.sort(key=lambda k: _rank(found[k], config.stop_on))
-        best = found[alive[0]].rungs[-1]
+        alive.sort(key=lambda k: _rank(trials[k], metric))
+        best = trials[alive[0]].rungs[-1]
         log.info(
             "tuning: epoch %.3g, the best has validation loss %.4f, accuracy %.1f %%; "
             "%d diverged",
@@ -212,16 +192,16 @@ def tune(
         )  # fmt: skip
         # In the order of the trials, so that a stack does not depend on a tie.
         heads = {k: heads[k] for k in sorted(alive[: math.ceil(len(heads) / tuned.eta)])}
-        if checkpoint and end != ends[-1]:
-            kept = {k: future.result() for k, future in heads.items()}
-            storage.write_bytes(checkpoint, Search(tuple(found), kept, made_from).to_bytes())
-    found.sort(key=lambda trial: _rank(trial, config.stop_on))
+        if checkpoint and end != cuts[-1]:
+            params = {k: future.result() for k, future in heads.items()}
+            storage.write_bytes(checkpoint, Search(tuple(trials), params, fingerprint).to_bytes())
+    trials.sort(key=lambda trial: _rank(trial, metric))
     return Tuning(
-        trials=tuple(found),
-        cuts=tuple(ends),
-        metric=config.stop_on,
-        hints=tuple(hints(found[0], tuned)),
-        provenance=made_from,
+        trials=tuple(trials),
+        cuts=tuple(cuts),
+        metric=metric,
+        hints=tuple(list_hints(trials[0], tuned)),
+        provenance=fingerprint,
     )
 
 
@@ -234,46 +214,46 @@ def check(config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
         For L-BFGS, a single trial, or one whose options do not go together.
     """
     if config.solver == "lbfgs":
-        raise ValueError(
-            "tune searches for options of train.solver = averaging. Received: lbfgs, which has no "
-            "learning rate. Set --train.solver averaging, or try several --train.l2 by hand."
+        raise UserError(
+            "tune searches for options of averaging. Received: lbfgs, which has no learning rate. "
+            "Set `train.solver` = averaging, or try several values of `train.l2` by hand."
         )
-    if len(trials(config, tuned, seed)) == 1:
-        raise ValueError(
+    if len(list_trials(config, tuned, seed)) == 1:
+        raise UserError(
             "There is nothing to choose from: tune has one trial. Give several values to "
-            "tune.learning_rates, tune.l2s, tune.dropouts or tune.frequencies."
+            "`tune.learning_rates`, `tune.l2s`, `tune.dropouts` or `tune.frequencies`."
         )
 
 
-def check_store(store: FeatureStore, config: TrainConfig) -> None:
+def check_store(spec: TrainingSpec) -> None:
     """Refuse a store on which trials cannot be compared, before any work.
 
     Raises
     ------
-    ValueError
+    UserError
         Without validation rows, or for more shards than chunks.
     """
-    trainer.count_shards(store, config)
-    if not (store.read("split") == VALIDATION).any():
-        raise ValueError(
+    _ = spec.n_shards  # raises
+    if not spec.has_validation:
+        raise UserError(
             "tune compares trials on the validation images, and the split has none. Give some to "
-            "split.validation."
+            "`split.validation`."
         )
 
 
-def trials(config: TrainConfig, tuned: TuneConfig, seed: int) -> list[TrainConfig]:
-    """The options of all trials.
+def list_trials(config: TrainConfig, tuned: TuneConfig, seed: int) -> list[TrainConfig]:
+    """Return the options of all trials.
 
     Examples
     --------
     >>> tuned = TuneConfig(learning_rates=(0.01, 0.1), l2s=(0.001, 0.01))
-    >>> [(way.learning_rate, way.l2) for way in trials(TrainConfig(), tuned, seed=0)]
+    >>> [(way.learning_rate, way.l2) for way in list_trials(TrainConfig(), tuned, seed=0)]
     [(0.01, 0.001), (0.01, 0.01), (0.1, 0.001), (0.1, 0.01)]
-    >>> [way] = trials(TrainConfig(), replace(tuned, method="random", n_trials=1), seed=0)
+    >>> [way] = list_trials(TrainConfig(), replace(tuned, method="random", n_trials=1), seed=0)
     >>> way.learning_rate, way.l2
     (0.0433, 0.00186)
     """
-    tuned = _resolved(tuned, config)
+    tuned = _resolve(tuned, config)
     drawn: Iterable[tuple[float, float, float, int]] = itertools.product(
         tuned.learning_rates, tuned.l2s, tuned.dropouts, tuned.frequencies
     )
@@ -294,25 +274,25 @@ def trials(config: TrainConfig, tuned: TuneConfig, seed: int) -> list[TrainConfi
     ]
 
 
-def cuts(epochs: float, tuned: TuneConfig, n_trials: int) -> list[float]:
-    """Epochs after which trials are compared; the last is the end of the training.
+def list_cuts(epochs: float, tuned: TuneConfig, n_trials: int) -> list[float]:
+    """Return the epochs after which trials are compared; the last is the end of the training.
 
     Examples
     --------
-    >>> cuts(36.0, TuneConfig(first_epochs=4.0), n_trials=20)
-    [4.0, 12.0, 36.0]
-    >>> cuts(36.0, TuneConfig(eta=1), n_trials=20)
+    >>> list_cuts(36.0, TuneConfig(), n_trials=20)
+    [12.0, 36.0]
+    >>> list_cuts(36.0, TuneConfig(eta=1), n_trials=20)
     [36.0]
     """
     ends = [epochs]
-    while tuned.eta > 1 and n_trials > 1 and ends[0] / tuned.eta >= tuned.first_epochs:
+    while tuned.eta > 1 and n_trials > 1 and ends[0] / tuned.eta >= FIRST_EPOCHS:
         ends.insert(0, ends[0] / tuned.eta)
         n_trials = math.ceil(n_trials / tuned.eta)
     return ends
 
 
-def best(tuning: Tuning, config: TrainConfig) -> TrainConfig:
-    """The options of training with those that were found."""
+def choose(tuning: Tuning, config: TrainConfig) -> TrainConfig:
+    """Return the options of training with those of the best trial."""
     t = tuning.trials[0]
     return replace(
         config,
@@ -323,29 +303,8 @@ def best(tuning: Tuning, config: TrainConfig) -> TrainConfig:
     )
 
 
-def to_json(tuning: Tuning) -> bytes:
-    """The text of tune.json."""
-    return (json.dumps(asdict(tuning), indent=1) + "\n").encode()
-
-
-def from_json(data: bytes) -> Tuning:
-    """Read what `to_json` wrote."""
-    values = json.loads(data)
-    return Tuning(
-        trials=tuple(map(_trial, values["trials"])),
-        cuts=tuple(values["cuts"]),
-        metric=values["metric"],
-        hints=tuple(values["hints"]),
-        provenance=values["provenance"],
-    )
-
-
-def _trial(values: Mapping[str, Any]) -> Trial:
-    return Trial(**{**values, "rungs": tuple(Rung(**rung) for rung in values["rungs"])})
-
-
-def _resolved(tuned: TuneConfig, config: TrainConfig) -> TuneConfig:
-    """With training's own value where no list is given."""
+def _resolve(tuned: TuneConfig, config: TrainConfig) -> TuneConfig:
+    """Return options with training's own value where no list is given."""
     return replace(
         tuned,
         dropouts=tuned.dropouts or (config.dropout,),
@@ -354,38 +313,42 @@ def _resolved(tuned: TuneConfig, config: TrainConfig) -> TuneConfig:
 
 
 def _between(rng: np.random.Generator, values: Sequence[float]) -> float:
-    """Log-uniform from the least to the largest, to three digits: short enough to type."""
+    """Draw log-uniformly from the least to the largest, to three digits: short enough to type."""
     low, high = np.log([min(values), max(values)])
     return float(f"{np.exp(rng.uniform(low, high)):.3g}")
 
 
-def _stacks(ways: Mapping[int, TrainConfig], most: int) -> list[tuple[int, ...]]:
-    """The trials that are trained as one, at most so many."""
+def _most_stacked(spec: TrainingSpec) -> int:
+    if spec.config.hidden_units:
+        return 1
+    n_kernel = spec.store.n_features(spec.layer) * len(spec.store.class_names)
+    return max(1, _STACKED // n_kernel)
+
+
+def _stack(configs: Mapping[int, TrainConfig], most: int) -> list[tuple[int, ...]]:
+    """Return groups of trials that are trained as one, each of so many at most."""
     alike = defaultdict(list)
-    for k, way in ways.items():
-        alike[way.dropout, way.averaging_frequency].append(k)
+    for k, config in configs.items():
+        alike[config.dropout, config.averaging_frequency].append(k)
     return [
         tuple(group[i : i + most]) for group in alike.values() for i in range(0, len(group), most)
     ]
 
 
 def _train(
+    tasks: RoundTasks,
+    plans: Sequence[Plan],
     heads: Mapping[int, Future],
     stacks: Sequence[tuple[int, ...]],
-    plans: Sequence[Plan],
-    start: float,
-    end: float,
-    ready: Ready,
-    class_weights: Future | None,
-    client: Client,
-    run: str,
+    epochs: tuple[float, float],
 ) -> dict[int, Future]:
-    """Take trials from one epoch to another; futures of their parameters there."""
-    indices = {s: range(*(plans[s[0]].rounds_until(e) for e in (start, end))) for s in stacks}
+    """Train heads from one epoch to another, and return futures of their parameters there."""
+    rounds = {s: range(*map(plans[s[0]].rounds_until, epochs)) for s in stacks}
     after: dict[int, Future] = {}
     pending: deque[Future] = deque()
+    submit, level = tasks.session.submit, f"{epochs[1]:g}"
     with (
-        track("tuning", sum(map(len, indices.values())), "rounds") as advance,
+        track("tuning", sum(map(len, rounds.values())), "rounds") as advance,
         blas.one_blas_thread(),  # throughout, where the workers are threads of this process
     ):
 
@@ -395,25 +358,22 @@ def _train(
                 advance(1)
 
         for s in stacks:
-            key, n = f"{run}-{s[0]}", len(s)
+            key, n = f"{level}-{s[0]}", len(s)
             params = heads[s[0]]
             if n > 1:
-                params = client.submit(descent.stack, [heads[k] for k in s], key=f"stack-{key}")
-            both = client.submit(local_sgd.begin, params, key=f"begin-{key}")
-            for index in indices[s]:
-                both, stats = rounds.submit_round(
-                    client, both, ready.groups, index, plans[s[0]], class_weights,
-                    f"{key}-{index}", stack=[plans[k] for k in s] if n > 1 else (),
-                )  # fmt: skip
+                params = submit(descent.stack_heads, [heads[k] for k in s], name=f"stack-{key}")
+            averaged = tasks.submit_start(params, f"-{key}")
+            for index in rounds[s]:
+                averaged, stats = tasks.submit_round(
+                    averaged, [plans[k] for k in s], index, f"{key}-{index}"
+                )
                 pending.append(stats)
-                wait(rounds.ROUNDS_AHEAD)
-            params = client.submit(local_sgd.first, both, key=f"params-{key}")
+                wait(ROUNDS_AHEAD)
+            params = tasks.submit_params(averaged, key)
             for i, k in enumerate(s):
                 after[k] = params
                 if n > 1:
-                    after[k] = client.submit(
-                        descent.unstack, params, i, n, key=f"unstack-{run}-{k}"
-                    )
+                    after[k] = submit(descent.take_head, params, i, n, name=f"unstack-{level}-{k}")
         wait(0)
     return {k: after[k] for k in heads}
 
@@ -425,7 +385,7 @@ def _judge(trial: Trial, rung: Rung) -> Trial:
 
 
 def _rank(trial: Trial, metric: str) -> tuple[float, ...]:
-    """What sorts trials, the best first."""
+    """Return the key that sorts trials, the best first."""
     place: tuple[float, ...] = (trial.diverged, -len(trial.rungs))
     if trial.rungs:
         last = trial.rungs[-1]
@@ -435,15 +395,15 @@ def _rank(trial: Trial, metric: str) -> tuple[float, ...]:
     return place
 
 
-def hints(found: Trial, tuned: TuneConfig) -> list[str]:
-    """Where the best trial is at the edge of what was tried."""
-    said = []
+def list_hints(best: Trial, tuned: TuneConfig) -> list[str]:
+    """Say where the best trial is at the edge of the values tried."""
+    hints = []
     for name, values in (("learning_rate", tuned.learning_rates), ("l2", tuned.l2s)):
-        value, words = getattr(found, name), name.replace("_", " ")
+        value, words = getattr(best, name), name.replace("_", " ")
         for edge, extreme, more in ((min, "least", "smaller"), (max, "largest", "larger")):
             if len(set(values)) > 1 and value == edge(values) > 0:
-                said.append(
+                hints.append(
                     f"The best {words}, {value:g}, is the {extreme} that was tried. A {more} one "
-                    f"may be better: give --tune.{name.replace('_', '-')}s."
+                    f"may be better: give it to `tune.{name}s`."
                 )
-    return said
+    return hints

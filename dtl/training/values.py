@@ -1,15 +1,19 @@
-"""What training, comparison and tuning tell of themselves."""
+"""Values that training, comparison and tuning take and return."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of training did: a row of history.parquet.
+    """One round of training: a row of history.parquet.
 
     Parameters
     ----------
@@ -22,14 +26,14 @@ class Round:
     learning_rate : float
         At the round's first step.
     update_ratio : float
-        Norm of the round's change of the kernel over the norm of the kernel; here and below, with
-        a hidden layer, of both kernels together.
+        Norm of the round's change of the kernel over the norm of the kernel. With a hidden layer
+        norms are of both kernels together.
     spread : float
         Root mean square distance of the replicas from their average, over the average's norm.
     step_s, average_s, wait_s : float
-        Seconds in local steps (of the slowest task), in averaging, and the rest.
+        Seconds in local steps (of the slowest task), in averaging, and in all else.
     train_accuracy, validation_accuracy, validation_loss, train_loss : float
-        Of all rows, with the parameters at the round's end. NaN in rounds without validation.
+        Of all rows, with the parameters at the round's end; NaN in rounds without validation.
     kernel_norm : float
         Of the kernel at the round's end; with `train_loss` it gives the objective.
     """
@@ -51,28 +55,58 @@ class Round:
     kernel_norm: float = float("nan")
 
 
+def to_columns(history: Sequence[Round]) -> dict[str, list[Any]]:
+    """Return the fields of all rounds by name."""
+    return {f.name: [getattr(row, f.name) for row in history] for f in fields(Round)}
+
+
+def from_columns(columns: Mapping[str, NDArray[Any]]) -> list[Round]:
+    """Return the rounds whose fields `to_columns` returned, as arrays."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    found = (dict(zip(columns, row, strict=True)) for row in rows)
+    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in found]
+
+
+def history_to_bytes(history: Sequence[Round]) -> bytes:
+    """Return the bytes of a Parquet file with one row per round."""
+    import pyarrow as pa  # not for those who only show these values
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(to_columns(history)), buffer)
+    return buffer.getvalue()
+
+
+def history_from_bytes(data: bytes) -> list[Round]:
+    """Read what `history_to_bytes` wrote."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in rows]
+
+
 @dataclass(frozen=True)
 class Contender:
-    """One way of training in a comparison, and what came of it.
+    """One way of training in a comparison, and its result.
 
     Parameters
     ----------
     name : str
     n_shards, averaging_frequency : int
-        0 where that means nothing.
+        0 for a way of training that has none.
     accuracy, log_loss : dict of split name to float
     objective : float
         Mean cross-entropy of the training rows and penalty, nats.
     objective_gap : float
-        How far that is above the optimum's, as a share of it; below 0 by rounding alone.
+        Its excess over the optimum's, as a share of that; rounding alone makes it negative.
     kernel_distance : float
-        Norm of the difference to the optimum's kernel, over that one's norm.
+        Norm of the difference to the optimum's kernel, over the norm of that.
     seconds : float
         From the store to the head.
     bytes_moved : int
         Parameters, means and gradients that tasks gave to others, or features to the driver.
     curve : tuple of (seconds, objective)
-        On the way; only the end where the way is not known.
+        During training; empty where it cannot be observed.
     """
 
     name: str
@@ -98,7 +132,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Rung:
-    """How good a trial was after so many passes over the training rows."""
+    """Scores of a trial after so many passes over the training rows."""
 
     epoch: float
     train_accuracy: float
@@ -109,16 +143,16 @@ class Rung:
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of training's options, and how it did.
+    """One choice of training's options, and its scores.
 
     Parameters
     ----------
     learning_rate, l2, dropout, averaging_frequency
         As `TrainConfig` has them.
     rungs : tuple of Rung
-        At each cut that it came to, with finite scores.
+        At each cut that it reached with finite scores.
     diverged : bool
-        Before the next cut.
+        Whether it diverged before the next cut.
     """
 
     learning_rate: float
@@ -136,15 +170,15 @@ class Tuning:
     Parameters
     ----------
     trials : tuple of Trial
-        Those that were dropped at the same cut, by what they had there; diverged ones last.
+        Those dropped at the same cut are in the order of their scores there; diverged ones last.
     cuts : tuple of float
         Epochs after which trials were compared; the last is the whole training.
     metric : {"validation_loss", "validation_accuracy"}
-        By which.
+        The score that trials were compared by.
     hints : tuple of str
-        What whoever takes the best trial should know.
+        Advice to those who use the best trial.
     provenance : dict
-        All that it follows from.
+        Its fingerprint.
     """
 
     trials: tuple[Trial, ...]
@@ -152,3 +186,37 @@ class Tuning:
     metric: str
     hints: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def to_json(value: Comparison | Tuning) -> bytes:
+    """Return the text of compare.json or tune.json."""
+    return (json.dumps(asdict(value), indent=1) + "\n").encode()
+
+
+def comparison_from_json(data: bytes) -> Comparison:
+    """Read a comparison that `to_json` wrote."""
+    values = json.loads(data)
+    return Comparison(
+        tuple(
+            Contender(**(c | {"curve": tuple((s, o) for s, o in c["curve"])}))
+            for c in values["contenders"]
+        ),
+        values["provenance"],
+    )
+
+
+def tuning_from_json(data: bytes) -> Tuning:
+    """Read a search that `to_json` wrote."""
+    values = json.loads(data)
+    return Tuning(
+        trials=tuple(map(trial_from_dict, values["trials"])),
+        cuts=tuple(values["cuts"]),
+        metric=values["metric"],
+        hints=tuple(values["hints"]),
+        provenance=values["provenance"],
+    )
+
+
+def trial_from_dict(values: Mapping[str, Any]) -> Trial:
+    """Return the trial of which `asdict` made these values."""
+    return Trial(**{**values, "rungs": tuple(Rung(**rung) for rung in values["rungs"])})

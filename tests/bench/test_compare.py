@@ -26,6 +26,7 @@ from dtl.config import TrainConfig
 from dtl.features.store import FeatureStore
 from dtl.images.values import TRAIN, VALIDATION
 from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
 from dtl.training.values import Round
 
 N_IMAGES = int(os.environ.get("DTL_BENCH_IMAGES", "30607"))
@@ -107,7 +108,7 @@ def test_averaging_reaches_the_optimum_and_how_soon(tmp_path: Path) -> None:
 
     def train(client: Client, settings: TrainConfig) -> list[Round]:
         started = time.perf_counter()
-        _, history = trainer.train(store, settings, "fc2", 0, client)
+        history = trainer.train(TrainingSpec(store, settings, "fc2", 0), client).history
         last = history[-1]
         print(
             f"  {settings.solver}, {settings.epochs:g} epochs: {last.validation_accuracy:.2%}, "

@@ -9,16 +9,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import rectified_store
 
 from dtl import config
 from dtl.cluster import connection
+from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
-from dtl.head import softmax
+from dtl.head.schedules import Plan
 from dtl.training import trainer
-from dtl.training.sharding import Shard
+from dtl.training.rounds import run
+from dtl.training.spec import TrainingSpec
+from dtl.training.values import Round
 
 N_TURNS = 5
 
@@ -26,9 +28,10 @@ STEPS = """
 import statistics, sys, time
 import numpy as np
 import tensorflow as tf
-from dtl import optimizers
 from dtl.config import TrainConfig
-from dtl.replica import one_blas_thread
+from dtl.head.blas import one_blas_thread
+from dtl.head.descent import descend
+from dtl.head.schedules import Steps
 
 N_FEATURES, N_CLASSES, BATCH, N_STEPS, N_TURNS = 4096, 257, 32, 50, 9
 tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -67,8 +70,8 @@ params = {"kernel": np.zeros((N_FEATURES, N_CLASSES), "f4"), "bias": np.zeros(N_
 
 def ours():
     global params
-    rates = [settings.learning_rate] * N_STEPS
-    params, _ = optimizers.descend(params, x, y, batches, rates, settings)
+    steps = Steps(settings, ((settings.learning_rate,),) * N_STEPS, (settings.l2,))
+    params, _ = descend(params, x, y, batches, steps)
     return params["kernel"]
 
 with one_blas_thread():
@@ -97,10 +100,6 @@ def test_a_step_is_near_the_fastest_known(l2: float) -> None:
     assert float(ratio) <= 1.3
 
 
-def rows_of(group: list[Shard]) -> list[int]:
-    return [shard.n_train for shard in group]
-
-
 @pytest.mark.parametrize(("n_features", "n_classes"), [(4096, 257), (512, 19)])
 def test_a_round_costs_little_beside_its_steps(
     tmp_path: Path, n_features: int, n_classes: int
@@ -108,22 +107,18 @@ def test_a_round_costs_little_beside_its_steps(
     """What a round of ten steps takes less what they take in the task that is last."""
     store = rectified_store(str(tmp_path / "features.zarr"), 4096, n_features, n_classes)
     n_rounds = 60
-    settings = TrainConfig(n_shards=8, validate_every=1_000_000, checkpoint_every=0)
+    settings = TrainConfig(n_shards=8)
     c = config.build({"cluster": {"n_workers": 1, "threads_per_worker": 2}})
     with connection.connect(c.cluster) as client:
-        groups, moments = trainer.load_groups(store, "fc2", 8, client, "bench")
-        start = client.submit(softmax.zeros, n_features, n_classes)
-        n_train = np.concatenate(client.gather([client.submit(rows_of, g) for g in groups]))
-        per_epoch = -(-int(n_train.max()) // settings.batch_size)
-        asked = replace(settings, epochs=n_rounds * settings.averaging_frequency / per_epoch)
-        rounds = []
-        for turn in range(N_TURNS):
-            _, history = rounds.fit(
-                groups, n_train, start, asked, 0, client, run=f"{turn}", has_validation=False,
-                show=False,
-            )  # fmt: skip
-            rounds += history[5:]
-        read = moments.result().n
+        session = Session(client)
+        inputs = trainer.prepare(TrainingSpec(store, settings, "fc2", 0), session)
+        per_epoch = -(-int(inputs.n_train.max()) // settings.batch_size)
+        epochs = n_rounds * settings.averaging_frequency / per_epoch
+        plan = Plan.make(inputs.n_train, replace(settings, epochs=epochs), 0)
+        rounds: list[Round] = []
+        for _ in range(N_TURNS):
+            rounds += run(inputs, plan, Session(client), show=False).history[5:]
+        read = inputs.moments.result().n
     average, wait, step = (
         1e3 * statistics.median(getattr(r, name) for r in rounds)
         for name in ("average_s", "wait_s", "step_s")

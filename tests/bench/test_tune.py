@@ -18,6 +18,7 @@ from dtl.cluster import connection
 from dtl.config import TrainConfig, TuneConfig
 from dtl.features.store import FeatureStore
 from dtl.training import tuning
+from dtl.training.spec import TrainingSpec
 
 TURNS = 3
 EIGHT = TuneConfig(learning_rates=(0.005, 0.01, 0.02, 0.04), l2s=(0.001, 0.01), eta=1)
@@ -25,7 +26,7 @@ EIGHT = TuneConfig(learning_rates=(0.005, 0.01, 0.02, 0.04), l2s=(0.001, 0.01), 
 
 def seconds(store: FeatureStore, epochs: float, client: Client) -> float:
     started = time.perf_counter()
-    tuning.tune(store, TrainConfig(epochs=epochs), EIGHT, "fc2", 0, client)
+    tuning.tune(TrainingSpec(store, TrainConfig(epochs=epochs), "fc2", 0), EIGHT, client)
     return time.perf_counter() - started
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl.cluster import workers
-from dtl.cluster.spread import group_shards, group_size, tree_reduce
+from dtl.cluster.spread import Session, group_shards, group_size
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker, warn_of_pauses
 
 
@@ -46,14 +46,13 @@ def flat(tree: Any) -> list[int]:
     return [leaf for part in tree for leaf in flat(part)] if isinstance(tree, tuple) else [tree]
 
 
-# --- tree_reduce ---------------------------------------------------------------------------------
+# --- Session.reduce ------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 40), depth=st.integers(1, 5))
 def test_a_tree_holds_every_part_once_in_order(threads: Client, n: int, depth: int) -> None:
-    name = f"tree-{n}-{depth}"
-    tree = tree_reduce(threads, leaves(threads, [*range(n)]), tuple, name=name, depth=depth)
+    tree = Session(threads).reduce(leaves(threads, [*range(n)]), tuple, name="tree", depth=depth)
     found = tree.result()
     assert flat(found) == list(range(n))
     assert 1 <= height(found) <= depth
@@ -63,8 +62,7 @@ def test_a_tree_holds_every_part_once_in_order(threads: Client, n: int, depth: i
 def test_no_task_combines_more_than_the_depth_asks(
     threads: Client, n: int, depth: int, widest: int
 ) -> None:
-    name = f"wide-{n}-{depth}"
-    tree = tree_reduce(threads, leaves(threads, [*range(n)]), tuple, name=name, depth=depth)
+    tree = Session(threads).reduce(leaves(threads, [*range(n)]), tuple, name="wide", depth=depth)
     assert max(widths(tree.result())) == widest
 
 
@@ -75,9 +73,8 @@ def test_sums_have_the_same_bits_on_any_workers(
 ) -> None:
     rng = np.random.default_rng(n)
     values = [float(v) for v in rng.normal(size=n) * 10.0 ** rng.integers(-8, 8, n)]
-    name = f"sum-{n}-{depth}"
     found = [
-        tree_reduce(client, leaves(client, values), sum, name=name, depth=depth).result()
+        Session(client).reduce(leaves(client, values), sum, name="sum", depth=depth).result()
         for client in (threads, one_thread)
     ]
     assert found[0].hex() == found[1].hex()

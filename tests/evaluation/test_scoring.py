@@ -18,6 +18,7 @@ from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images.values import NO_SPLIT, SPLITS, TEST
 from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
 
 N_CLASSES = 8
 
@@ -178,7 +179,8 @@ def test_the_same_bits_on_any_threads_of_blas(make_store: MakeStore, threads: Cl
 
 def test_a_trained_head(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_classes=N_CLASSES)
-    head, history = trainer.train(store, TrainConfig(epochs=4.0), "fc2", 0, threads)
+    trained = trainer.train(TrainingSpec(store, TrainConfig(epochs=4.0), "fc2", 0), threads)
+    head, history = trained.head, trained.history
     found = evaluate(store, head, threads, n_mistakes=5)
     assert found.scores["train"].accuracy == pytest.approx(history[-1].train_accuracy)
     assert found.scores["validation"].accuracy == pytest.approx(history[-1].validation_accuracy)
@@ -217,7 +219,7 @@ def test_a_head_of_other_features_is_refused(make_store: MakeStore, threads: Cli
 
 def test_a_head_of_another_split_is_refused(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_classes=N_CLASSES)
-    head, _ = trainer.train(store, TrainConfig(epochs=1.0), "fc2", 0, threads)
+    head = trainer.train(TrainingSpec(store, TrainConfig(epochs=1.0), "fc2", 0), threads).head
     split, settings = store.read("split"), store.split_fingerprint
     assert settings is not None
     # As `tune` or a training that is interrupted leaves it: training images are to be tested.
@@ -239,7 +241,7 @@ def test_a_dead_hidden_layer_is_told(
 ) -> None:
     store = make_store(200)
     config = TrainConfig(n_shards=2, epochs=1.0, hidden_units=3)
-    alive, _ = trainer.train(store, config, "fc2", 0, threads)
+    alive = trainer.train(TrainingSpec(store, config, "fc2", 0), threads).head
     evaluate(store, alive, threads)
     assert not caplog.records
     tested = store.read("split") == TEST

@@ -1,5 +1,6 @@
 """Every optimizer against Keras' own of the same name, and what is done to its gradient."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,13 @@ from sklearn.linear_model import LogisticRegression
 
 from dtl.config import TrainConfig
 from dtl.head import hidden
-from dtl.head.descent import STATE, descend, descend_stack, gradient_norm, stack, unstack
+from dtl.head.descent import descend, gradient_norm, stack_heads, take_head
 from dtl.head.model import WEIGHTS
-from dtl.head.softmax import balanced_weights, loss_and_gradient, zeros
+from dtl.head.optimizers import OPTIMIZERS
+from dtl.head.schedules import Steps, stack_steps
+from dtl.head.softmax import balanced_weights, loss_and_gradient, zero_params
 
+DEFAULTS = TrainConfig()
 RATES = {"adam": 1e-2, "rmsprop": 1e-2, "adadelta": 1.0}
 
 
@@ -25,11 +29,20 @@ def problem(n=60, n_features=5, n_classes=4, seed=0):
 
 
 def start(n_features=5, n_classes=4, seed=1, n_units=0):
-    params = zeros(n_features, n_classes)
+    params = zero_params(n_features, n_classes)
     if n_units:
-        params = hidden.start(n_features, n_units, n_classes, seed)
+        params = hidden.random_params(n_features, n_units, n_classes, seed)
     params["kernel"] += np.random.default_rng(seed).normal(size=params["kernel"].shape)
     return params
+
+
+def steps_of(
+    rates: Sequence[float],
+    config: TrainConfig = DEFAULTS,
+    first: int = 0,
+    seed: tuple[int, ...] = (0,),
+) -> Steps:
+    return Steps(config, tuple((rate,) for rate in rates), (config.l2,), first, seed)
 
 
 def some_batches(n_steps, n=60, seed=1):
@@ -42,8 +55,6 @@ def keras_optimizer(name, momentum):
     import keras
 
     return {
-        "sgd": lambda: keras.optimizers.SGD(0.1),
-        "momentum": lambda: keras.optimizers.SGD(0.1, momentum),
         "nesterov": lambda: keras.optimizers.SGD(0.1, momentum, nesterov=True),
         "adam": keras.optimizers.Adam,
         "rmsprop": keras.optimizers.RMSprop,
@@ -76,7 +87,7 @@ def descend_with_keras(config, params, features, labels, batches, rates):
     [{}, {"momentum": 0.0}, {"l2": 0.0}, {"label_smoothing": 0.2}, {"clip_norm": 0.3}],
     ids=str,
 )
-@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_twenty_steps_are_kerass(optimizer, options):
     config = TrainConfig(optimizer=optimizer, **options)
     features, labels = problem()
@@ -84,7 +95,7 @@ def test_twenty_steps_are_kerass(optimizer, options):
     rates = (RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 20)).tolist()
     before = start()
     expected, expected_loss = descend_with_keras(config, before, features, labels, batches, rates)
-    params, loss = descend(before, features, labels, batches, rates, config)
+    params, loss = descend(before, features, labels, batches, steps_of(rates, config))
     assert np.abs(params["kernel"] - before["kernel"]).max() > 1e-3
     for name, value in zip(("kernel", "bias"), expected, strict=True):
         assert params[name].dtype == np.float32
@@ -92,7 +103,7 @@ def test_twenty_steps_are_kerass(optimizer, options):
     assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_blocks_change_nothing(optimizer):
     """More rows than one block has, the last block short, and one row a block."""
     config = TrainConfig(optimizer=optimizer, clip_norm=2.0)
@@ -101,7 +112,7 @@ def test_blocks_change_nothing(optimizer):
         batches, rates = some_batches(5), [RATES.get(optimizer, 0.1)] * 5
         params = start(n_features, n_classes)
         expected, _ = descend_with_keras(config, params, features, labels, batches, rates)
-        params, _ = descend(params, features, labels, batches, rates, config)
+        params, _ = descend(params, features, labels, batches, steps_of(rates, config))
         np.testing.assert_allclose(params["kernel"], expected[0], rtol=1e-4, atol=1e-5)
 
 
@@ -110,7 +121,7 @@ def test_blocks_change_nothing(optimizer):
     [{}, {"l2": 0.0, "label_smoothing": 0.2}, {"clip_norm": 0.1}, {"clip_norm": 0.1, "l2": 0.0}],
     ids=str,
 )
-@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
     config = TrainConfig(optimizer=optimizer, hidden_units=300, **options)
     # More than one block of the hidden kernel, the last one short.
@@ -120,9 +131,9 @@ def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
     weights = np.array([0.5, 1, 2, 0.7], np.float32)
     before = start(500, n_units=300)
     optimizer = keras_optimizer(optimizer, config.momentum)
-    rows = features, labels, batches, rates
-    expected = descend_keras_model(optimizer, config, before, *rows, class_weights=weights)
-    params, _ = descend(before, *rows, config, class_weights=weights)
+    rows = features, labels, batches
+    expected = descend_keras_model(optimizer, config, before, *rows, rates, class_weights=weights)
+    params, _ = descend(before, *rows, steps_of(rates, config), weights)
     for name, value in zip(WEIGHTS, expected, strict=True):
         assert params[name].dtype == np.float32
         moved = np.linalg.norm(value - before[name])
@@ -132,10 +143,10 @@ def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
 def test_dropout_leaves_out_that_share_of_the_hidden_units():
     """A unit that is left out of the only row learns nothing, above it or below."""
     features, labels = np.ones((1, 3), np.float32), np.zeros(1, np.int32)
-    config = TrainConfig(optimizer="sgd", dropout=0.25, l2=0.0)
+    config = TrainConfig(momentum=0.0, dropout=0.25, l2=0.0)
     before = start(3, n_units=20_000)
     before["hidden_kernel"] = np.abs(before["hidden_kernel"])  # so that all units are above 0
-    params, _ = descend(before, features, labels, [np.arange(1)], [1e-3], config)
+    params, _ = descend(before, features, labels, [np.arange(1)], steps_of([1e-3], config))
     above, below = (params[n] != before[n] for n in ("kernel", "hidden_kernel"))
     assert (above.any(axis=1) == below.any(axis=0)).all()
     assert above.any(axis=1).mean() == pytest.approx(0.75, abs=0.01)
@@ -143,25 +154,25 @@ def test_dropout_leaves_out_that_share_of_the_hidden_units():
 
 
 @pytest.mark.parametrize("n_units", [0, 6])
-@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_goes_on_where_it_stopped_to_the_same_bits(optimizer, n_units):
     config = TrainConfig(optimizer=optimizer, dropout=0.3)
     features, labels = problem()
     batches, rates = some_batches(7), [0.01] * 7
     params = start(n_units=n_units)
-    whole, _ = descend(params, features, labels, batches, rates, config)
+    whole, _ = descend(params, features, labels, batches, steps_of(rates, config))
     for part in (slice(0, 3), slice(3, 3), slice(3, 7)):
         before = {name: value.copy() for name, value in params.items()}
         after, _ = descend(
-            params, features, labels, batches[part], rates[part], config,
-            first_step=part.start, n_before=part.start,
+            params, features, labels, batches[part],
+            steps_of(rates[part], config, first=part.start),
         )  # fmt: skip
         for name, value in before.items():
             np.testing.assert_array_equal(params[name], value)  # what was given is as it was
             assert not np.shares_memory(params[name], after[name])
         params = after
     assert list(params) == list(whole)
-    assert len(whole) == (4 if n_units else 2) * (1 + len(STATE[optimizer]))
+    assert len(whole) == (4 if n_units else 2) * (1 + len(OPTIMIZERS[optimizer].state))
     for name in whole:
         np.testing.assert_array_equal(params[name], whole[name])
 
@@ -169,13 +180,13 @@ def test_goes_on_where_it_stopped_to_the_same_bits(optimizer, n_units):
 def test_what_is_of_no_optimizer_is_left_out():
     features, labels = problem()
     before = start() | {"kernel_outer_velocity": np.ones((5, 4), np.float32)}
-    params, _ = descend(before, features, labels, some_batches(2), [0.1] * 2, TrainConfig())
+    params, _ = descend(before, features, labels, some_batches(2), steps_of([0.1] * 2))
     assert list(params) == ["kernel", "bias", "kernel_velocity", "bias_velocity"]
 
 
 def test_no_batches_change_nothing():
     features, labels = problem()
-    params, loss = descend(start(), features, labels, [], [], TrainConfig())
+    params, loss = descend(start(), features, labels, [], steps_of([]))
     assert np.isnan(loss)
     for name, value in start().items():
         np.testing.assert_array_equal(params[name], value)
@@ -185,7 +196,7 @@ def test_no_batches_change_nothing():
 def test_every_batch_needs_its_learning_rate():
     features, labels = problem()
     with pytest.raises(ValueError, match="shorter"):
-        descend(zeros(5, 4), features, labels, [np.arange(3)] * 2, [0.1], TrainConfig())
+        descend(zero_params(5, 4), features, labels, [np.arange(3)] * 2, steps_of([0.1]))
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.3])
@@ -220,8 +231,8 @@ def test_converges_to_scikit_learns_logistic_regression(l2, class_weight):
     if class_weight:
         weights = balanced_weights(np.bincount(labels)).astype(np.float32)
     params, _ = descend(
-        zeros(5, 4), features, labels, [np.arange(n)] * steps, [0.3] * steps, TrainConfig(l2=l2),
-        class_weights=weights,
+        zero_params(5, 4), features, labels, [np.arange(n)] * steps,
+        steps_of([0.3] * steps, TrainConfig(l2=l2)), weights,
     )  # fmt: skip
     best = LogisticRegression(
         C=1 / (l2 * n), class_weight=class_weight, tol=1e-8, max_iter=1000
@@ -235,22 +246,24 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean():
     """With one step of SGD from zeros the kernel is a known combination of the inputs."""
     n_features = 20_000
     features, labels = np.ones((4, n_features), np.float32), np.zeros(4, np.int32)
-    config = TrainConfig(optimizer="sgd", dropout=0.25, l2=0.0)
+    config = TrainConfig(momentum=0.0, dropout=0.25, l2=0.0)
 
     def kernel(**where):
-        before = zeros(n_features, 2)
-        params, _ = descend(before, features, labels, [np.arange(4)], [1.0], config, **where)
+        before = zero_params(n_features, 2)
+        params, _ = descend(
+            before, features, labels, [np.arange(4)], steps_of([1.0], config, **where)
+        )
         return params["kernel"][:, 0]
 
-    first = kernel(first_step=3, seed=(0, 1))
+    first = kernel(first=3, seed=(0, 1))
     # Each row brings 1/2 / 4 of its input, which is 0 or 1 / 0.75.
     n_kept = first * 8 * 0.75
     np.testing.assert_allclose(n_kept, n_kept.round(), atol=1e-5)
     assert n_kept.mean() / 4 == pytest.approx(0.75, abs=0.01)
     assert set(n_kept.round()) == {0, 1, 2, 3, 4}
-    np.testing.assert_array_equal(first, kernel(first_step=3, seed=(0, 1)))
-    for other in ({"first_step": 4, "seed": (0, 1)}, {"first_step": 3, "seed": (0, 2)},
-                  {"first_step": 3, "seed": (1, 1)}):  # fmt: skip
+    np.testing.assert_array_equal(first, kernel(first=3, seed=(0, 1)))
+    for other in ({"first": 4, "seed": (0, 1)}, {"first": 3, "seed": (0, 2)},
+                  {"first": 3, "seed": (1, 1)}):  # fmt: skip
         assert (first != kernel(**other)).any()
     assert (features == 1).all()
 
@@ -260,7 +273,7 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean():
     [{}, {"dropout": 0.3}, {"label_smoothing": 0.2}, {"clip_norm": 0.3}],
     ids=str,
 )
-@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(5, 4), (300, 130)])
 def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, options):
     config = TrainConfig(optimizer=optimizer, **options)
@@ -270,35 +283,32 @@ def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, op
     for k in range(3):
         rates.append((RATES.get(optimizer, 0.1) * np.linspace(1, 0.5, 12) / (k + 1)).tolist())
         alone.append(start(*shape, seed=k))
-    together = stack(alone)
-    more = {"class_weights": np.linspace(0.5, 2, shape[1]).astype(np.float32), "first_step": 7}
-    for k, l2 in enumerate(l2s):
-        settings = replace(config, l2=l2)
-        alone[k], loss = descend(alone[k], features, labels, batches, rates[k], settings, **more)
-        losses.append(loss)
-    steps = list(zip(*rates, strict=True))
+    together = stack_heads(alone)
+    weights = np.linspace(0.5, 2, shape[1]).astype(np.float32)
+    steps = [steps_of(rates[k], replace(config, l2=l2), first=7) for k, l2 in enumerate(l2s)]
     rows = features, labels, batches
-    params, loss = descend_stack(together, *rows, steps, config, l2s=l2s, **more)
+    for k, of_one in enumerate(steps):
+        alone[k], loss = descend(alone[k], *rows, of_one, weights)
+        losses.append(loss)
+    params, loss = descend(together, *rows, stack_steps(steps), weights)
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
     for k, head in enumerate(alone):
-        one = unstack(params, k, n_heads=3)
+        one = take_head(params, k, n_heads=3)
         assert one.keys() == head.keys()
         for name in head:
             np.testing.assert_allclose(one[name], head[name], rtol=1e-3, atol=1e-5)
 
 
 def test_a_stacked_head_that_diverges_spoils_no_other():
-    config = TrainConfig()
     features, labels = problem()
     batches, rates = some_batches(60), (0.1, 1e9, 0.1)
-    together = stack([start() for _ in rates])
+    together = stack_heads([start() for _ in rates])
     with np.errstate(all="ignore"):
-        params, _ = descend_stack(
-            together, features, labels, batches, [rates] * 60, config, l2s=(0.01, 0.01, 0.01)
-        )
-    alone, _ = descend(start(), features, labels, batches, [0.1] * 60, config)
-    assert not np.isfinite(unstack(params, 1, 3)["kernel"]).all()
+        steps = stack_steps([steps_of([rate] * 60) for rate in rates])
+        params, _ = descend(together, features, labels, batches, steps)
+    alone, _ = descend(start(), features, labels, batches, steps_of([0.1] * 60))
+    assert not np.isfinite(take_head(params, 1, 3)["kernel"]).all()
     for k in (0, 2):
         np.testing.assert_allclose(
-            unstack(params, k, 3)["kernel"], alone["kernel"], rtol=1e-3, atol=1e-5
+            take_head(params, k, 3)["kernel"], alone["kernel"], rtol=1e-3, atol=1e-5
         )

@@ -74,7 +74,7 @@ def test_logits_with_a_hidden_layer_and_without():
 
 
 def test_the_random_start_keeps_the_size_of_what_goes_through():
-    params = hidden.start(1000, 500, N_CLASSES, seed=3)
+    params = hidden.random_params(1000, 500, N_CLASSES, seed=3)
     assert {value.dtype for value in params.values()} == {np.dtype(np.float32)}
     kernel = params["hidden_kernel"]
     assert abs(kernel.mean()) < 3e-4
@@ -86,6 +86,6 @@ def test_the_random_start_keeps_the_size_of_what_goes_through():
 
 
 def test_the_random_start_follows_from_the_seed_on_any_machine():
-    kernel = hidden.start(64, 32, N_CLASSES, seed=1)["hidden_kernel"]
+    kernel = hidden.random_params(64, 32, N_CLASSES, seed=1)["hidden_kernel"]
     assert hashlib.sha256(kernel.astype("<f4").tobytes()).hexdigest()[:16] == "f999e04692977d08"
-    assert (hidden.start(64, 32, N_CLASSES, seed=2)["hidden_kernel"] != kernel).any()
+    assert (hidden.random_params(64, 32, N_CLASSES, seed=2)["hidden_kernel"] != kernel).any()

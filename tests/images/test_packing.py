@@ -30,6 +30,7 @@ from dtl.pipeline import command_line
 from dtl.pipeline.gather import report_input
 from dtl.pipeline.results import Results
 from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
 
 CUT = {"layers": ["block1_pool"], "weights": "random", "chunk_images": 8, "batch_images": 4,
        "precision": "float32"}  # fmt: skip
@@ -257,7 +258,7 @@ def test_features_and_head_have_the_same_bits(
     assert (stores["b"].read("status") == 2).sum() == 2
     c = settings(pictures)
     heads = {
-        trainer.train(store, c.train, "block1_pool", 0, processes)[0].fingerprint
+        trainer.train(TrainingSpec(store, c.train, "block1_pool", 0), processes).head.fingerprint
         for store in stores.values()
     }
     assert len(heads) == 1
@@ -287,7 +288,8 @@ def test_predictions_and_the_pictures_of_a_report(
     packing.pack(str(packed), listed(pictures), PackConfig(), processes)
     store = featurize(packed, Path(out.features), processes)
     c = settings(packed)
-    head, history = trainer.train(store, c.train, "block1_pool", 0, processes)
+    trained = trainer.train(TrainingSpec(store, c.train, "block1_pool", 0), processes)
+    head, history = trained.head, trained.history
     found = listing.find_images(str(packed))
     found.sort()
     assert len(found.paths) == 24

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,24 @@ from helpers import COLOURS, CUT, THREADS, MakeStore, Run, draw, wait_until
 
 from dtl import storage
 from dtl.config import TrainConfig
+from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
+from dtl.head.schedules import Plan
 from dtl.images.values import TRAIN, VALIDATION
 from dtl.pipeline.results import Results
-from dtl.training import checkpoint, trainer
+from dtl.training import checkpoint, rounds, trainer
 from dtl.training.checkpoint import Checkpoint, Keeper
+from dtl.training.spec import TrainingSpec
 from dtl.training.values import Round
 
-CONFIG = TrainConfig(n_shards=4, epochs=6.0, batch_size=16, averaging_frequency=2, validate_every=2)
+CONFIG = TrainConfig(n_shards=4, epochs=6.0, batch_size=16, averaging_frequency=2)
 HIDDEN = replace(CONFIG, hidden_units=12)
+
+
+@pytest.fixture(autouse=True)
+def frequent_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "validate_every", 2)
 
 
 def made(n_rounds: int = 3) -> Checkpoint:
@@ -54,6 +61,7 @@ def keep_all(url: str, monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
         write(where, data)
 
     monkeypatch.setattr(checkpoint.storage, "write_bytes", written)
+    monkeypatch.setattr(rounds, "CHECKPOINT_EVERY", 3)
     return kept
 
 
@@ -77,7 +85,7 @@ def test_bytes_hold_all_of_it() -> None:
 def test_damaged_bytes_are_told() -> None:
     whole = made().to_bytes()
     for damaged in (b"", b"no archive", whole[:100], whole[:-1], whole[len(whole) // 2 :]):
-        with pytest.raises(ValueError, match="Not a whole checkpoint that dtl wrote"):
+        with pytest.raises(ValueError, match="Not a checkpoint that dtl wrote"):
             Checkpoint.from_bytes(damaged)
     expected = made().params["kernel"]
     for at in range(0, len(whole), 7):  # a byte of the disk that went wrong
@@ -99,20 +107,16 @@ def test_resumed_from_any_checkpoint_ends_with_the_same_bits(
     config = replace(
         CONFIG, keep="best", stop_on="validation_accuracy", patience=100, hidden_units=n_units,
     )  # fmt: skip
-    plain = trainer.train_both(store, config, "fc2", 3, threads)
+    plain = trainer.train(TrainingSpec(store, config, "fc2", 3), threads)
     n_rounds = len(plain.history)
-    kept = keep_all(url, monkeypatch)
-    every = replace(config, checkpoint_every=3)
-    assert trainer.train(store, every, "fc2", 3, threads, checkpoint=url)[0].to_bytes() == (
-        plain.head.to_bytes()
-    )
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        kept = keep_all(url, patched)
+        again = trainer.train(TrainingSpec(store, config, "fc2", 3), threads, checkpoint=url)
+        assert again.head.to_bytes() == plain.head.to_bytes()
     assert list(kept) == list(range(3, n_rounds, 3))
     for n_done in list(kept)[::3]:
         storage.write_bytes(url, kept[n_done])
-        again = trainer.train_both(
-            store, replace(config, checkpoint_every=0), "fc2", 3, threads, checkpoint=url
-        )
+        again = trainer.train(TrainingSpec(store, config, "fc2", 3), threads, checkpoint=url)
         assert again.head.to_bytes() == plain.head.to_bytes()
         assert (again.other is None) == (plain.other is None)
         if again.other and plain.other:
@@ -121,36 +125,48 @@ def test_resumed_from_any_checkpoint_ends_with_the_same_bits(
 
 
 def test_a_checkpoint_of_other_settings_is_refused(
-    make_store: MakeStore, threads: Client, tmp_path: Path
+    make_store: MakeStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, url = make_store(200), str(tmp_path / "checkpoint.npz")
-    config = replace(CONFIG, checkpoint_every=4)
-    trainer.train(store, config, "fc2", 0, threads, checkpoint=url)
+    config = CONFIG
+    monkeypatch.setattr(rounds, "CHECKPOINT_EVERY", 4)
+    trainer.train(TrainingSpec(store, config, "fc2", 0), threads, checkpoint=url)
     left = storage.read_bytes(url)
     other = replace(config, l2=0.5)
     with pytest.raises(
         ValueError,
         match=r"other settings:\n  train.l2: asked for 0.5, stored 0.01\nGive .* remove that file",
     ):
-        trainer.train(store, other, "fc2", 0, threads, checkpoint=url)
+        trainer.train(TrainingSpec(store, other, "fc2", 0), threads, checkpoint=url)
     assert storage.read_bytes(url) == left
-    head, history = trainer.train(store, other, "fc2", 0, threads, checkpoint=url, overwrite=True)
+    trained = trainer.train(
+        TrainingSpec(store, other, "fc2", 0), threads, checkpoint=url, overwrite=True
+    )
+    head, history = trained.head, trained.history
     assert history[0].round == 1
-    assert head.to_bytes() == trainer.train(store, other, "fc2", 0, threads)[0].to_bytes()
+    assert (
+        head.to_bytes()
+        == trainer.train(TrainingSpec(store, other, "fc2", 0), threads).head.to_bytes()
+    )
     storage.write_bytes(url, left[:-50])
-    with pytest.raises(ValueError, match=r"Cannot go on from .*checkpoint.npz. Not a whole"):
-        trainer.train(store, config, "fc2", 0, threads, checkpoint=url)
+    for overwrite in (False, True):  # damage is no other setting
+        with pytest.raises(UserError, match=r"Cannot go on from .*checkpoint.npz. Not a checkpo"):
+            trainer.train(
+                TrainingSpec(store, config, "fc2", 0), threads, checkpoint=url, overwrite=overwrite
+            )
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_training(
-    make_store: MakeStore, threads: Client, tmp_path: Path
+    make_store: MakeStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rounds, "CHECKPOINT_EVERY", 1)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         trainer.train(
-            make_store(200), replace(CONFIG, checkpoint_every=1), "fc2", 0, threads,
+            TrainingSpec(make_store(200), CONFIG, "fc2", 0),
+            threads,
             checkpoint=str(tmp_path / "file" / "checkpoint.npz"),
-        )  # fmt: skip
+        )
 
 
 def test_diverging_leaves_no_checkpoint(
@@ -160,7 +176,7 @@ def test_diverging_leaves_no_checkpoint(
     # Without momentum the penalty multiplies the kernel by -29 in every step.
     config = replace(
         CONFIG, learning_rate=3.0, l2=10.0, momentum=0.0, averaging_frequency=1, epochs=40.0,
-        checkpoint_every=1, schedule="constant",
+        schedule="constant",
     )  # fmt: skip
     seen: list[int] = []
     save = Keeper.save
@@ -171,8 +187,9 @@ def test_diverging_leaves_no_checkpoint(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Keeper, "save", saved)
-        with pytest.raises(ValueError, match=r"diverged in round \d+.*Lower train.learning_rate"):
-            trainer.train(make_store(), config, "fc2", 0, threads, checkpoint=url)
+        patched.setattr(rounds, "CHECKPOINT_EVERY", 1)
+        with pytest.raises(ValueError, match=r"diverged in round \d+.*Lower `train.learning_rate`"):
+            trainer.train(TrainingSpec(make_store(), config, "fc2", 0), threads, checkpoint=url)
     assert len(seen) > 3
     assert not storage.exists(url)
 
@@ -191,20 +208,21 @@ def scores(store: FeatureStore, head: Head) -> tuple[float, float]:
 
 def overfitting(make_store: MakeStore) -> tuple[FeatureStore, TrainConfig]:
     store = make_store(n_images=300, n_features=200, distance=0.3)
-    return store, replace(CONFIG, l2=0.0, epochs=20.0, schedule="constant", validate_every=1)
+    return store, replace(CONFIG, l2=0.0, epochs=20.0, schedule="constant")
 
 
 @pytest.mark.parametrize("stop_on", ["validation_loss", "validation_accuracy"])
 def test_stops_after_validations_without_a_better_one(
     make_store: MakeStore, threads: Client, stop_on: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Plan, "validate_every", 1)
     store, config = overfitting(make_store)
     config = replace(config, stop_on=stop_on)
-    _, full = trainer.train(store, config, "fc2", 0, threads)
+    full = trainer.train(TrainingSpec(store, config, "fc2", 0), threads).history
     values = [getattr(done, stop_on) * (1 if stop_on == "validation_loss" else -1) for done in full]
     best = next(i for i in range(len(values)) if min(values[: i + 6]) == values[i])
     stopping = replace(config, patience=5)
-    last = trainer.train_both(store, stopping, "fc2", 0, threads)
+    last = trainer.train(TrainingSpec(store, stopping, "fc2", 0), threads)
     assert len(last.history) == best + 6 < len(full)
     assert untimed(last.history) == untimed(full[: best + 6])
     assert last.other is not None
@@ -216,46 +234,37 @@ def test_stops_after_validations_without_a_better_one(
     )
     # However many rounds were on their way when it was known.
     for ahead in (0, 9):
-        monkeypatch.setattr(trainer, "ROUNDS_AHEAD", ahead)
-        again = trainer.train_both(store, stopping, "fc2", 0, threads)
+        monkeypatch.setattr(rounds, "ROUNDS_AHEAD", ahead)
+        again = trainer.train(TrainingSpec(store, stopping, "fc2", 0), threads)
         assert again.head.to_bytes() == last.head.to_bytes()
         assert again.other is not None
         assert again.other.to_bytes() == last.other.to_bytes()
-    kept = trainer.train_both(store, replace(stopping, keep="best"), "fc2", 0, threads)
+    kept = trainer.train(TrainingSpec(store, replace(stopping, keep="best"), "fc2", 0), threads)
     assert kept.head.kernel.tobytes() == last.other.kernel.tobytes()
     assert kept.other is not None
     assert kept.other.kernel.tobytes() == last.head.kernel.tobytes()
 
 
-def test_stops_after_a_time_and_scores_the_last_round(
-    make_store: MakeStore, threads: Client
-) -> None:
-    config = replace(CONFIG, max_seconds=0.5, epochs=10_000.0, validate_every=1_000_000)
-    started = time.monotonic()
-    head, history = trainer.train(make_store(), config, "fc2", 0, threads)
-    assert time.monotonic() - started < 60
-    assert history[-1].epoch < 10_000
-    assert np.isfinite(history[-1].validation_loss)
-    assert np.isfinite(head.kernel).all()
-
-
 def test_stopping_needs_validation_images(make_store: MakeStore, threads: Client) -> None:
     store = make_store(200, shares=(0.8, 0.0, 0.2))
     for change in ({"patience": 2}, {"keep": "best"}):
-        with pytest.raises(ValueError, match=r"train\.\w+ = \w+ needs validation images"):
-            trainer.train(store, replace(CONFIG, **change), "fc2", 0, threads)
-    assert trainer.train_both(store, CONFIG, "fc2", 0, threads).other is None
+        with pytest.raises(ValueError, match=r"`train\.\w+` = \w+ needs validation images"):
+            trainer.train(TrainingSpec(store, replace(CONFIG, **change), "fc2", 0), threads)
+    assert trainer.train(TrainingSpec(store, CONFIG, "fc2", 0), threads).other is None
 
 
 def test_the_exact_solver_has_no_rounds_to_stop(make_store: MakeStore, threads: Client) -> None:
-    config = replace(CONFIG, solver="lbfgs", max_seconds=3.0)
-    with pytest.raises(ValueError, match=r"train.max_seconds = 3 is for rounds of averaging"):
-        trainer.train(make_store(200), config, "fc2", 0, threads)
+    config = replace(CONFIG, solver="lbfgs", patience=3)
+    with pytest.raises(ValueError, match=r"`train\.patience` = 3 is for rounds of averaging"):
+        trainer.train(TrainingSpec(make_store(200), config, "fc2", 0), threads)
 
 
-def test_results_keep_both_heads(make_store: MakeStore, threads: Client, tmp_path: Path) -> None:
+def test_results_keep_both_heads(
+    make_store: MakeStore, threads: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "validate_every", 1)
     store, config = overfitting(make_store)
-    trained = trainer.train_both(store, config, "fc2", 0, threads)
+    trained = trainer.train(TrainingSpec(store, config, "fc2", 0), threads)
     assert trained.other is not None
     results = Results(str(tmp_path / "out"))
     storage.write_bytes(results.checkpoint, b"of rounds before")
@@ -275,24 +284,27 @@ def test_starts_from_a_head_as_the_same_function(
     make_store: MakeStore, threads: Client, tmp_path: Path, way: TrainConfig
 ) -> None:
     store = make_store()
-    first, _ = trainer.train(store, way, "fc2", 0, threads)
+    first = trainer.train(TrainingSpec(store, way, "fc2", 0), threads).head
     storage.write_bytes(str(tmp_path / "out" / "head.npz"), first.to_bytes())
     # Other training rows, so another mean and scale; and steps too small to see.
     split = store.read("split")
     split[np.flatnonzero(split == TRAIN)[::3]] = 2
     store.write_split(split, {"made": "by a test"})
     config = replace(way, learning_rate=1e-9, start_from=str(tmp_path / "out"))
-    second, _ = trainer.train(store, config, "fc2", 0, threads)
+    second = trainer.train(TrainingSpec(store, config, "fc2", 0), threads).head
     assert not np.allclose(second.mean, first.mean, rtol=1e-4)
     x = store.read("fc2")
     assert np.allclose(second.logits(x), first.logits(x), atol=1e-3)
     assert second.provenance["start_sha256"] == storage.sha256(str(tmp_path / "out" / "head.npz"))
     # From the file itself it is the same head.
     file = replace(config, start_from=str(tmp_path / "out" / "head.npz"))
-    assert trainer.train(store, file, "fc2", 0, threads)[0].to_bytes() == second.to_bytes()
+    assert (
+        trainer.train(TrainingSpec(store, file, "fc2", 0), threads).head.to_bytes()
+        == second.to_bytes()
+    )
     further = replace(way, start_from=str(tmp_path / "out"))
-    _, history = trainer.train(store, further, "fc2", 0, threads)
-    _, fresh = trainer.train(store, way, "fc2", 0, threads)
+    history = trainer.train(TrainingSpec(store, further, "fc2", 0), threads).history
+    fresh = trainer.train(TrainingSpec(store, way, "fc2", 0), threads).history
     assert history[0].loss < fresh[0].loss
 
 
@@ -303,12 +315,14 @@ def made_with(head: Head, **changed: object) -> Head:
 def test_heads_of_something_else_are_no_start(
     make_store: MakeStore, threads: Client, tmp_path: Path
 ) -> None:
-    head, _ = trainer.train(make_store(200), replace(CONFIG, epochs=1.0), "fc2", 0, threads)
+    head = trainer.train(
+        TrainingSpec(make_store(200), replace(CONFIG, epochs=1.0), "fc2", 0), threads
+    ).head
     url = str(tmp_path / "other.npz")
     config = replace(CONFIG, start_from=url)
     store = make_store(200)
     with pytest.raises(FileNotFoundError, match="No such file"):
-        trainer.train(store, config, "fc2", 0, threads)
+        trainer.train(TrainingSpec(store, config, "fc2", 0), threads)
     for other, message in (
         (replace(head, class_names=(*head.class_names[:-1], "cat")), "not in both: cat, class 4"),
         (replace(head, class_names=head.class_names[::-1]), "their order differs"),
@@ -325,11 +339,11 @@ def test_heads_of_something_else_are_no_start(
     ):  # fmt: skip
         storage.write_bytes(url, other.to_bytes())
         with pytest.raises(ValueError, match="cannot be trained further here") as raised:
-            trainer.train(store, config, "fc2", 0, threads)
+            trainer.train(TrainingSpec(store, config, "fc2", 0), threads)
         assert message in str(raised.value)
     storage.write_bytes(url, b"no head")
     with pytest.raises(ValueError, match="Not a head that dtl wrote"):
-        trainer.train(store, config, "fc2", 0, threads)
+        trainer.train(TrainingSpec(store, config, "fc2", 0), threads)
 
 
 def test_a_class_that_a_shard_lacks_is_harmless(
@@ -341,7 +355,7 @@ def test_a_class_that_a_shard_lacks_is_harmless(
     split[(label == 2) & (chunk % 4 == 1)] = -1
     store.write_split(split, {"made": "by a test"})
     with caplog.at_level(logging.WARNING, "dtl.training"):
-        head, _ = trainer.train(store, CONFIG, "fc2", 0, threads)
+        head = trainer.train(TrainingSpec(store, CONFIG, "fc2", 0), threads).head
     assert not caplog.records
     rows = (split == TRAIN) & (label == 2)
     assert (head.logits(store.read("fc2")[rows]).argmax(axis=1) == 2).mean() > 0.8
@@ -355,7 +369,7 @@ def test_a_class_without_training_images_is_told(
     split[store.read("label") == 2] = -1
     store.write_split(split, {"made": "by a test"})
     with caplog.at_level("WARNING", "dtl.training"):
-        trainer.train(store, replace(CONFIG, n_shards=1), "fc2", 0, threads)
+        trainer.train(TrainingSpec(store, replace(CONFIG, n_shards=1), "fc2", 0), threads)
     assert "1 classes have no training image and will never be predicted: class 2" in caplog.text
 
 
@@ -367,7 +381,7 @@ def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(
     tmp_path: Path, here: Run
 ) -> None:
     draw(tmp_path / "pictures", COLOURS, 16)
-    out, long = tmp_path / "out", ["--train.epochs", "1200", "--train.checkpoint-every", "20"]
+    out, long = tmp_path / "out", ["--train.epochs", "1200"]
     first = here(
         "featurize", "--images", tmp_path / "pictures", "--out", out, *CUT, *long,
         *THREADS,

@@ -25,7 +25,8 @@ from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
 from dtl.report import page
 from dtl.training import comparison
-from dtl.training.values import Comparison
+from dtl.training.spec import TrainingSpec
+from dtl.training.values import Comparison, comparison_from_json, to_json
 
 CONFIG = TrainConfig(epochs=20.0, batch_size=16)
 COMPARED = CompareConfig(frequencies=(1, 5), shards=(1, 4))
@@ -34,7 +35,7 @@ COMPARED = CompareConfig(frequencies=(1, 5), shards=(1, 4))
 @pytest.fixture
 def compared(make_store: MakeStore, threads: Client) -> Comparison:
     store = make_store(n_images=1500, chunk_images=150, distance=0.5)
-    return comparison.compare(store, CONFIG, COMPARED, "fc2", 0, threads)
+    return comparison.compare(TrainingSpec(store, CONFIG, "fc2", 0), COMPARED, threads)
 
 
 def test_every_way_is_compared_with_the_optimum(
@@ -96,7 +97,7 @@ def test_what_bytes_moved_follow_from_is_compared_with_what_was_done(
 ) -> None:
     store = make_store()
     asked, made = (
-        comparison.provenance(store, way, COMPARED, "fc2", 0)
+        comparison.provenance(TrainingSpec(store, way, "fc2", 0), COMPARED)
         for way in (replace(CONFIG, **other), CONFIG)
     )
     (found,) = differences(asked, made)
@@ -117,7 +118,7 @@ def test_tree_inputs_are_those_of_the_tree(n: int, depth: int) -> None:
 def test_two_classes_have_the_same_optimum(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_images=600, n_classes=2, distance=0.3)
     few = replace(COMPARED, shards=(1,), frequencies=(5,))
-    *_, sklearn = comparison.compare(store, CONFIG, few, "fc2", 0, threads).contenders
+    *_, sklearn = comparison.compare(TrainingSpec(store, CONFIG, "fc2", 0), few, threads).contenders
     assert sklearn.name == "scikit-learn"
     assert abs(sklearn.objective_gap) < 1e-4
     assert sklearn.kernel_distance < 0.02
@@ -129,7 +130,7 @@ def test_a_class_without_training_rows(make_store: MakeStore, threads: Client) -
     split[(store.read("label") == 3) & (split == TRAIN)] = -1
     store.write_split(split, {"made": "by a test"})
     few = replace(COMPARED, shards=(1,), frequencies=(5,))
-    *_, sklearn = comparison.compare(store, CONFIG, few, "fc2", 0, threads).contenders
+    *_, sklearn = comparison.compare(TrainingSpec(store, CONFIG, "fc2", 0), few, threads).contenders
     assert abs(sklearn.objective_gap) < 2e-3
 
 
@@ -141,28 +142,28 @@ def test_what_cannot_be_compared_is_told_before_the_work(
     def refused(said: str, compared: CompareConfig = COMPARED, **changes: object) -> None:
         with pytest.raises((ValueError, ImportError), match=said):
             comparison.compare(  # it asks nothing of the client
-                store, replace(CONFIG, **changes), compared, "fc2", 0, client=None
+                TrainingSpec(store, replace(CONFIG, **changes), "fc2", 0), compared, client=None
             )
 
-    refused(r"train.hidden_units = 9 has no such. Give --train.hid", hidden_units=9)
+    refused("`train.hidden_units` = 9 has none. Give 0", hidden_units=9)
     refused(r"train.label_smoothing is for train.solver = averaging", label_smoothing=0.1)
-    refused(r"train.max_seconds = 3.0 is for training alone", max_seconds=3.0)
-    refused(r"train.n_shards = 99, but the store has 60 chunks", n_shards=99)
+    refused("`train.patience` = 3 is for training alone", patience=3)
+    refused(r"`train.n_shards` = 99, but the store has 60 chunks", n_shards=99)
     refused(
-        r"would hold \d MiB.*more than compare.sklearn_mib = 1", replace(COMPARED, sklearn_mib=1)
+        r"would hold \d MiB.*more than `compare.sklearn_mib` = 1", replace(COMPARED, sklearn_mib=1)
     )
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    refused(r"Comparing needs scikit-learn.*--compare.sklearn-mib 0")
+    refused("Comparing needs scikit-learn.*set `compare.sklearn_mib` = 0")
 
 
 def test_scikit_learn_can_be_left_out(make_store: MakeStore, threads: Client) -> None:
     few = replace(COMPARED, shards=(2,), frequencies=(5,), sklearn_mib=0)
-    found = comparison.compare(make_store(), CONFIG, few, "fc2", 0, threads)
+    found = comparison.compare(TrainingSpec(make_store(), CONFIG, "fc2", 0), few, threads)
     assert [c.name for c in found.contenders] == ["L-BFGS", "averaged every 5, 2 shards"]
 
 
 def test_json_gives_the_same_comparison(compared: Comparison) -> None:
-    assert comparison.from_json(comparison.to_json(compared)) == compared
+    assert comparison_from_json(to_json(compared)) == compared
 
 
 def test_page_has_every_way_and_fetches_nothing(compared: Comparison) -> None:

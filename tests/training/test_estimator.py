@@ -384,7 +384,7 @@ def test_frames_are_refused() -> None:
 
 
 def test_a_diverging_learning_rate_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Lower train\.learning_rate"):
+    with pytest.raises(ValueError, match=r"Lower `train\.learning_rate`"):
         SoftmaxRegression(learning_rate=1e30, epochs=5.0, l2=0.1).fit(X, Y)
 
 
@@ -392,7 +392,7 @@ def test_a_diverging_learning_rate_is_refused() -> None:
 def test_says_how_far_it_is_only_if_asked(
     solver: str, threads: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = SoftmaxRegression(solver=solver, epochs=2, lbfgs_max_iterations=500, l2=0.1)
+    model = SoftmaxRegression(solver=solver, epochs=2, l2=0.1)
     with caplog.at_level("INFO", "dtl"):
         model.fit(*blobs())
         assert not caplog.messages

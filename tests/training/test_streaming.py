@@ -16,6 +16,7 @@ from dtl.head.averaging import Moments
 from dtl.images.values import TRAIN, VALIDATION
 from dtl.training import local_sgd, sharding, streaming, trainer
 from dtl.training.sharding import Shard
+from dtl.training.spec import TrainingSpec
 from dtl.training.streaming import StoredFeatures
 
 CONFIG = TrainConfig(n_shards=3, epochs=4.0, batch_size=16, averaging_frequency=5)
@@ -39,12 +40,12 @@ def test_same_bits_as_from_memory(
     client = request.getfixturevalue(workers)
     store = make_store()
     config = replace(CONFIG, **options)
-    heads = [
-        trainer.train(store, replace(config, features_in=where), "fc2", 1, client)
+    trained = [
+        trainer.train(TrainingSpec(store, replace(config, features_in=where), "fc2", 1), client)
         for where in ("memory", "store")
     ]
-    assert heads[0][0].to_bytes() == heads[1][0].to_bytes()
-    for one, other in zip(heads[0][1], heads[1][1], strict=True):
+    assert trained[0].head.to_bytes() == trained[1].head.to_bytes()
+    for one, other in zip(trained[0].history, trained[1].history, strict=True):
         same = {"step_s": 0.0, "average_s": 0.0, "wait_s": 0.0}
         assert repr(replace(one, **same)) == repr(replace(other, **same))
 

@@ -14,19 +14,25 @@ from distributed import Client
 from helpers import MakeStore, a_worker_is_killed, local_cluster
 
 from dtl import config, storage
+from dtl.cluster import connection
 from dtl.config import TrainConfig, TuneConfig
+from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.images.values import TEST, VALIDATION
-from dtl.pipeline import command_line, commands
+from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
 from dtl.report import page
 from dtl.training import trainer, tuning
-from dtl.training.values import Rung, Trial, Tuning
+from dtl.training.spec import TrainingSpec
+from dtl.training.values import Rung, Trial, Tuning, to_json, tuning_from_json
 
 CONFIG = TrainConfig(epochs=9.0, batch_size=16, n_shards=3)
-TUNED = TuneConfig(
-    learning_rates=(1e-5, 1e-3, 0.05, 1e9), l2s=(1e-4, 0.3, 30.0), eta=3, first_epochs=1.0
-)
+TUNED = TuneConfig(learning_rates=(1e-5, 1e-3, 0.05, 1e9), l2s=(1e-4, 0.3, 30.0), eta=3)
+
+
+@pytest.fixture(autouse=True)
+def early_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "FIRST_EPOCHS", 1.0)
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def few_rows(make_store: MakeStore, name: str = "features.zarr") -> FeatureStore
 
 @pytest.fixture
 def found(store: FeatureStore, threads: Client) -> Tuning:
-    return tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads)
+    return tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), TUNED, threads)
 
 
 def options(trial: Trial) -> tuple[float, float, float, int]:
@@ -51,12 +57,12 @@ def options(trial: Trial) -> tuple[float, float, float, int]:
 
 
 def way(trial: Trial, like: TrainConfig = CONFIG) -> TrainConfig:
-    return tuning.best(Tuning((trial,), (), ""), like)
+    return tuning.choose(Tuning((trial,), (), ""), like)
 
 
 def trained(store: FeatureStore, settings: TrainConfig, client: Client) -> Rung:
     """What the last round of training has."""
-    last = trainer.train(store, settings, "fc2", 0, client)[1][-1]
+    last = trainer.train(TrainingSpec(store, settings, "fc2", 0), client).history[-1]
     return Rung(**{name: getattr(last, name) for name in Rung.__dataclass_fields__})
 
 
@@ -89,7 +95,7 @@ def test_without_cuts_the_order_is_that_of_training_each_alone(
     store: FeatureStore, threads: Client
 ) -> None:
     all_to_the_end = replace(TUNED, learning_rates=(1e-3, 0.05), eta=1)
-    found = tuning.tune(store, CONFIG, all_to_the_end, "fc2", 0, threads)
+    found = tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), all_to_the_end, threads)
     alone = {options(t): trained(store, way(t), threads) for t in found.trials}
     assert found.cuts == (9.0,)
     assert list(alone) == sorted(alone, key=lambda o: alone[o].validation_loss)
@@ -119,7 +125,7 @@ def test_who_came_through_has_what_training_with_its_options_gives(
     if not stacked:
         monkeypatch.setattr(tuning, "_STACKED", 0)
     tuned = replace(TUNED, learning_rates=(0.002, 0.02), l2s=(0.0, 0.3), frequencies=(3, 10))
-    found = tuning.tune(store, settings, tuned, "fc2", 0, threads)
+    found = tuning.tune(TrainingSpec(store, settings, "fc2", 0), tuned, threads)
     winner = found.trials[0]
     assert len(winner.rungs) == len(found.cuts) > 1
     expected = trained(store, way(winner, settings), threads)
@@ -131,7 +137,7 @@ def test_who_came_through_has_what_training_with_its_options_gives(
 
 def test_a_search_by_accuracy(store: FeatureStore, threads: Client) -> None:
     settings = replace(CONFIG, stop_on="validation_accuracy", keep="best", patience=1)
-    found = tuning.tune(store, settings, TUNED, "fc2", 0, threads)
+    found = tuning.tune(TrainingSpec(store, settings, "fc2", 0), TUNED, threads)
     assert found.metric == "validation_accuracy"
     for n_rungs in (1, 2, 3):
         ended = [t.rungs[-1] for t in found.trials if len(t.rungs) == n_rungs]
@@ -149,7 +155,7 @@ def test_test_rows_make_no_difference(make_store: MakeStore, threads: Client) ->
         if founds:
             split = store.read("split")
             store.write_split(np.where(split == TEST, -1, split), store.split_fingerprint)
-        founds.append(tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads))
+        founds.append(tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), TUNED, threads))
     assert founds[0] == founds[1]
 
 
@@ -159,19 +165,20 @@ def test_test_rows_make_no_difference(make_store: MakeStore, threads: Client) ->
 @pytest.mark.parametrize("n_workers", [1, 4])
 def test_same_bits_on_any_workers(store: FeatureStore, found: Tuning, n_workers: int) -> None:
     with local_cluster(n_workers) as local, Client(local) as client:
-        again = tuning.tune(store, CONFIG, TUNED, "fc2", 0, client)
+        again = tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), TUNED, client)
     assert again == found
 
 
 def test_same_bits_when_a_worker_is_killed_on_the_way(
-    make_store: MakeStore, threads: Client
+    make_store: MakeStore, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tuning, "FIRST_EPOCHS", 3.0)
     store = make_store(n_images=2000, n_features=200)
     settings = replace(CONFIG, epochs=12.0)
-    tuned = TuneConfig(learning_rates=(0.001, 0.01), l2s=(0.001, 0.01), eta=2, first_epochs=3.0)
-    expected = tuning.tune(store, settings, tuned, "fc2", 1, threads)
+    tuned = TuneConfig(learning_rates=(0.001, 0.01), l2s=(0.001, 0.01), eta=2)
+    expected = tuning.tune(TrainingSpec(store, settings, "fc2", 1), tuned, threads)
     with a_worker_is_killed(once="stats") as client:
-        found = tuning.tune(store, settings, tuned, "fc2", 1, client)
+        found = tuning.tune(TrainingSpec(store, settings, "fc2", 1), tuned, client)
     assert found == expected
 
 
@@ -184,7 +191,7 @@ def interrupt_after(n_cuts: int, monkeypatch: pytest.MonkeyPatch) -> list[float]
     train = tuning._train
 
     def trained_or_interrupted(*arguments: Any) -> Any:
-        reached.append(arguments[4])
+        reached.append(arguments[4][1])
         if len(reached) > n_cuts:
             raise KeyboardInterrupt
         return train(*arguments)
@@ -201,17 +208,17 @@ def test_interrupted_after_any_cut_goes_on_to_the_same_bits(
     more: dict[str, Any],
 ) -> None:  # fmt: skip
     settings, url = replace(CONFIG, **more), str(tmp_path / "tune.npz")
-    expected = tuning.tune(store, settings, TUNED, "fc2", 0, threads)
+    expected = tuning.tune(TrainingSpec(store, settings, "fc2", 0), TUNED, threads)
     for n_cuts, cut in ((1, 3.0), (1, 9.0)):  # interrupted once more, when it has gone on
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
             reached = interrupt_after(n_cuts, patched)
-            tuning.tune(store, settings, TUNED, "fc2", 0, threads, checkpoint=url)
+            tuning.tune(TrainingSpec(store, settings, "fc2", 0), TUNED, threads, checkpoint=url)
         assert reached[-1] == cut
     reached = interrupt_after(99, monkeypatch)
-    found = tuning.tune(store, settings, TUNED, "fc2", 0, threads, checkpoint=url)
+    found = tuning.tune(TrainingSpec(store, settings, "fc2", 0), TUNED, threads, checkpoint=url)
     assert reached == [9.0]
     assert found == expected
-    assert tuning.to_json(found) == tuning.to_json(expected)
+    assert to_json(found) == to_json(expected)
 
 
 def test_a_search_that_cannot_go_on_says_why(
@@ -220,7 +227,9 @@ def test_a_search_that_cannot_go_on_says_why(
     url = str(tmp_path / "tune.npz")
 
     def tune(tuned: TuneConfig = TUNED, **more: Any) -> Tuning:
-        return tuning.tune(store, CONFIG, tuned, "fc2", 0, threads, checkpoint=url, **more)
+        return tuning.tune(
+            TrainingSpec(store, CONFIG, "fc2", 0), tuned, threads, checkpoint=url, **more
+        )
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         interrupt_after(1, patched)
@@ -231,9 +240,14 @@ def test_a_search_that_cannot_go_on_says_why(
         tune(other)
     assert storage.read_bytes(url) == left
     storage.write_bytes(url, left[:-50])
-    with pytest.raises(ValueError, match=r"Cannot go on from .*tune.npz. Not a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"Cannot go on from .*tune.npz. Not a checkpoint"):
         tune()
-    assert tune(overwrite=True) == tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads)
+    with pytest.raises(UserError, match="Cannot go on from"):  # damage is no other setting
+        tune(overwrite=True)
+    storage.write_bytes(url, left)
+    assert tune(other, overwrite=True) == tuning.tune(
+        TrainingSpec(store, CONFIG, "fc2", 0), other, threads
+    )
 
 
 def test_a_search_that_diverges_later_leaves_no_checkpoint(
@@ -248,7 +262,7 @@ def test_a_search_that_diverges_later_leaves_no_checkpoint(
 
     monkeypatch.setattr(tuning, "_judge", diverge_later)
     with pytest.raises(ValueError, match="All trials have diverged, the last before epoch 3"):
-        tuning.tune(store, CONFIG, TUNED, "fc2", 0, threads, checkpoint=url)
+        tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), TUNED, threads, checkpoint=url)
     assert not storage.exists(url)
 
 
@@ -260,7 +274,7 @@ def test_random_trials_lie_between_the_values_and_follow_from_the_seed() -> None
         method="random", n_trials=200, learning_rates=(1.0, 0.001, 0.1), l2s=(1e-5, 1e-2),
         dropouts=(0.0, 0.5), frequencies=(1, 10),
     )  # fmt: skip
-    ways = tuning.trials(CONFIG, tuned, 0)
+    ways = tuning.list_trials(CONFIG, tuned, 0)
     assert len(ways) == 200
     for name, low, high in (("learning_rate", 0.001, 1.0), ("l2", 1e-5, 1e-2)):
         values = np.array([getattr(way, name) for way in ways])
@@ -271,14 +285,14 @@ def test_random_trials_lie_between_the_values_and_follow_from_the_seed() -> None
         assert all(float(f"{value:.3g}") == value for value in values)
     for name, expected in (("dropout", {0.0, 0.5}), ("averaging_frequency", {1, 10})):
         assert {getattr(way, name) for way in ways} == expected
-    assert tuning.trials(CONFIG, tuned, 0) == ways
-    assert tuning.trials(CONFIG, tuned, 1) != ways
-    assert tuning.trials(CONFIG, replace(tuned, n_trials=5), 0) == ways[:5]
+    assert tuning.list_trials(CONFIG, tuned, 0) == ways
+    assert tuning.list_trials(CONFIG, tuned, 1) != ways
+    assert tuning.list_trials(CONFIG, replace(tuned, n_trials=5), 0) == ways[:5]
 
 
 def test_a_grid_has_every_combination_once() -> None:
     tuned = TuneConfig(learning_rates=(0.1, 0.1, 0.2), l2s=(0.0,), frequencies=(1, 5, 10))
-    ways = tuning.trials(replace(CONFIG, dropout=0.25), tuned, 0)
+    ways = tuning.list_trials(replace(CONFIG, dropout=0.25), tuned, 0)
     assert [(w.learning_rate, w.averaging_frequency) for w in ways] == [
         (0.1, 1), (0.1, 5), (0.1, 10), (0.2, 1), (0.2, 5), (0.2, 10),
     ]  # fmt: skip
@@ -297,10 +311,11 @@ def test_a_grid_has_every_combination_once() -> None:
     ],
 )
 def test_cuts(
-    epochs: float, eta: int, first_epochs: float, n_trials: int, expected: list[float]
-) -> None:
-    tuned = TuneConfig(eta=eta, first_epochs=first_epochs)
-    assert tuning.cuts(epochs, tuned, n_trials) == expected
+    epochs: float, eta: int, first_epochs: float, n_trials: int, expected: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tuning, "FIRST_EPOCHS", first_epochs)
+    assert tuning.list_cuts(epochs, TuneConfig(eta=eta), n_trials) == expected
 
 
 def test_a_best_value_at_the_edge_is_told(found: Tuning) -> None:
@@ -310,11 +325,11 @@ def test_a_best_value_at_the_edge_is_told(found: Tuning) -> None:
         ("learning_rate", 1e9, "largest that was tried. A larger one"),
         ("l2", 30.0, "largest that was tried. A larger one"),
     ):
-        [hint] = tuning.hints(replace(found.trials[0], **{name: edge}), TUNED)
+        [hint] = tuning.list_hints(replace(found.trials[0], **{name: edge}), TUNED)
         assert said in hint
-        assert f"--tune.{name.replace('_', '-')}s" in hint
-    assert tuning.hints(found.trials[0], replace(TUNED, l2s=(0.3,))) == []
-    assert tuning.hints(replace(found.trials[0], l2=0.0), replace(TUNED, l2s=(0.0, 1.0))) == []
+        assert f"`tune.{name}s`" in hint
+    assert tuning.list_hints(found.trials[0], replace(TUNED, l2s=(0.3,))) == []
+    assert tuning.list_hints(replace(found.trials[0], l2=0.0), replace(TUNED, l2s=(0.0, 1.0))) == []
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -322,24 +337,26 @@ def test_a_best_value_at_the_edge_is_told(found: Tuning) -> None:
 
 def test_all_diverge(store: FeatureStore, threads: Client) -> None:
     tuned = replace(TUNED, learning_rates=(1e8, 1e9))
-    said = r"All trials have diverged.*Lower tune.learning_rates \(now 1e\+08, 1e\+09\)"
+    said = r"All trials have diverged.*Lower `tune.learning_rates` \(now 1e\+08, 1e\+09\)"
     with pytest.raises(ValueError, match=said):
-        tuning.tune(store, CONFIG, tuned, "fc2", 0, threads)
+        tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), tuned, threads)
 
 
 def test_what_cannot_be_tuned_is_told_before_the_work(store: FeatureStore) -> None:
     def refused(said: str, settings: TrainConfig = CONFIG, tuned: TuneConfig = TUNED) -> None:
         with pytest.raises(ValueError, match=said):
-            tuning.tune(store, settings, tuned, "fc2", 0, client=None)  # asks nothing of it
+            tuning.tune(
+                TrainingSpec(store, settings, "fc2", 0), tuned, client=None
+            )  # asks nothing of it
 
     refused("nothing to choose from", tuned=replace(TUNED, learning_rates=(0.1,), l2s=(0.1,)))
-    refused("options of train.solver = averaging", replace(CONFIG, solver="lbfgs"))
+    refused("options of averaging.*Set `train.solver` = averaging", replace(CONFIG, solver="lbfgs"))
     refused(
         "averaging_frequency_end must be at most train.averaging_frequency = 1",
         replace(CONFIG, averaging_frequency_end=2),
         replace(TUNED, frequencies=(1, 10)),
     )
-    refused("n_shards = 99, but the store has 12 chunks", replace(CONFIG, n_shards=99))
+    refused("`train.n_shards` = 99, but the store has 12 chunks", replace(CONFIG, n_shards=99))
     split = store.read("split")
     store.write_split(np.where(split == VALIDATION, TEST, split), {"made": "by a test"})
     refused("the validation images, and the split has none")
@@ -375,7 +392,7 @@ def test_options_that_make_no_sense(table: dict[str, Any], said: str) -> None:
 
 
 def test_json_gives_the_same_tuning(found: Tuning) -> None:
-    assert tuning.from_json(tuning.to_json(found)) == found
+    assert tuning_from_json(to_json(found)) == found
 
 
 def test_page_has_every_trial_and_fetches_nothing(found: Tuning) -> None:
@@ -404,7 +421,7 @@ def test_command_finds_options_that_train_takes(
     settings = config.build({
         "out": str(out), "split": {"method": "random"}, "cluster": {"processes": False},
         "train": {"epochs": 6, "batch_size": 16, "n_shards": 2},
-        "tune": {"learning_rates": [1e-4, 0.02], "l2s": [0.01, 1], "first_epochs": 1, "eta": 2},
+        "tune": {"learning_rates": [1e-4, 0.02], "l2s": [0.01, 1], "eta": 2},
     })  # fmt: skip
     Results(str(out)).write_config(settings)
 
@@ -417,7 +434,7 @@ def test_command_finds_options_that_train_takes(
         assert command_line.main(["tune", "--out", str(out)]) == 130
     assert {path.name for path in out.iterdir()} == {"config.toml", "features.zarr", "tune.npz"}
     with monkeypatch.context() as patched:
-        patched.setattr(commands.cluster, "connect", None)  # it is told before
+        patched.setattr(connection, "connect", None)  # it is told before
         assert command_line.main(["tune", "--out", str(out), "--tune.eta", "4"]) == 1
     assert "tune.eta: asked for 4, stored 2" in capsys.readouterr().err
     shown = run("tune")
@@ -428,10 +445,10 @@ def test_command_finds_options_that_train_takes(
     assert shown.endswith(f"Page: {out}/tune.html\n")
     assert (out / "tune.html").exists()
     before = (out / "tune.json").read_bytes()
-    best = tuning.from_json(before).trials[0]
+    best = tuning_from_json(before).trials[0]
 
     # What it says to do, it has done: the head has the scores of the trial.
-    [line] = re.findall(r"python -m dtl.pipeline (train .*)", shown)
+    [line] = re.findall(r"Train with it: dtl (train .*)", shown)
     assert command_line.main(line.split()) == 0
     last = Results(str(out)).history()[-1]
     assert last.validation_loss == pytest.approx(best.rungs[-1].validation_loss, rel=1e-4)
@@ -454,7 +471,7 @@ def test_command_finds_options_that_train_takes(
 def test_a_report_shows_no_search_on_other_features(found: Tuning, store: FeatureStore) -> None:
     from dtl.pipeline.gather import tuning_of
 
-    made_from = trainer.provenance(store, CONFIG, "fc2", 0)
+    made_from = TrainingSpec(store, CONFIG, "fc2", 0).provenance
     assert tuning_of(found, made_from) is found
     assert tuning_of(found, made_from | {"layer": "fc1"}) is None
     assert tuning_of(None, made_from) is None

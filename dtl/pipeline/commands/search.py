@@ -7,7 +7,7 @@ import time
 
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
-from dtl.pipeline.messages import print_line
+from dtl.pipeline.messages import name_flags, print_line
 from dtl.pipeline.run import Run
 from dtl.pipeline.stages import reuse
 from dtl.pipeline.tables import comparison_table, trials_table
@@ -20,13 +20,14 @@ def compare(run: Run, _: argparse.Namespace) -> None:
     c, results = run.options, run.results
     comparison.check(c.train, c.compare)
     store = _split_store(run)
-    asked = comparison.provenance(store, c.train, c.compare, c.layer, c.seed)
+    spec = run.training_spec(store)
+    asked = comparison.provenance(spec, c.compare)
     compared = reuse("comparison", results.comparison(), asked)
     if compared is None:
         from dtl.report import page
 
-        comparison.check_store(store, c.train, c.compare, c.layer)
-        compared = comparison.compare(store, c.train, c.compare, c.layer, c.seed, run.client)
+        comparison.check_store(spec, c.compare)
+        compared = comparison.compare(spec, c.compare, run.client)
         results.write_comparison(compared, page.render_comparison(compared, _title(store)))
     print_line(f"{comparison_table(compared)}\n\nPage: {results.comparison_page}")
 
@@ -36,25 +37,25 @@ def tune(run: Run, _: argparse.Namespace) -> None:
     c, results = run.options, run.results
     tuning.check(c.train, c.tune, c.seed)
     store = _split_store(run)
-    asked = tuning.provenance(store, c.train, c.tune, c.layer, c.seed, c.features.weights)
+    spec = run.training_spec(store)
+    asked = tuning.provenance(spec, c.tune)
     found = reuse("tuning", results.tuning(), asked)
     if found is None:
         from dtl.report import page
 
-        tuning.check_store(store, c.train)
+        tuning.check_store(spec)
         # A checkpoint that cannot be used is refused before a cluster is started.
         resume(results.tuning_checkpoint, asked, tuning.Search.from_bytes, overwrite=c.overwrite)
         started = time.monotonic()
         found = tuning.tune(
-            store, c.train, c.tune, c.layer, c.seed, run.client, weights=c.features.weights,
-            checkpoint=results.tuning_checkpoint, overwrite=c.overwrite,
-        )  # fmt: skip
+            spec, c.tune, run.client, checkpoint=results.tuning_checkpoint, overwrite=c.overwrite
+        )
         seconds = time.monotonic() - started
         results.write_tuning(found, page.render_tuning(found, _title(store)))
         results.add_timing("tune", seconds, len(found.trials), "trials")
-    chosen = tuning.best(found, c.train)
+    chosen = tuning.choose(found, c.train)
     results.write_tuned(chosen)
-    hints = "".join(f"\n{hint}" for hint in found.hints)
+    hints = "".join(f"\n{name_flags(hint)}" for hint in found.hints)
     print_line(
         f"{trials_table(found)}\n{hints}\n"
         f"Best: --train.learning-rate {chosen.learning_rate} --train.l2 {chosen.l2} "

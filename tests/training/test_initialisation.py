@@ -15,6 +15,7 @@ from helpers import write_store
 
 from dtl import config
 from dtl.cluster import connection
+from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
 from dtl.features import architecture, splitting
 from dtl.features.store import FeatureStore
@@ -23,7 +24,8 @@ from dtl.head import hidden
 from dtl.head.model import Head
 from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
-from dtl.training import starts, trainer
+from dtl.training import initialisation, trainer
+from dtl.training.spec import TrainingSpec
 
 CONFIG = TrainConfig(
     layer="fc1", n_shards=2, epochs=2.0, batch_size=8, averaging_frequency=2, l2=0.0,
@@ -63,9 +65,10 @@ def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
     x, fc1 = store.read("fc1"), keras.Input((4096,))
     expected = keras.Model(fc1, vgg16.get_layer("fc2")(fc1)).predict_on_batch(x)
     assert 0.2 < (expected > 0).mean() < 0.8
-    found = starts.find(store, CONFIG, "fc1", "", threads, "test")
-    _, moments = trainer.load_groups(store, "fc1", 2, threads, "test")
-    params = starts.submit(found, store, CONFIG, "fc1", 0, moments, threads, "test").result()
+    spec, session = TrainingSpec(store, CONFIG, "fc1", 0), Session(threads)
+    found = initialisation.submit_head(spec, session)
+    _, moments = trainer.load_groups(spec, session)
+    params = initialisation.submit_params(spec, found, moments, session).result()
     mean, scale = moments.result().mean, moments.result().scale()
     assert np.abs(mean).min() > 0.1  # the features were standardised, and yet:
     assert np.abs(scale - 1).max() > 0.3
@@ -78,18 +81,19 @@ def test_learns_from_there_to_the_same_bits_in_worker_processes(
     store: FeatureStore, threads: Client, processes: Client
 ) -> None:
     way = replace(CONFIG, learning_rate=1e-3, features_in="store")
-    head, history = trainer.train(store, way, "fc1", 0, threads)
+    trained = trainer.train(TrainingSpec(store, way, "fc1", 0), threads)
+    head, history = trained.head, trained.history
     assert history[-1].train_loss < 0.8 * np.log(3)
     assert head.provenance["start_weights"] == "random, seed 3"
     way = replace(way, features_in="memory")
-    other, _ = trainer.train(store, way, "fc1", 0, processes)
+    other = trainer.train(TrainingSpec(store, way, "fc1", 0), processes).head
     assert other.to_bytes() == head.to_bytes()
 
 
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        ({"hidden_units": 100}, {}, r"hidden_units = 100, but fc2 of VGG16, .* has 4096 units"),
+        ({"hidden_units": 100}, {}, "`train.hidden_units` = 100, but fc2 of .* has 4096 units"),
         ({}, {"weights_sha256": "0" * 64}, r"made with weights of SHA-256 0{64}, .*as it was"),
     ],
     ids=["units", "weights"],
@@ -102,7 +106,7 @@ def test_what_does_not_fit_is_refused_before_features_are_read(
     settings = store.fingerprint | {"layers": ["fc1", "fc2"]}  # as it may be: fc2 is stored, too
     monkeypatch.setattr(store, "attrs", store.attrs | {"settings": settings} | changes)
     with pytest.raises(ValueError, match=message):
-        trainer.train(store, replace(CONFIG, **options), "fc1", 0, threads)
+        trainer.train(TrainingSpec(store, replace(CONFIG, **options), "fc1", 0), threads)
 
 
 def test_other_weights_of_the_networks_layer_train_again(
@@ -119,7 +123,7 @@ def test_other_weights_of_the_networks_layer_train_again(
     results = Results(str(out))
     results.write_config(settings)
     splitting.split_images(results.store(), settings.split, 3)
-    made_from = trainer.provenance(results.store(), settings.train, "fc1", 3, str(weights))
+    made_from = TrainingSpec(results.store(), settings.train, "fc1", 3, str(weights)).provenance
     nothing = np.zeros(4096, np.float32)
     kernel, names = np.zeros((4096, 3), np.float32), store.class_names
     results.write_head(Head(kernel, nothing[:3], nothing, nothing, names, made_from), [])
@@ -128,8 +132,7 @@ def test_other_weights_of_the_networks_layer_train_again(
     assert command_line.main(["train", "--out", str(out)]) == 0
     assert "training: done before" in capsys.readouterr().err
     weights.write_bytes(b"others")
-    with pytest.raises(TypeError, match="not callable"):
-        command_line.main(["train", "--out", str(out)])
+    assert command_line.main(["train", "--out", str(out)]) == 1  # one is asked now
     said = capsys.readouterr().err
     for asked_or_stored in (b"others", b"some"):
         assert f"file, SHA-256 {hashlib.sha256(asked_or_stored).hexdigest()}" in said
@@ -140,7 +143,7 @@ def test_weights_that_are_not_to_be_had(
 ) -> None:
     url = str(tmp_path / "moved.weights.h5")
     with pytest.raises(FileNotFoundError, match=r"moved\.weights\.h5"):
-        trainer.train(store, CONFIG, "fc1", 0, threads, weights=url)
+        trainer.train(TrainingSpec(store, CONFIG, "fc1", 0, weights=url), threads)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,8 @@ def test_a_dense_layer_with_relu_must_follow(network: str, layer: str, expected:
 
 
 def test_the_store_says_which_network_it_was(store: FeatureStore, tmp_path: Path) -> None:
-    spec = starts.spec(store, "random")
+    spec = initialisation.network_spec(store, "random")
     assert (spec.name, spec.layers, spec.seed) == ("VGG16", ("fc1",), 3)
-    assert starts.spec(store, str(tmp_path / "w.npz")).weights == str(tmp_path / "w.npz")
+    assert initialisation.network_spec(store, str(tmp_path / "w.npz")).weights == str(
+        tmp_path / "w.npz"
+    )

@@ -1,0 +1,175 @@
+"""Parameters that training starts from: zeros, noise, an earlier head, or the network's next layer.
+
+The last two come as a `Head`, whose features were standardised by other moments, or not at all.
+`carry_over` makes up for that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from distributed import Future
+
+from dtl import storage
+from dtl.cluster.spread import Session
+from dtl.config.errors import UserError
+from dtl.config.provenance import differences
+from dtl.features.store import FeatureStore
+from dtl.features.values import NetworkSpec
+from dtl.head import blas, hidden, softmax
+from dtl.head.averaging import Moments
+from dtl.head.model import Head
+from dtl.head.softmax import Params
+from dtl.training.spec import TrainingSpec, head_url
+
+
+def submit_head(spec: TrainingSpec, session: Session) -> Future | None:
+    """Submit the head to start from, as a future of `Head`; None to start anew.
+
+    Raises
+    ------
+    UserError
+        If it is of other features, another split of them, other classes or hidden units; or the
+        network has no such layer, or other weights.
+    OSError
+        If it, or the network's weights, cannot be had.
+    """
+    config, store = spec.config, spec.store
+    if config.start_from:
+        return session.submit_value(_read_head(spec), "head")
+    if config.hidden_start == "random":
+        return None
+    head = session.submit(
+        network_head,
+        network_spec(store, spec.network_weights), spec.layer, store.attrs["weights_sha256"],
+        config.hidden_units, store.class_names,
+        name="network-head",
+    )  # fmt: skip
+    if (error := head.exception()) is not None:  # before the features are read
+        raise error
+    return head
+
+
+def submit_params(
+    spec: TrainingSpec, head: Future | None, moments: Future, session: Session
+) -> Future:
+    """Submit the parameters that the first round starts from, as a future of `Params`.
+
+    Parameters
+    ----------
+    head : future of Head, or None
+        As `submit_head` returns it.
+    moments : future of Moments
+        Of the training rows.
+    """
+    if head is not None:
+        return session.submit(carry_over, head, moments, name="carry-over")
+    n_features, n_classes = spec.store.n_features(spec.layer), len(spec.store.class_names)
+    if n_units := spec.config.hidden_units:
+        return session.submit(
+            hidden.random_params, n_features, n_units, n_classes, spec.seed, name="start"
+        )
+    return session.submit(softmax.zero_params, n_features, n_classes, name="start")
+
+
+def carry_over(head: Head, moments: Moments) -> Params:
+    """Return a head's weights for features that are standardised by other moments.
+
+    The logits stay the same function of the features.
+    """
+    params = head.weights
+    kernel_name, bias_name = list(params)[:2]  # of the layer that takes the features
+    scale = head.scale.astype(np.float64)
+    kernel = params[kernel_name].astype(np.float64)
+    shift = (moments.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
+    with blas.one_blas_thread():
+        bias = params[bias_name] + shift @ kernel
+    return params | {
+        kernel_name: (kernel * (moments.scale() / scale)[:, None]).astype(np.float32),
+        bias_name: bias.astype(np.float32),
+    }
+
+
+def network_spec(store: FeatureStore, weights: str) -> NetworkSpec:
+    """Return the network that a store's features are of, with weights from where they are now."""
+    made = store.fingerprint
+    return NetworkSpec(
+        name=made["network"],
+        layers=tuple(made["layers"]),
+        pooling=made["pooling"],
+        weights=weights if weights in ("imagenet", "random") else storage.absolute(weights),
+        seed=int(store.attrs["seed"]),
+        preprocess=made["preprocess"],
+    )
+
+
+def network_head(
+    spec: NetworkSpec, layer: str, sha256: str, n_units: int, class_names: tuple[str, ...]
+) -> Head:
+    """Read the Dense layer that follows `layer` in a network, below a softmax layer of zeros.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+        With the stored layers.
+    sha256 : str
+        Of the weights up to them.
+
+    Raises
+    ------
+    UserError
+        If no Dense layer of `n_units` ReLU units follows, or the weights are others.
+    """
+    from dtl.features import architecture, networks
+
+    name, found_units = architecture.find_hidden_layer(spec.name, layer)
+    if found_units != n_units:
+        raise UserError(
+            f"`train.hidden_units` = {n_units}, but {name} of {spec.name}, which the hidden "
+            f"layer is to start from, has {found_units} units. Give that number, or set "
+            "`train.hidden_start` = random."
+        )
+    kernel, bias, found_sha256 = networks.read_dense(spec, name)
+    if found_sha256 != sha256:
+        raise UserError(
+            f"The features were made with weights of SHA-256 {sha256}, the same layers of the "
+            f"worker's network have {found_sha256}. Give `features.weights` as it was."
+        )
+    n_features, n_classes = len(kernel), len(class_names)
+    return Head(
+        hidden_kernel=kernel,
+        hidden_bias=bias,
+        kernel=np.zeros((n_units, n_classes), np.float32),
+        bias=np.zeros(n_classes, np.float32),
+        mean=np.zeros(n_features, np.float32),
+        scale=np.ones(n_features, np.float32),
+        class_names=class_names,
+    )
+
+
+def _read_head(spec: TrainingSpec) -> Head:
+    """Read the head that `train.start_from` names, and refuse one of other features or rows."""
+    config, store = spec.config, spec.store
+    head = Head.from_bytes(storage.read_bytes(head_url(config.start_from)))
+    # The features say of which images. In another split of the same ones, some that the head was
+    # trained on would be held out here, and scored as if it had not seen them.
+    names = ("features", "split", "layer")
+    wanted = {name: spec.provenance[name] for name in names}
+    made = {name: head.provenance[name] for name in names}
+    found = differences(
+        wanted | {"hidden units": config.hidden_units}, made | {"hidden units": head.n_units}
+    )
+    if head.class_names != store.class_names:
+        only = sorted({*head.class_names} ^ {*store.class_names})
+        found.append(
+            f"classes: {len(store.class_names)} here, {len(head.class_names)} there; not in both: "
+            + (", ".join(only[:10]) or "none, but their order differs")
+        )
+    if found:
+        raise UserError(
+            f"The head at `train.start_from` = {config.start_from} cannot be trained further here:"
+            "\n  "
+            + "\n  ".join(found)
+            + "\nStart from a head of the same classes, features, split, layer and "
+            "`train.hidden_units`, or from none."
+        )
+    return head

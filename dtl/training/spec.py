@@ -1,0 +1,189 @@
+"""Values of the trainer: what a head follows from, what workers hold, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl import storage
+from dtl.config import TrainConfig, to_fingerprint
+from dtl.config.errors import UserError
+from dtl.features.store import FeatureStore
+from dtl.features.values import describe_weights
+from dtl.head.model import Head
+from dtl.head.softmax import Params
+from dtl.images.values import VALIDATION
+from dtl.training.values import Round
+
+if TYPE_CHECKING:  # a finished training needs no Dask
+    from distributed import Future
+
+MOST_SHARDS = 8
+"""Replicas, where their number is not given."""
+
+_NOT_IN_THE_HEAD = (
+    "start_from", "checkpoint_every", "features_in", "shards_per_task", "aggregation_depth",
+)  # fmt: skip
+"""Options that do not change a head; of the one that it starts from, the content does."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSpec:
+    """All that a head follows from.
+
+    Make it once the store has its split: what is read of the store is kept.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Finished, with a split.
+    config : TrainConfig
+    layer : str
+        Whose features.
+    seed : int
+        Of the order of rows, of dropout, and of random hidden units.
+    weights : str
+        As `features.weights`, where a hidden layer starts from the network's own; empty: as the
+        features were made.
+    """
+
+    store: FeatureStore
+    config: TrainConfig
+    layer: str
+    seed: int
+    weights: str = ""
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """The fingerprint of a head, as JSON's types; a head of another one is trained again.
+
+        Raises
+        ------
+        OSError
+            If the head, or the network's weights, to start from cannot be had.
+        """
+        store, config = self.store, self.config
+        options = to_fingerprint(config)
+        options = {name: v for name, v in options.items() if name not in _NOT_IN_THE_HEAD}
+        start = head_url(config.start_from) if config.start_from else ""
+        made_from = {
+            "features": store.fingerprint,
+            "weights_sha256": store.attrs["weights_sha256"],
+            "split": store.split_fingerprint,
+            "layer": self.layer,
+            "train": options | {"layer": self.layer},
+            "start_sha256": storage.sha256(start) if start else "",
+            "seed": self.seed,
+        }
+        if config.hidden_start == "network":
+            made_from["start_weights"] = describe_weights(
+                self.network_weights, int(store.attrs["seed"])
+            )
+        return made_from
+
+    @property
+    def network_weights(self) -> str:
+        """The weights of the network whose layer a hidden one starts from."""
+        return self.weights or str(self.store.attrs["weights"])
+
+    @cached_property
+    def split(self) -> NDArray[np.int8]:
+        """The split of every row."""
+        split: NDArray[np.int8] = self.store.read("split")
+        return split
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any row is for validation."""
+        return bool((self.split == VALIDATION).any())
+
+    @property
+    def n_shards(self) -> int:
+        """How many replicas train.
+
+        Raises
+        ------
+        UserError
+            If there are more than chunks.
+        """
+        n_shards = self.config.n_shards or min(MOST_SHARDS, self.store.n_chunks)
+        if n_shards > self.store.n_chunks:
+            raise UserError(
+                f"`train.n_shards` = {n_shards}, but the store has {self.store.n_chunks} chunks, "
+                "and a shard trains on whole ones. Use fewer shards, or smaller chunks "
+                "(`features.chunk_images`)."
+            )
+        return n_shards
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Rows on the workers, and the parameters that training starts from.
+
+    Parameters
+    ----------
+    groups : list of futures of lists of Shard
+        Of neighbouring shards, each group for one task, the first group the first shards.
+    n_train : (n_shards,) int
+        Training rows of each shard.
+    has_validation : bool
+        Whether any shard has validation rows.
+    initial : future of Params
+    moments : future of Moments
+        Of the training rows.
+    """
+
+    groups: list[Future]
+    n_train: NDArray[np.integer[Any]]
+    has_validation: bool
+    initial: Future
+    moments: Future
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Parameters that rounds end with.
+
+    Parameters
+    ----------
+    last : Params
+        After the last round.
+    history : list of Round
+    best : Params
+        The weights of the best validation; empty where rounds are not validated.
+    best_round : int
+        Counted from 1; 0 where rounds are not validated.
+    """
+
+    last: Params
+    history: list[Round]
+    best: Params = field(default_factory=dict)
+    best_round: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """Heads that a training ends with.
+
+    Parameters
+    ----------
+    head : Head
+        The one that `train.keep` asks for.
+    other : Head or None
+        The one of the best validation where `head` is the last round's, and the other way round;
+        None where there is only one.
+    history : list of Round
+    """
+
+    head: Head
+    other: Head | None
+    history: list[Round]
+
+
+def head_url(url: str) -> str:
+    """Return the URL of the head that `train.start_from` names: a file, or a run's folder."""
+    return url if url.endswith(".npz") else storage.join(url, "head.npz")
