@@ -152,13 +152,13 @@ def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.Monkey
     class Late:
         """It is done just after it was waited for in vain."""
 
-        asked = 0
+        n_calls = 0
 
         def done(self) -> bool:
-            return self.asked > 0
+            return self.n_calls > 0
 
         def result(self, timeout: float | None = None) -> int:
-            self.asked += 1
+            self.n_calls += 1
             if timeout is not None:
                 raise TimeoutError(f"timed out after {timeout} s.")
             return 7
@@ -167,7 +167,7 @@ def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.Monkey
     assert set(run_on_each_worker(threads, abs).values()) == {7}
 
 
-def test_a_worker_that_pauses_is_told(
+def test_a_worker_that_pauses_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.1)
@@ -183,7 +183,7 @@ def test_a_worker_that_pauses_is_told(
         warn_of_pauses(client),
     ):  # fmt: skip
         (address,) = workers.known_workers(client)
-        wait_until(lambda: "has paused" in caplog.text, "a word of the pause")
+        wait_until(lambda: "has paused" in caplog.text, "a warning of the pause")
         time.sleep(0.5)
     (record,) = (record for record in caplog.records if record.name == "dtl.cluster.workers")
     message = (
@@ -194,7 +194,7 @@ def test_a_worker_that_pauses_is_told(
     assert "dtl-pauses" not in {t.name for t in set(threading.enumerate()) - before}
 
 
-def test_nothing_is_told_of_workers_at_work_nor_when_the_client_is_closed(
+def test_nothing_is_logged_of_workers_at_work_nor_after_the_client_is_closed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.05)

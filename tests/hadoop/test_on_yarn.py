@@ -51,7 +51,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def settings(**options: Any) -> config.Config:
+def small_config(**options: Any) -> config.Config:
     small = {"worker_memory": "512MiB", "worker_vcores": 1, "scheduler_memory": "512MiB"}
     return config.build({"cluster": {"address": "yarn"}, "yarn": small | options})
 
@@ -208,9 +208,9 @@ def test_driver_killed_with_a_packed_environment(yarn: MiniCluster, tmp_path: Pa
         "    print(client.submit(sys.__getattribute__, 'executable').result(), flush=True)\n"
         "    time.sleep(600)\n"
     )
-    asked = config.to_dict(settings(environment=url))
+    wanted = config.to_dict(small_config(environment=url))
     process = subprocess.Popen(
-        [sys.executable, script, repr(asked)], stdout=subprocess.PIPE, text=True
+        [sys.executable, script, repr(wanted)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     python = process.stdout.readline()
@@ -296,15 +296,15 @@ def test_submitted_and_killed_or_for_nothing(
 def test_what_yarn_cannot_give_is_refused_before(
     manager: skein.Client, options: dict[str, Any], driver: bool, message: str
 ) -> None:
-    asked = settings(**options)
+    wanted = small_config(**options)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        capacity.check_capacity(manager, asked.yarn, driver=driver)
+        capacity.check_capacity(manager, wanted.yarn, driver=driver)
 
 
 def test_what_yarn_gives_is_not_refused(manager: skein.Client) -> None:
     for queue in ("default", "small", "root.default"):
-        asked = settings(queue=queue)
-        capacity.check_capacity(manager, asked.yarn)
+        wanted = small_config(queue=queue)
+        capacity.check_capacity(manager, wanted.yarn)
 
 
 def test_no_resource_manager(
@@ -322,10 +322,10 @@ def test_no_resource_manager(
         r"YARN's ResourceManager does not answer within 5 s\. Is it running, and is its address "
         rf"in {tmp_path}/conf/yarn-site\.xml right\?"
     )
-    asked = settings()
+    wanted = small_config()
     with (
         pytest.raises(ConnectionError, match=message),
-        connection.connect(asked.cluster, asked.yarn),
+        connection.connect(wanted.cluster, wanted.yarn),
     ):
         pass
 
@@ -341,20 +341,20 @@ def test_an_environment_that_breaks_when_unpacked(yarn: MiniCluster) -> None:
     message = (
         r"YARN ended application_\w+: .*\nIts container could not be set up: .*broken\.tar\.gz"
     )
-    asked = settings(environment=url)
+    wanted = small_config(environment=url)
     with (
         pytest.raises(ConnectionError, match=message),
-        connection.connect(asked.cluster, asked.yarn),
+        connection.connect(wanted.cluster, wanted.yarn),
     ):
         pass
 
 
 def test_no_such_environment_on_the_node(yarn: MiniCluster, tmp_path: Path) -> None:
-    asked = settings(environment=str(tmp_path))
+    wanted = small_config(environment=str(tmp_path))
     message = rf"The last lines of dask\.scheduler\.log:\n.*{tmp_path}/bin/python: No such file"
     with (
         pytest.raises(ConnectionError, match=message),
-        connection.connect(asked.cluster, asked.yarn),
+        connection.connect(wanted.cluster, wanted.yarn),
     ):
         pass
 
@@ -373,7 +373,7 @@ def test_waits_for_capacity_then_follows_the_work(
     wait_until(
         lambda: rest(yarn, "metrics")["clusterMetrics"]["allocatedMB"] >= 7168, "it to have all"
     )
-    asked = settings(adaptive_max=2)
+    wanted = small_config(adaptive_max=2)
 
     def make_room() -> None:
         wait_until(lambda: "has no container" in caplog.text, "news", 60)
@@ -382,7 +382,7 @@ def test_waits_for_capacity_then_follows_the_work(
     helper = threading.Thread(target=make_room)
     helper.start()
     caplog.set_level(logging.INFO)
-    with connection.connect(asked.cluster, asked.yarn) as client:
+    with connection.connect(wanted.cluster, wanted.yarn) as client:
         helper.join()
         assert re.search(
             r"has no container for its scheduler yet, since \d+ s: queue default uses \d+ % of its "

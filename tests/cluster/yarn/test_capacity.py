@@ -23,11 +23,11 @@ from dtl.cluster.yarn import capacity
 def test_memory_that_does_not_suffice(
     cluster: dict[str, str], options: dict[str, str], message: str
 ) -> None:
-    asked = config.build({"cluster": cluster, "yarn": options})
+    wanted = config.build({"cluster": cluster, "yarn": options})
     with pytest.raises(ValueError, match=message):
-        capacity.check_worker_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
+        capacity.check_worker_memory(wanted.cluster, wanted.yarn, lambda: 5 << 29)
 
 
 def test_memory_that_suffices() -> None:
-    asked = config.build({})
-    capacity.check_worker_memory(asked.cluster, asked.yarn, lambda: 5 << 29)
+    wanted = config.build({})
+    capacity.check_worker_memory(wanted.cluster, wanted.yarn, lambda: 5 << 29)

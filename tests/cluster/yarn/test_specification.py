@@ -14,15 +14,15 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_specification_shown_is_what_the_code_makes(conf_dir: Path) -> None:
-    asked = config.build(
+    wanted = config.build(
         {
             "cluster": {"n_workers": 4},
             "yarn": {"environment": "hdfs:///user/me/dtl-env.tar", "env": ["A=1"]},
         }
     )
     made = specification.make_specification(
-        asked.cluster,
-        asked.yarn,
+        wanted.cluster,
+        wanted.yarn,
         str(conf_dir),
         driver=["run", "--config", "dtl.toml"],
         driver_files=["/tmp/dtl.toml"],
@@ -34,7 +34,7 @@ def test_the_specification_shown_is_what_the_code_makes(conf_dir: Path) -> None:
 
 
 def test_options_reach_the_specification(conf_dir: Path) -> None:
-    asked = config.build(
+    wanted = config.build(
         {
             "cluster": {"n_workers": 2, "threads_per_worker": 3, "memory_limit": "5GiB"},
             "yarn": {
@@ -46,7 +46,7 @@ def test_options_reach_the_specification(conf_dir: Path) -> None:
         }
     )  # fmt: skip
     made = specification.make_specification(
-        asked.cluster, asked.yarn, str(conf_dir), file_systems=["hdfs://b"]
+        wanted.cluster, wanted.yarn, str(conf_dir), file_systems=["hdfs://b"]
     )
     assert (made.name, made.queue, made.node_label) == ("n", "q", "l")
     assert made.file_systems == ["hdfs://b"]
@@ -67,8 +67,8 @@ def test_options_reach_the_specification(conf_dir: Path) -> None:
 
 
 def test_the_running_environment_is_the_default(conf_dir: Path) -> None:
-    asked = config.build({})
-    made = specification.make_specification(asked.cluster, asked.yarn, str(conf_dir))
+    wanted = config.build({})
+    made = specification.make_specification(wanted.cluster, wanted.yarn, str(conf_dir))
     assert f"exec {sys.prefix}/bin/python -m" in made.services["dask.worker"].script
     assert made.services["dask.worker"].env["TF_NUM_INTRAOP_THREADS"] == "2"  # its vcores
 
