@@ -20,23 +20,7 @@ from numpy.typing import NDArray
 from dtl.config import build
 from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.images.values import SPLITS
-from dtl.report.plots import (
-    COLORS,
-    NEAREST,
-    PALEST,
-    RIGHT,
-    WRONG,
-    choose_fewest_drawn,
-    choose_rounds_per_bar,
-    choose_smoothing,
-    class_plot,
-    confusion_plot,
-    gaps_plot,
-    history_plots,
-    list_confusions,
-    plot_json,
-    tuning_plots,
-)
+from dtl.report import plots
 from dtl.training.values import Comparison, Round, Tuning
 
 _NOTHING = "\N{EN DASH}"
@@ -104,30 +88,30 @@ def render(report: ReportInput) -> str:
     split = next((s for s in reversed(SPLITS) if s in scores), None)
     if split is None:
         raise ValueError("A report needs the scores of a split. Received: none. Evaluate the head.")
-    main = scores[split]
     from scipy.stats import binomtest  # takes as long to import as all else here
 
+    main = scores[split]
     config = build(report.config)
-    plots = {
-        "classes": class_plot(report.class_counts, report.class_names),
-        "confusion": confusion_plot(main, report.class_names),
+    figures = {
+        "classes": plots.draw_classes(report.class_counts, report.class_names),
+        "confusion": plots.draw_confusions(main, report.class_names),
     }
     if report.history:
-        plots |= history_plots(report.history, config.train.averaging_frequency)
+        figures |= plots.draw_history(report.history, config.train.averaging_frequency)
     exact = config.train.solver == "lbfgs"
     if exact:
-        plots.pop("rate", None)
+        figures.pop("rate", None)
     if report.tuning:
-        plots |= tuning_plots(report.tuning)
+        figures |= plots.draw_tuning(report.tuning)
     return _fill(
         "report.html",
-        plots,
+        figures,
         report=report,
         tuning=report.tuning,
         config=config,
         exact=exact,
         toml=tomli_w.dumps(report.config),
-        ramps={"right": RIGHT, "wrong": WRONG},
+        ramps={"right": plots.RIGHT, "wrong": plots.WRONG},
         split=split,
         scores=scores,
         main=main,
@@ -136,15 +120,15 @@ def render(report: ReportInput) -> str:
             method="wilson"
         ),
         commonest=_find_commonest(main),
-        confusions=list_confusions(main)[:_MOST_CONFUSIONS],
+        confusions=plots.list_confusions(main)[:_MOST_CONFUSIONS],
         class_rows=_list_classes(report, main),
-        smoothed_over=choose_smoothing(report.history),
+        smoothed_over=plots.choose_smoothing(report.history),
         pictures={path: b64encode(jpeg).decode() for path, jpeg in report.pictures.items()},
         skipped=_group_by_reason(report.skipped),
         left_out=_group_by_reason(report.left_out),
         most_reasons=_MOST_REASONS,
-        fewest_drawn=choose_fewest_drawn(main),
-        rounds_per_bar=choose_rounds_per_bar(report.history),
+        fewest_drawn=plots.choose_fewest_drawn(main),
+        rounds_per_bar=plots.choose_rounds_per_bar(report.history),
         log_classes=math.log(len(report.class_names)),
     )
 
@@ -163,11 +147,11 @@ def render_comparison(comparison: Comparison, title: str) -> str:
     line_colors = dict(zip(names, itertools.cycle(Category10[10])))
     return _fill(
         "compare.html",
-        {"gaps": gaps_plot(comparison, line_colors)},
+        {"gaps": plots.draw_gaps(comparison, line_colors)},
         comparison=comparison,
         title=title,
         line_colors=line_colors,
-        nearest=NEAREST,
+        nearest=plots.NEAREST,
         settings=tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")}),
     )
 
@@ -176,14 +160,14 @@ def render_tuning(tuning: Tuning, title: str) -> str:
     """Return a search for options as one HTML file; `title` names the photographs."""
     return _fill(
         "tune.html",
-        tuning_plots(tuning),
+        plots.draw_tuning(tuning),
         tuning=tuning,
         title=title,
         settings=tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")}),
     )
 
 
-def _fill(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
+def _fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dtl.report"),
         autoescape=True,
@@ -195,10 +179,10 @@ def _fill(template: str, plots: Mapping[str, Any], **shown: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"number": _format_number, "duration": _format_duration}
     return environment.get_template(template).render(
-        colors=COLORS,
-        penalties=(RIGHT[PALEST], RIGHT[-1]),
+        colors=plots.COLORS,
+        penalties=(plots.RIGHT[plots.PALEST], plots.RIGHT[-1]),
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
-        plots={name: plot_json(plot, name) for name, plot in plots.items()},
+        plots={name: plots.export_json(figure, name) for name, figure in figures.items()},
         **shown,
     )
 
@@ -216,7 +200,7 @@ def _list_classes(report: ReportInput, scores: SplitScores) -> list[dict[str, An
     """Return the table of classes, from worst to best."""
     taken_for: dict[str, tuple[str, int]] = {}
     names = report.class_names
-    for true, predicted, n, _ in list_confusions(scores):
+    for true, predicted, n, _ in plots.list_confusions(scores):
         taken_for.setdefault(names[true], (names[predicted], n))
     n_train = report.class_counts.get(SPLITS[0], np.zeros(len(names), np.int64))
     rows = [

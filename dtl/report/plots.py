@@ -113,7 +113,7 @@ def choose_fewest_drawn(scores: SplitScores) -> int:
 # --- plots ---------------------------------------------------------------------------------------
 
 
-def _figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
+def _make_figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
     # A plot that takes every drag would keep a phone's page from scrolling.
     options = {"height": 250, "sizing_mode": "stretch_width", "active_drag": None} | options
     plot = Figure(x_axis_label=x_label, y_axis_label=y_label, tools="box_zoom,reset", **options)
@@ -121,77 +121,77 @@ def _figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
     return plot
 
 
-def _column(history: Sequence[Round], name: str) -> NDArray[Any]:
+def _get_column(history: Sequence[Round], name: str) -> NDArray[Any]:
     return np.array([getattr(row, name) for row in history])
 
 
-def _source(columns: Mapping[str, NDArray[Any]]) -> Any:
+def _make_source(columns: Mapping[str, NDArray[Any]]) -> Any:
     every = math.ceil(len(columns["round"]) / _MOST_ROUNDS) or 1
     return models.ColumnDataSource({name: column[::every] for name, column in columns.items()})
 
 
-def _hover(plot: Any, renderer: Any, *names: str, mode: str = "vline") -> None:
+def _add_hover(plot: Any, renderer: Any, *names: str, mode: str = "vline") -> None:
     tooltips = [(name.removesuffix("_s").replace("_", " "), f"@{name}") for name in names]
     plot.add_tools(models.HoverTool(tooltips=tooltips, renderers=[renderer], mode=mode))
 
 
-def _line_plot(
+def _draw_lines(
     history: Sequence[Round], y_label: str, colors: Mapping[str, str], **options: Any
 ) -> Any:
     """Draw columns as lines over the rounds that have a value, with markers if only some do."""
-    plot = _figure(y_label, **options)
+    plot = _make_figure(y_label, **options)
     for name, color in colors.items():
-        value = _column(history, name)
+        value = _get_column(history, name)
         # Zero, as the spread of a single replica, has no place on a logarithmic axis.
         has = value > 0 if options.get("y_axis_type") == "log" else np.isfinite(value)
-        source = _source({"round": _column(history, "round")[has], name: value[has]})
+        source = _make_source({"round": _get_column(history, "round")[has], name: value[has]})
         line = plot.line("round", name, source=source, line_color=color, line_width=2)
         if has.sum() < min(len(history), _MOST_MARKERS) or len(history) == 1:
             plot.scatter("round", name, source=source, size=5, color=color)
-        _hover(plot, line, "round", name)
+        _add_hover(plot, line, "round", name)
     return plot
 
 
-def _loss_plot(history: Sequence[Round]) -> Any:
+def _draw_loss(history: Sequence[Round]) -> Any:
     # A shard without training rows has no loss.
-    shards = _column(history, "shard_loss")
-    columns = {name: _column(history, name) for name in ("round", "epoch", "loss")} | {
-        "smoothed": smooth(_column(history, "loss"), choose_smoothing(history)),
+    shards = _get_column(history, "shard_loss")
+    columns = {name: _get_column(history, name) for name in ("round", "epoch", "loss")} | {
+        "smoothed": smooth(_get_column(history, "loss"), choose_smoothing(history)),
         "low": np.fmin.reduce(shards, axis=1),
         "high": np.fmax.reduce(shards, axis=1),
     }
-    source, color = _source(columns), COLORS["test"]
-    plot = _line_plot(history, "loss (nats)", {"validation_loss": COLORS["validation"]})
+    source, color = _make_source(columns), COLORS["test"]
+    plot = _draw_lines(history, "loss (nats)", {"validation_loss": COLORS["validation"]})
     plot.varea("round", "low", "high", source=source, fill_color=color, fill_alpha=0.12)
     dots = plot.scatter("round", "loss", source=source, size=4, color=color, alpha=0.4)
     plot.line("round", "smoothed", source=source, line_color=color, line_width=2.5)
-    _hover(plot, dots, "round", "epoch", "loss", "smoothed")
+    _add_hover(plot, dots, "round", "epoch", "loss", "smoothed")
     return plot
 
 
-def _seconds_plot(history: Sequence[Round]) -> Any:
+def _draw_seconds(history: Sequence[Round]) -> Any:
     colors = {"step_s": COLORS["test"], "average_s": COLORS["wrong"], "wait_s": COLORS["grey"]}
     starts = np.arange(0, len(history), choose_rounds_per_bar(history))
     n_rounds = np.diff(starts, append=len(history))
     means = {
-        name: np.add.reduceat(_column(history, name), starts) / n_rounds
+        name: np.add.reduceat(_get_column(history, name), starts) / n_rounds
         for name in ("round", *colors)
     }
-    plot = _figure("seconds")
-    _stack(plot, means, "round", colors, width=choose_rounds_per_bar(history))
+    plot = _make_figure("seconds")
+    _draw_bars(plot, means, "round", colors, width=choose_rounds_per_bar(history))
     return plot
 
 
-def history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[str, Any]:
+def draw_history(history: Sequence[Round], averaging_frequency: int) -> dict[str, Any]:
     """Draw the rounds of a training."""
     accuracies = {f"{split}_accuracy": COLORS[split] for split in SPLITS[:2]}
     updates = {"update_ratio": COLORS["test"], "spread": COLORS["wrong"]}
     plots = {
-        "loss": _loss_plot(history),
-        "accuracy": _line_plot(history, "accuracy", accuracies),
-        "updates": _line_plot(history, "share of the norm", updates, y_axis_type="log"),
-        "rate": _line_plot(history, "learning rate", {"learning_rate": COLORS["test"]}),
-        "seconds": _seconds_plot(history),
+        "loss": _draw_loss(history),
+        "accuracy": _draw_lines(history, "accuracy", accuracies),
+        "updates": _draw_lines(history, "share of the norm", updates, y_axis_type="log"),
+        "rate": _draw_lines(history, "learning rate", {"learning_rate": COLORS["test"]}),
+        "seconds": _draw_seconds(history),
     }
     usual = models.BoxAnnotation(bottom=1e-3, top=1e-3 * averaging_frequency)
     usual.update(fill_color=COLORS["grey"], fill_alpha=0.2, line_color=None)
@@ -200,10 +200,10 @@ def history_plots(history: Sequence[Round], averaging_frequency: int) -> dict[st
     return plots
 
 
-def gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
+def draw_gaps(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
     """Draw how far each way of training is above the optimum, over time."""
     logarithmic = {"x_axis_type": "log", "y_axis_type": "log"}
-    plot = _figure("above the optimum", "seconds", height=420, **logarithmic)
+    plot = _make_figure("above the optimum", "seconds", height=420, **logarithmic)
     # Over less than two decades Bokeh's ticks are equidistant, so nearly all at the right end.
     plot.xaxis.ticker = [m * 10.0**exponent for exponent in range(-3, 6) for m in (1, 2, 5)]
     optimum = comparison.contenders[0].objective
@@ -218,34 +218,34 @@ def gaps_plot(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
         plot.line("seconds", "above", source=source, line_color=color, line_width=2)
         size = 5 if contender.curve else 11
         dots = plot.scatter("seconds", "above", source=source, size=size, color=color)
-        _hover(plot, dots, "way", "seconds", "above", mode="mouse")
+        _add_hover(plot, dots, "way", "seconds", "above", mode="mouse")
     return plot
 
 
-def tuning_plots(tuning: Tuning) -> dict[str, Any]:
+def draw_tuning(tuning: Tuning) -> dict[str, Any]:
     """Draw trials by their options, and their scores at each cut."""
-    plots = {"options": _options_plot(tuning)}
-    return {"rungs": _rungs_plot(tuning), **plots} if len(tuning.cuts) > 1 else plots
+    plots = {"options": _draw_options(tuning)}
+    return {"rungs": _draw_rungs(tuning), **plots} if len(tuning.cuts) > 1 else plots
 
 
-def _rungs_plot(tuning: Tuning) -> Any:
-    plot = _figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
+def _draw_rungs(tuning: Tuning) -> Any:
+    plot = _make_figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
     plot.xaxis.ticker = list(tuning.cuts)
     plot.xaxis.major_label_overrides = {cut: f"{cut:.3g}" for cut in tuning.cuts}
     for place, trial in reversed(list(enumerate(tuning.trials))):
-        source = _trials_source([trial] * len(trial.rungs), trial.rungs, tuning.metric)
+        source = _make_trials_source([trial] * len(trial.rungs), trial.rungs, tuning.metric)
         color, width = (COLORS["grey"], 1.5) if place else (COLORS["test"], 3)
         plot.line("epoch", tuning.metric, source=source, line_color=color, line_width=width)
         dots = plot.scatter("epoch", tuning.metric, source=source, size=6, color=color)
-        _hover(plot, dots, *source.data, mode="mouse")
+        _add_hover(plot, dots, *source.data, mode="mouse")
     return plot
 
 
-def _options_plot(tuning: Tuning) -> Any:
+def _draw_options(tuning: Tuning) -> Any:
     label = tuning.metric.replace("_", " ")
-    plot = _figure(label, "learning rate", height=320, x_axis_type="log")
+    plot = _make_figure(label, "learning rate", height=320, x_axis_type="log")
     trials = [trial for trial in tuning.trials if trial.rungs]
-    source = _trials_source(trials, [trial.rungs[0] for trial in trials], tuning.metric)
+    source = _make_trials_source(trials, [trial.rungs[0] for trial in trials], tuning.metric)
     rates = sorted({trial.learning_rate for trial in trials})
     if len(rates) <= _MOST_RATES:
         plot.xaxis.ticker = rates
@@ -256,11 +256,11 @@ def _options_plot(tuning: Tuning) -> Any:
     source.data["order"] = np.array([penalties.index(trial.l2) for trial in trials])
     color = linear_cmap("order", RIGHT[PALEST:], 0, max(len(penalties) - 1, 1))
     dots = plot.scatter("learning_rate", tuning.metric, source=source, size=9, color=color)
-    _hover(plot, dots, *names, mode="mouse")
+    _add_hover(plot, dots, *names, mode="mouse")
     return plot
 
 
-def _trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) -> Any:
+def _make_trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) -> Any:
     """Return the options of trials, and the scores of each at a rung of its own."""
     names = ("learning_rate", "l2", "dropout", "averaging_frequency")
     columns = {name: np.array([getattr(trial, name) for trial in trials]) for name in names}
@@ -268,25 +268,25 @@ def _trials_source(trials: Sequence[Trial], rungs: Sequence[Rung], metric: str) 
     return models.ColumnDataSource(columns)
 
 
-def _stack(
+def _draw_bars(
     plot: Any, columns: Mapping[str, Any], x: str, colors: Mapping[str, str], width: float
 ) -> None:
     look = {"color": list(colors.values()), "line_color": None, "width": width}
     source = models.ColumnDataSource(dict(columns))
     bars = plot.vbar_stack(list(colors), x=x, source=source, **look)
-    _hover(plot, bars[0], *(name for name in columns if name != "x"))
+    _add_hover(plot, bars[0], *(name for name in columns if name != "x"))
     plot.y_range.start = 0
     plot.xgrid.visible = False
 
 
-def class_plot(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Any:
+def draw_classes(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Any:
     """Draw the images per class and split."""
     counts = {split: class_counts[split] for split in SPLITS if split in class_counts}
     order = np.argsort(-sum(counts.values()), kind="stable")
     columns: dict[str, Any] = {"x": np.arange(len(order)), "class": [names[k] for k in order]}
     columns |= {split: n[order] for split, n in counts.items()}
-    plot = _figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
-    _stack(plot, columns, "x", {split: COLORS[split] for split in counts}, width=0.85)
+    plot = _make_figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
+    _draw_bars(plot, columns, "x", {split: COLORS[split] for split in counts}, width=0.85)
     _name_classes(plot.xaxis[0], columns["class"])
     plot.xaxis.major_label_orientation = "vertical"
     return plot
@@ -306,7 +306,7 @@ def _name_classes(axis: Any, names: Sequence[str]) -> None:
     axis.update(major_label_policy=models.NoOverlap(), major_label_text_font_size="11px")
 
 
-def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
+def draw_confusions(scores: SplitScores, class_names: Sequence[str]) -> Any:
     """Draw the images per true and predicted class."""
     true, predicted, n = np.array(scores.confusion, np.int64).reshape(-1, 3).T
     share = n / np.bincount(true, n)[true]
@@ -315,7 +315,7 @@ def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
     n_classes = len(class_names)
     ranges = {"x_range": (-0.5, n_classes - 0.5), "y_range": (n_classes - 0.5, -0.5)}
     square = {"width": 800, "height": 800, "sizing_mode": "scale_width"}
-    plot = _figure("true class", "predicted class", **square, **ranges)
+    plot = _make_figure("true class", "predicted class", **square, **ranges)
     # Cells of 1000 classes would be smaller than a pixel; a mistake has to be visible.
     size = max(0.92, n_classes / 150)
     for rows, palette in ((drawn & (true != predicted), WRONG), (true == predicted, RIGHT)):
@@ -332,7 +332,7 @@ def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
         )
         color = linear_cmap("share_of_true", palette, 0, 1)
         cells = plot.rect("x", "y", size, size, source=source, color=color, line_color=None)
-        _hover(plot, cells, "true", "predicted", "images", "share_of_true", mode="mouse")
+        _add_hover(plot, cells, "true", "predicted", "images", "share_of_true", mode="mouse")
         if n_classes <= _MOST_CELL_TEXTS:
             look = {"text_font_size": "11px", "text_align": "center", "text_baseline": "middle"}
             plot.text("x", "y", "images", source=source, text_color="ink", **look)
@@ -343,7 +343,7 @@ def confusion_plot(scores: SplitScores, class_names: Sequence[str]) -> Any:
     return plot
 
 
-def plot_json(plot: Any, name: str) -> Any:
+def export_json(plot: Any, name: str) -> Any:
     """Return what `Bokeh.embed.embed_item` draws, with the same identifiers at every call."""
     ids: dict[str, str] = {}
 

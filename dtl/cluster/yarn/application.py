@@ -178,11 +178,12 @@ _LOG = re.compile(r"^LogType:(\S+)\n.*?^LogContents:\n(.*?)\nEnd of LogType", re
 
 def _explain_end(app_id: str, diagnostics: str) -> str:
     """Return why an application ended: YARN's words, and the last that its scheduler wrote."""
+    log.info("%s has ended; waiting for its logs", app_id)
     done = read_logs(app_id, f"({SCHEDULER}|application.master)[.]log", wait=True)
     logs = dict(_LOG.findall(done.stdout))
     lines = [f"YARN ended {app_id}: {without_trace(diagnostics)}"]
-    if log := logs.get(f"{SCHEDULER}.log"):
-        lines.append(f"The last lines of {SCHEDULER}.log:\n{last_lines(log)}")
+    if tail := logs.get(f"{SCHEDULER}.log"):
+        lines.append(f"The last lines of {SCHEDULER}.log:\n{last_lines(tail)}")
     elif causes := re.findall(r"^Caused by: (.*)", logs.get("application.master.log", ""), re.M):
         lines.append(f"Its container could not be set up: {causes[-1]}")
     return "\n".join([*lines, _advise_logs(app_id)])

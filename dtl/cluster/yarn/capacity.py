@@ -1,4 +1,4 @@
-"""What YARN has, and whether an application fits in it, before anything is started."""
+"""Checks that an application fits in what YARN has, before anything is started."""
 
 from __future__ import annotations
 
