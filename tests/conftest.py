@@ -86,6 +86,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not SERVERS.isdisjoint(item.fixturenames) or backend in ("hdfs", "webhdfs", "s3"):
             item.add_marker("servers")
             item.add_marker(pytest.mark.xdist_group("servers"))
+        if "real_run" in item.fixturenames:
+            item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.get_closest_marker("servers"), item.path not in slow))
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import xarray
 from distributed import Client
-from helpers import COLOURS, contents, draw, jpeg
+from helpers import COLOURS, contents, draw, jpeg, wait_until
 
 from dtl import config
 from dtl.config import Config
@@ -231,8 +232,9 @@ if __name__ == "__main__":
 
 def start_driver(url: Path, toml: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(url), str(toml)], stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-c", DRIVER, str(url), str(toml)], stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def n_done(url: Path) -> int:
@@ -240,14 +242,21 @@ def n_done(url: Path) -> int:
     return len(list((url / "status" / "c").glob("*"))) if (url / "status" / "c").exists() else 0
 
 
-def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, "the driver ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def wait_for(n_chunks: int, url: Path, driver: subprocess.Popen[bytes]) -> None:
+    wait_until(lambda: driver.poll() is not None or n_done(url) >= n_chunks, "chunks")
+    assert driver.poll() is None, "the driver ended too early"
 
 
+def in_session(session: int) -> bool:
+    """Whether a process of a session lives: workers outlive a killed driver for a while."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(entry.name)) == session:
+                return True
+    return False
+
+
+@pytest.mark.slow
 def test_killed_driver_goes_on_to_the_same_bytes(
     many: Path, tmp_path: Path, processes: Client
 ) -> None:
@@ -260,28 +269,21 @@ def test_killed_driver_goes_on_to_the_same_bytes(
     url = tmp_path / "f.zarr"
     for at_least in (2, 5):  # of 12 chunks
         driver = start_driver(url, toml)
-        wait_for(lambda least=at_least: n_done(url) >= least, driver)
+        wait_for(at_least, url, driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        wait_for_quiet(url)
+        wait_until(lambda session=driver.pid: not in_session(session), "its workers to end")
         assert at_least <= n_done(url) < expected.n_chunks
     times = stamps(url)
     done = {name for name in times if name.startswith("status/c/")}
     driver = start_driver(url, toml)
-    assert driver.wait(timeout=300) == 0
+    assert driver.wait(timeout=600) == 0
     assert contents(url) == contents(tmp_path / "expected.zarr")
     again = {name for name in done if stamps(url)[name] != times[name]}
     assert again == set(), "finished chunks were computed again"
 
 
-def wait_for_quiet(url: Path) -> None:
-    """Until the dead driver's workers have noticed: nothing is written for a while."""
-    before: dict[str, int] = {}
-    while (now := stamps(url)) != before:
-        before = now
-        time.sleep(2)
-
-
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_the_bytes_are_the_same(
     many: Path, tmp_path: Path, processes: Client
 ) -> None:
