@@ -69,7 +69,7 @@ ELSEWHERE = {
     "dtl train --out early --train.layer fc1 --train.hidden-units 4096 "
     "--train.hidden-start network --train.dropout 0.5 --train.l2 0.0001 "
     "--train.learning-rate 0.005 --train.averaging-frequency 50":
-        "tests/training/test_starts.py"
+        "tests/training/test_initialisation.py"
         "::test_learns_from_there_to_the_same_bits_in_worker_processes",
     "dtl run --images caltech256 --out results --features.layers block5_pool --features.weights "
     "vgg16_imagenet_conv.npz --split.train 0.6 --split.validation 0.15 --split.test 0.25":
