@@ -228,7 +228,7 @@ def read_image(
         where = file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
         error.add_note(f"while reading {where}")
         raise
-    content_hash = formats.content_hash(data)
+    content_hash = formats.hash_content(data)
     try:
         pixels = formats.decode(data, size, resize=image.resize, max_pixels=image.max_pixels)
     except ValueError as error:

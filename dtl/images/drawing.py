@@ -1,4 +1,4 @@
-"""A small labelled set of drawn pictures, so that everything can be tried without photographs."""
+"""A small labelled set of drawn pictures, to try everything without photographs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dtl import storage
 
 CLASSES = ("arrow", "cross", "crescent", "heart", "house", "ring", "spiral", "star", "triangle")
 N_IMAGES = 36
-"""Of each class."""
+"""Pictures of each class."""
 
 _SIDE = 256
 _HUE_DEVIATION = 0.09
@@ -25,16 +25,16 @@ Colour = NDArray[np.integer[Any]]
 
 
 def draw_pictures(url: str, seed: int, n_images: int = N_IMAGES) -> int:
-    """Draw `n_images` JPEG files of every class into class folders; the same seed, the same files.
+    """Draw `n_images` JPEG files of every class into class folders; a seed gives the same files.
 
-    Each picture has one shape of its class, large, anywhere, turned, skewed, in any colour, on a
-    background of other colours with small shapes and lines as clutter, blur and noise. Those that
-    are there already stay.
+    Each picture has one large shape of its class, anywhere, turned, skewed and in any colour. The
+    background has other colours, small shapes and lines as clutter, blur and noise. Files that
+    exist already stay.
 
     Returns
     -------
     int
-        How many pictures there are.
+        Number of pictures, old and new.
     """
     for index, name in enumerate(CLASSES):
         for number in range(n_images):
@@ -52,7 +52,7 @@ def _picture(index: int, rng: np.random.Generator) -> bytes:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(4, 12)):
         _clutter(draw, rng)
-    # As things in photographs: most of a kind have a colour, and many have another.
+    # Like things in photographs: most of a kind share a colour, and many have another.
     hue = index / len(CLASSES) + rng.normal(0, _HUE_DEVIATION)
     colour = _colour(hue, rng.uniform(0.5, 1), rng.uniform(0.5, 1))
     size = _SIDE * rng.uniform(0.26, 0.42)

@@ -1,7 +1,10 @@
-"""A public data set from its official archive to where the work is: class folders, splits or tars.
+"""Fetching of a public data set from its official archive: into class folders, splits or tars.
 
-The archive is downloaded to this machine, checked, and listed as any tar is; nothing but the images
-of that list is written, so no path of the archive leads anywhere else.
+The archive is downloaded to this machine, checked, and listed like any tar. Only images of that
+list are written, so no path of the archive leads anywhere else.
+
+The download is our own code because pooch 1.9 cannot resume one: it begins again after a broken
+connection.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.config import Config, ImagesConfig
+from dtl.config.errors import UserError
 from dtl.config.provenance import Claim
 from dtl.images import formats, listing, packing, split, tars
 from dtl.images.values import NO_SPLIT, SPLITS, ImageList
@@ -34,16 +38,16 @@ from dtl.storage.ledger import IMAGES, Ledger
 log = logging.getLogger(__name__)
 
 LAYOUTS = ("folders", "split", "tars")
-"""Class folders; those in train/, validation/ and test/; tars as `dtl.packing` makes them."""
+"""Class folders; class folders in train/, validation/ and test/; tars as `packing` writes them."""
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_S = 60
 _ATTEMPTS = 5
-"""That fail in a row, without getting further between."""
+"""Failures in a row, with no byte between them, after which a download is given up."""
 _PAUSE_S = 1.0
-"""After the first of them; each further pause is twice as long."""
+"""Pause after the first failure; each further one is twice as long."""
 _WRITERS = 32
-"""Files written at the same time: on HDFS each waits about half a second when it is closed."""
+"""Files written at the same time: closing one on HDFS takes about half a second."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,11 @@ class Dataset:
     Parameters
     ----------
     url : str
-        Of the archive, a tar.
+        Address of the archive, a tar.
     n_bytes : int
+        Size of the archive; 0 if it is not known.
     md5 : str
+        Checksum of the archive; ``none`` if it is not to be checked.
     image : str
         Regular expression of the paths of its images, without the archive's top folder.
     licence : str
@@ -90,7 +96,7 @@ def fetch(
     layout: str = "folders",
     scratch: str = "",
 ) -> None:
-    """Bring a data set to ``settings.out``; goes on where it was interrupted.
+    """Bring a data set to ``settings.out``, or go on where that was interrupted.
 
     Parameters
     ----------
@@ -99,22 +105,22 @@ def fetch(
     settings : Config
         ``out``, ``overwrite`` and ``seed``; ``split`` for that layout, ``pack`` for tars.
     source : str
-        The archive elsewhere: http(s), a file of this machine, or any URL that fsspec reads.
+        Another place of the archive: http(s), a file of this machine, any URL that fsspec reads.
     md5 : str
-        Of another archive than the official one; ``none``: not checked.
+        Checksum of another archive than the official one; ``none``: not checked.
     layout : {"folders", "split", "tars"}
     scratch : str
-        Folder of this machine that the archive is downloaded to, ``~/.cache/dtl`` unless given.
+        Folder of this machine for the download, ``~/.cache/dtl`` unless given.
 
     Raises
     ------
-    ValueError
+    UserError
         If the archive has another size or checksum, is no tar, or the target holds something else.
     OSError
-        If the archive cannot be had or the target cannot be written; what is done stays done.
+        If the archive cannot be read or the target cannot be written; finished files stay.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}.")
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}.")
     dataset = DATASETS[name]
     if md5:
         dataset = replace(dataset, md5=md5.lower(), n_bytes=0)
@@ -145,10 +151,10 @@ def fetch(
 
 @contextlib.contextmanager
 def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator[str]:
-    """The checked archive: where it is, or downloaded to here, and removed once it was used."""
+    """Yield the checked archive: in its place, or downloaded, and then removed after its use."""
     by_http = source.startswith(("http://", "https://"))
     if not by_http and not storage.is_file(source):
-        raise FileNotFoundError(f"No such file: {source}. Check --from.")
+        raise FileNotFoundError(f"No such file: {source}. Check `source`.")
     if not by_http and storage.is_local(source):
         archive = Path(storage.absolute(source))
         _check(archive, dataset)
@@ -156,7 +162,7 @@ def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator
         return
     folder = Path(scratch or Path.home() / ".cache" / "dtl")
     folder.mkdir(parents=True, exist_ok=True)
-    # One file a source: what was begun from one is not gone on with from another.
+    # One file per source, so that none begins from one source and goes on from another.
     tag = hashlib.sha256(f"{source} {dataset.md5}".encode()).hexdigest()[:8]
     archive = folder / f"{name}-{tag}.tar"
     if not archive.exists():
@@ -164,7 +170,7 @@ def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator
         _download(source, partial, _open_http if by_http else _open_file, dataset.n_bytes)
         try:
             _check(partial, dataset)
-        except ValueError:
+        except UserError:
             partial.unlink()
             raise
         partial.rename(archive)
@@ -173,11 +179,11 @@ def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator
 
 
 Open = Callable[[str, int], tuple[IO[bytes], int, int | None]]
-"""Opens a source at an offset: the stream, where it starts in fact, and the whole size if known."""
+"""Opens a source at an offset; returns the stream, its real offset, and the whole size or None."""
 
 
 def _download(source: str, partial: Path, open_at: Open, expected_bytes: int) -> None:
-    """Download into a file, from where it ends; a connection that breaks is made again."""
+    """Download into a file, from where it ends; reconnect when the connection breaks."""
     failures, most = 0, partial.stat().st_size if partial.exists() else 0
     with track("download", expected_bytes >> 20, "MiB") as advance:
         advance(most >> 20)
@@ -202,10 +208,10 @@ def _download(source: str, partial: Path, open_at: Open, expected_bytes: int) ->
                 if error.code == 416 and have:
                     if error.headers.get("Content-Range") == f"bytes */{have}":
                         return
-                    partial.unlink()  # more than there is: it was of another archive
+                    partial.unlink()  # longer than the source: of another archive
                     continue
                 if error.code < 500 and error.code not in (408, 429):
-                    raise OSError(f"{source}: {error}. Check --from.") from error
+                    raise OSError(f"{source}: {error}. Check `source`.") from error
                 problem = error
             except (OSError, http.client.HTTPException) as error:
                 problem = error
@@ -214,7 +220,7 @@ def _download(source: str, partial: Path, open_at: Open, expected_bytes: int) ->
                 raise OSError(
                     f"{source} cannot be downloaded: {problem}. What came is kept in {partial}; "
                     "the same command goes on. Without internet here, bring the archive by other "
-                    "means and give it with --from."
+                    "means and name it in `source`."
                 ) from problem
             log.warning("%s: %s; trying again", source, problem)
             time.sleep(_PAUSE_S * 2 ** (failures - 1))
@@ -225,7 +231,7 @@ def _open_http(url: str, start: int) -> tuple[IO[bytes], int, int | None]:
     if start:
         request.add_header("Range", f"bytes={start}-")
     response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
-    # "bytes 100-999/1000"; a server without ranges answers 200 and begins at the beginning.
+    # "bytes 100-999/1000"; a server without ranges answers 200 and sends the whole file.
     ranged = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if response.status == 206 and ranged:
         return response, int(ranged[1]), int(ranged[2])
@@ -243,22 +249,20 @@ def _check(archive: Path, dataset: Dataset) -> None:
     _check_size(str(archive), archive.stat().st_size, dataset.n_bytes)
     if dataset.md5 == "none":
         return
-    digest = hashlib.md5(usedforsecurity=False)
     with archive.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    if digest.hexdigest() != dataset.md5:
-        raise ValueError(
-            f"The archive has the MD5 {digest.hexdigest()} instead of {dataset.md5}: it is "
-            "damaged, or another one. Try again, or say --md5 with its checksum."
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 != dataset.md5:
+        raise UserError(
+            f"The archive has the MD5 {md5} instead of {dataset.md5}: it is damaged, or another "
+            "one. Try again, or give its checksum in `md5`."
         )
 
 
 def _check_size(source: str, n_bytes: int | None, expected_bytes: int) -> None:
     if expected_bytes and n_bytes not in (None, expected_bytes):
-        raise ValueError(
+        raise UserError(
             f"{source} has {n_bytes} bytes, the official archive has {expected_bytes}. For another "
-            "archive say --md5 with its checksum, or --md5 none."
+            "archive give its checksum in `md5`, or none."
         )
 
 
@@ -269,7 +273,7 @@ def _list(archive: str, dataset: Dataset, seed: int) -> ImageList:
     listed = listing.list_images(ImagesConfig(url=archive), seed, keep_order=False)
     known = np.array([re.fullmatch(dataset.image, str(path)) is not None for path in listed.path])
     if not known.any():
-        raise ValueError(f"{archive} has no image such as the data set's. Check --from.")
+        raise UserError(f"{archive} has no image of the data set. Check `source`.")
     left_out = [(path.removeprefix(f"{Path(archive).name}/"), why) for path, why in listed.left_out]
     left_out += [(str(path), "no image of the data set") for path in listed.path[~known]]
     if left_out:
@@ -281,9 +285,9 @@ def _list(archive: str, dataset: Dataset, seed: int) -> ImageList:
 
 
 def _split(listed: ImageList, settings: Config) -> ImageList:
-    """The same images in folders of their splits."""
+    """Return the same images, with paths in folders of their splits."""
     with storage.Reader(tars.locate_listed(listed)) as reader:
-        hashes = [formats.content_hash(reader.read(row)) for row in range(len(listed))]
+        hashes = [formats.hash_content(reader.read(row)) for row in range(len(listed))]
     rows = split.assign_splits(
         listed, settings.split, settings.seed, content_hash=np.array(hashes, np.uint64)
     )
@@ -302,9 +306,9 @@ def _take(listed: ImageList, rows: Any) -> ImageList:
 
 
 def _write_files(listed: ImageList, url: str) -> None:
-    there = dict(storage.walk(url))
+    written = dict(storage.walk(url))
     wanted = zip(listed.path.tolist(), listed.size_bytes.tolist(), strict=True)
-    pending = [row for row, (path, size) in enumerate(wanted) if there.get(path) != size]
+    pending = [row for row, (path, size) in enumerate(wanted) if written.get(path) != size]
     files = tars.locate_listed(listed)
 
     with (

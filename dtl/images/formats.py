@@ -1,4 +1,4 @@
-"""Image files: which files are images, and their pixels."""
+"""Formats of image files: which files are images, and their pixels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dtl.config.errors import UserError
+
 # `decode` checks the size itself, before anything is decompressed, and raises instead of warning.
 Image.MAX_IMAGE_PIXELS = None
 Image.init()
 
 # Not images of pixels, or handed to another program by Pillow.
-# FPX and MIC are there only with the package olefile, and would take every Thumbs.db for an image.
+# FPX and MIC exist only with the package olefile, and would take every Thumbs.db for an image.
 _EXCLUDED_FORMATS = frozenset(
     {"EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF", "FPX", "MIC"}
 )
@@ -26,11 +28,11 @@ _EXTENSIONS = frozenset(
 )
 
 N_MAGIC_BYTES = 32
-"""How much of a file's start `is_image` wants."""
+"""Bytes of a file's start that `is_image` needs."""
 
 
 def has_image_name(path: str) -> bool:
-    """Whether a file's extension is one of an image format that Pillow reads.
+    """Return whether a file's extension is that of an image format that Pillow reads.
 
     Examples
     --------
@@ -41,7 +43,7 @@ def has_image_name(path: str) -> bool:
 
 
 def is_image(start: bytes) -> bool:
-    """Whether a file that starts with these bytes is in a format that Pillow reads.
+    """Return whether a file that starts with these bytes is in a format that Pillow reads.
 
     Examples
     --------
@@ -63,17 +65,17 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decode an image file to RGB of the network's size.
 
-    EXIF orientation is honoured; transparency lies over white; 16-bit grey keeps its upper bits;
-    of an animation, the first frame.
+    EXIF orientation is honoured, transparency lies over white, 16-bit grey keeps its upper bits,
+    and an animation gives its first frame.
 
     Parameters
     ----------
     data : bytes
     size : (height, width)
     resize : {"stretch", "crop"}
-        Bilinear with antialiasing to the size; or so that the short side fits, then the middle.
+        Stretch to the size, or fit the short side and crop the middle; bilinear with antialiasing.
     max_pixels : int
-        More are refused before anything is decompressed.
+        A larger image is refused before anything is decompressed.
 
     Returns
     -------
@@ -82,11 +84,11 @@ def decode(
     Raises
     ------
     ValueError
-        If the file is empty, no image, damaged or too large; the message is fit for a report.
+        If the file is empty, no image, damaged or too large. The message fits into a report.
     """
     height, width = size
-    # A JPEG decoder scales by 1/2, 1/4, 1/8 for nearly nothing; twice the size is kept for a resize
-    # that sees no difference.
+    # A JPEG decoder scales by 1/2, 1/4, 1/8 at nearly no cost. Twice the size is enough for a
+    # resize to make no difference.
     image = _open(data, (2 * width, 2 * height), max_pixels)
     if resize == "crop":
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
@@ -101,7 +103,7 @@ def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes
     Raises
     ------
     ValueError
-        As `decode`.
+        For the same files as `decode`.
     """
     image = _open(data, (side, side), max_pixels)
     image.thumbnail((side, side))
@@ -110,12 +112,12 @@ def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes
     return buffer.getvalue()
 
 
-def content_hash(data: bytes) -> int:
-    """The first 64 bits of a file's BLAKE2b: what tells that two files are the same.
+def hash_content(data: bytes) -> int:
+    """Return the first 64 bits of a file's BLAKE2b, which are equal only for equal files.
 
     Examples
     --------
-    >>> content_hash(b"same") == content_hash(b"same") != content_hash(b"other")
+    >>> hash_content(b"same") == hash_content(b"same") != hash_content(b"other")
     True
     """
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
@@ -124,12 +126,12 @@ def content_hash(data: bytes) -> int:
 def _open(data: bytes, least_size: tuple[int, int], max_pixels: int) -> Image.Image:
     """Decode to RGB, upright, of `least_size` (width, height) or larger where the file is."""
     if not data:
-        raise ValueError("empty file")
+        raise UserError("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
             n_pixels = opened.width * opened.height
             if n_pixels > max_pixels:
-                raise ValueError(
+                raise UserError(
                     f"{opened.width} x {opened.height} pixels, more than images.max_pixels = "
                     f"{max_pixels}"
                 )
@@ -138,18 +140,18 @@ def _open(data: bytes, least_size: tuple[int, int], max_pixels: int) -> Image.Im
     except ValueError:
         raise
     except UnidentifiedImageError:
-        raise ValueError(f"not an image that Pillow reads (starts with {data[:8]!r})") from None
-    except Exception as error:  # decoders raise what they like on damaged files
-        raise ValueError(f"damaged: {error}") from error
+        raise UserError(f"not an image that Pillow reads (starts with {data[:8]!r})") from None
+    except Exception as error:  # decoders raise anything on damaged files
+        raise UserError(f"damaged: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling.
+        # 16 bits per pixel: Pillow's own conversion clips at 255 instead of scaling.
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
+        raise UserError("floating-point pixels have no known range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,4 +1,4 @@
-"""What the folders of an image's path mean: its split and its class."""
+"""Layout of a source: the split and class that the folders of an image's path name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SPLIT_NAMES = {
 _CALTECH_FILE = re.compile(r"(\d{3})_\d{4}")
 
 
-def split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
-    """What a path relative to the source says of an image: its split, and its class.
+def read_split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
+    """Read the split and class of an image from its path, relative to the source.
 
     Parameters
     ----------
     with_splits : bool
-        Whether the first folder is a split. The class is then the second, or the number that
-        begins a Caltech file name.
+        The first folder is a split. The class is then the second, or the number that begins a
+        Caltech file name.
 
     Returns
     -------
@@ -29,11 +29,11 @@ def split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
 
     Examples
     --------
-    >>> split_and_class("003.backpack/003_0001.jpg", with_splits=False)
+    >>> read_split_and_class("003.backpack/003_0001.jpg", with_splits=False)
     (-1, '003.backpack')
-    >>> split_and_class("valid/003_0001.jpg", with_splits=True)
+    >>> read_split_and_class("valid/003_0001.jpg", with_splits=True)
     (1, '003')
-    >>> split_and_class("loose.jpg", with_splits=False)
+    >>> read_split_and_class("loose.jpg", with_splits=False)
     (-1, None)
     """
     *folders, name = path.split("/")
@@ -49,7 +49,7 @@ def split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
 
 
 def folders_are_splits(top_folders: Iterable[str]) -> bool:
-    """Whether a source's folders are splits rather than classes.
+    """Return whether a source's folders are splits rather than classes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The first stage: which files are images of which class; and, later, which of them train."""
+"""The first stage: the image files of a source, and the class of each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.config import ImagesConfig
+from dtl.config.errors import UserError
 from dtl.images import formats, layout, split, tars
 from dtl.images.values import ImageList
 from dtl.storage import Extent
@@ -25,7 +26,7 @@ _SNIFFERS = 16
 
 
 @dataclass
-class Found:
+class ImageFiles:
     """The image files of a source, in the order in which they were found.
 
     Parameters
@@ -33,8 +34,8 @@ class Found:
     root : str
         The URL that paths and tars are relative to.
     paths : list of str
-        Of an image in a tar, its path if the tar were unpacked where it is; or CLASS/KEY.jpg, where
-        its class lies beside it.
+        An image in a tar has the path that it would have if the tar were unpacked in its place; or
+        CLASS/KEY.jpg, where its class lies beside it.
     sizes : list of int
         Bytes.
     left_out : list of (path, reason)
@@ -60,26 +61,25 @@ class Found:
         self.offset.append(offset)
 
     def sort(self) -> None:
-        """Sort by tar, then by place in it; files of their own by path."""
+        """Sort by tar and place in it; files outside tars by path."""
         rows = sorted(
             range(len(self.paths)),
             key=lambda row: (self.tar[row], self.offset[row], self.paths[row]),
         )
         for name in ("paths", "sizes", "tar", "offset"):
-            column = getattr(self, name)
-            column[:] = [column[row] for row in rows]
+            setattr(self, name, [getattr(self, name)[row] for row in rows])
 
     def files(self) -> list[str | Extent]:
-        """Where the images are."""
+        """Return where the bytes of the images are."""
         return tars.locate(self.root, self.paths, self.tar_names, self.tar, self.offset, self.sizes)
 
 
 def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> ImageList:
     """List the labelled images of a source, in a seeded random order.
 
-    Reads names and sizes, the headers of tars, and the first bytes of files whose extension is no
-    image format's. Images that all lie in tars keep the tars' order, which can be read from start
-    to end, unless it is no random one.
+    Names and sizes are read, the headers of tars, and the first bytes of files without an image
+    extension. Images that all lie in tars keep the tars' order, unless that is not random: so they
+    can be read from start to end.
 
     Parameters
     ----------
@@ -90,30 +90,20 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     ------
     FileNotFoundError, NotADirectoryError
         If there is no such folder.
-    ValueError
+    UserError
         If there is no image, or only one class; if a tar is damaged, or two images have one path.
     """
     found = find_images(config.url)
-    paths, left_out = _without_top(found), found.left_out
-    tops = {path.split("/")[0] for path in paths if "/" in path}
-    with_splits = layout.folders_are_splits(tops)
-    places = [layout.split_and_class(path, with_splits) for path in paths]
-    named = np.array([place[1] is not None for place in places], bool)
+    paths, left_out = _strip_common_folder(found), found.left_out
+    top_folders = {path.split("/")[0] for path in paths if "/" in path}
+    with_splits = layout.folders_are_splits(top_folders)
+    places = [layout.read_split_and_class(path, with_splits) for path in paths]
+    named = np.array([name is not None for _, name in places], bool)
     left_out += [
         (path, "in no class folder") for path, ok in zip(paths, named, strict=True) if not ok
     ]
     class_names = tuple(sorted({name for _, name in places if name is not None}))
-    if not class_names:
-        raise ValueError(
-            f"No images in class folders below {config.url} ({len(left_out)} other files). "
-            "Expected CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in "
-            "tars, too, or KEY.jpg with its class in KEY.cls or KEY.json."
-        )
-    if len(class_names) == 1:
-        raise ValueError(
-            f"Only one class, {class_names[0]!r}, below {config.url}. A classifier needs two: give "
-            "the folder above the class folders."
-        )
+    _check_classes(class_names, config.url, len(left_out))
     index = {name: k for k, name in enumerate(class_names)}
     path_column = np.array(paths, np.dtypes.StringDType())[named]
     label = np.array([index[c] for _, c in places if c is not None], np.int32)
@@ -128,9 +118,12 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
             (path_column.astype(object).argsort().argsort(),
              split.hash_keys(path_column, seed, "order"))
         )  # fmt: skip
-    offset = np.array(found.offset, np.int64)[named]
     in_tars = order if found.tar_names else order[:0]
-    listed = ImageList(
+    log.info(
+        "%d images of %d classes below %s; %d other files left out",
+        len(order), len(class_names), config.url, len(left_out),
+    )  # fmt: skip
+    return ImageList(
         root=found.root,
         path=path_column[order],
         label=label[order],
@@ -140,23 +133,32 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
         left_out=tuple(sorted(left_out)),
         tar_names=tuple(found.tar_names),
         tar=tar[in_tars],
-        offset=offset[in_tars],
+        offset=np.array(found.offset, np.int64)[named][in_tars],
     )
-    log.info(
-        "%d images of %d classes below %s; %d other files left out",
-        len(listed), len(class_names), config.url, len(left_out),
-    )  # fmt: skip
-    return listed
 
 
-def _without_top(found: Found) -> list[str]:
-    """The paths without the folder that all of them have in common, as archives have one."""
+def _strip_common_folder(found: ImageFiles) -> list[str]:
+    """Return the paths without the one folder above all of them, which archives have."""
     tops = {path.split("/", 1)[0] for path in found.paths}
     if len(tops) != 1 or not found.tar_names or layout.folders_are_splits(tops):
         return found.paths
     if any(path.count("/") < 2 for path in found.paths):
         return found.paths
     return [path.split("/", 1)[1] for path in found.paths]
+
+
+def _check_classes(class_names: tuple[str, ...], url: str, n_left_out: int) -> None:
+    if not class_names:
+        raise UserError(
+            f"No images in class folders below {url} ({n_left_out} other files). Expected "
+            "CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in tars, too, "
+            "or KEY.jpg with its class in KEY.cls or KEY.json."
+        )
+    if len(class_names) == 1:
+        raise UserError(
+            f"Only one class, {class_names[0]!r}, below {url}. A classifier needs two: give the "
+            "folder above the class folders."
+        )
 
 
 def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str) -> bool:
@@ -170,58 +172,69 @@ def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str
     return True
 
 
-def find_images(url: str) -> Found:
+def find_images(url: str) -> ImageFiles:
     """Find the image files below a folder, or in a tar, whatever its folders mean.
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError, ValueError
-        If there is no such folder, or none is given; if a tar is damaged.
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    UserError
+        If no URL is given; if a tar is damaged, or the folder is not completely filled yet.
     """
     if not url:
-        raise ValueError("No images given. Say --images URL.")
+        raise UserError("No images given. Set `images.url`.")
     root = storage.absolute(url)
     if root.endswith(".tar") and storage.is_file(root):
         root, name = root.rsplit("/", 1)
-        found = Found(root)
+        found = ImageFiles(root)
         _add_tars(found, [name])
         return found
-    found = Found(root)
+    found = ImageFiles(root)
     unsure: list[tuple[str, int]] = []
     tar_names: list[str] = []
-    for path, size in storage.walk(root):
-        if any(part.startswith(".") for part in path.split("/")):
-            found.left_out.append((path, "hidden file"))
-        elif formats.has_image_name(path):
-            found.add(path, size)
-        elif path.lower().endswith(".tar"):
-            tar_names.append(path)
-        elif path == IMAGES:
-            _check_complete(storage.join(root, path))
-        else:
-            unsure.append((path, size))
+    try:
+        for path, size in storage.walk(root):
+            if any(part.startswith(".") for part in path.split("/")):
+                found.left_out.append((path, "hidden file"))
+            elif formats.has_image_name(path):
+                found.add(path, size)
+            elif path.lower().endswith(".tar"):
+                tar_names.append(path)
+            elif path == IMAGES:
+                _check_complete(storage.join(root, path))
+            else:
+                unsure.append((path, size))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise type(error)(f"{error} Check `images.url`.") from None
     with ThreadPoolExecutor(_SNIFFERS) as pool:
-        starts = pool.map(lambda file: _start(storage.join(root, file[0])), unsure)
+        starts = pool.map(lambda file: _read_start(storage.join(root, file[0])), unsure)
         for (path, size), start in zip(unsure, starts, strict=True):
-            if start is None:
-                found.left_out.append((path, "cannot be read"))
-            elif formats.is_image(start):
+            if start is not None and formats.is_image(start):
                 found.add(path, size)
             else:
-                found.left_out.append((path, "not an image"))
+                reason = "cannot be read" if start is None else "not an image"
+                found.left_out.append((path, reason))
     _add_tars(found, sorted(tar_names))
     return found
 
 
 def _check_complete(url: str) -> None:
     if (read_json(url) or {}).get("complete") is False:
-        raise ValueError(
+        raise UserError(
             f"{url} says that its folder is not complete: the command that fills it was "
             "interrupted. Give that command again first; it goes on where it was."
         )
 
 
-def _add_tars(found: Found, names: list[str]) -> None:
+def _read_start(url: str) -> bytes | None:
+    try:
+        return storage.read_start(url, formats.N_MAGIC_BYTES)
+    except (FileNotFoundError, PermissionError):  # such as a link to nowhere
+        return None
+
+
+def _add_tars(found: ImageFiles, names: list[str]) -> None:
     urls = [storage.join(found.root, name) for name in names]
     with ThreadPoolExecutor(_SNIFFERS) as pool:
         for name, (rows, left_out) in zip(names, pool.map(_list_tar, urls), strict=True):
@@ -236,15 +249,15 @@ def _add_tars(found: Found, names: list[str]) -> None:
         path = next(path for path, n in Counter(found.paths).items() if n > 1)
         twins = [found.tar[row] for row, other in enumerate(found.paths) if other == path]
         places = ", ".join(found.tar_names[k] if k >= 0 else "a file" for k in twins)
-        raise ValueError(
+        raise UserError(
             f"{len(twins)} images have the path {path} ({places} in {found.root}). Every image "
             "needs its own: remove the tars that repeat others, or number their members through."
         )
 
 
 def _list_tar(url: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]]]:
-    """Path, size and offset of the images in a tar; and what is left out."""
-    rows: list[tars.Member] = []
+    """Return path, size and offset of the images in a tar, and the members left out."""
+    images: list[tars.Member] = []
     sidecars: dict[str, list[str]] = {}
     classes: dict[str, str] = {}
     left_out: list[tuple[str, str]] = []
@@ -258,31 +271,25 @@ def _list_tar(url: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, str
                 elif any(part.startswith(".") for part in name.split("/")):
                     left_out.append((name, "hidden file"))
                 elif formats.has_image_name(name):
-                    rows.append(member)
+                    images.append(member)
                 elif PurePosixPath(name).suffix.lower() in tars.SIDECARS:
-                    sidecars.setdefault(tars.key(name), []).append(name)
+                    key = tars.read_key(name)
+                    sidecars.setdefault(key, []).append(name)
                     named = tars.read_class(window, member)
-                    if named and (name.lower().endswith(".cls") or tars.key(name) not in classes):
-                        classes[tars.key(name)] = named
+                    if named and (name.lower().endswith(".cls") or key not in classes):
+                        classes[key] = named
                 elif formats.is_image(window.at(member.offset, formats.N_MAGIC_BYTES)):
-                    rows.append(member)
+                    images.append(member)
                 else:
                     left_out.append((name, "not an image"))
     except ValueError as error:
-        raise ValueError(f"{url} is {error} Copy or make it again, or remove it.") from error
-    listed = []
-    for name, offset, n_bytes, _ in rows:
-        key = tars.key(name)
+        raise UserError(f"{url} is {error} Copy or make it again, or remove it.") from error
+    rows = []
+    for name, offset, n_bytes, _ in images:
+        key = tars.read_key(name)
         sidecars.pop(key, None)
-        # The class of a sample is kept as the folder that it stands for.
+        # A class beside an image becomes the folder in its path.
         path = f"{classes[key]}/{name}" if key in classes else name
-        listed.append((path, n_bytes, offset))
+        rows.append((path, n_bytes, offset))
     left_out += [(name, "not an image") for names in sidecars.values() for name in names]
-    return listed, left_out
-
-
-def _start(url: str) -> bytes | None:
-    try:
-        return storage.read_start(url, formats.N_MAGIC_BYTES)
-    except (FileNotFoundError, PermissionError):  # such as a link to nowhere
-        return None
+    return rows, left_out

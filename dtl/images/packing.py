@@ -1,8 +1,7 @@
-"""Many small image files into few tars: a stage beside the others, and optional.
+"""Packing of many small image files into few tars: an optional stage.
 
-A tar is written by one task, from the files that it is to hold, and appears whole. The rows keep
-the shuffled order of the list, so that a chunk of the feature store is read from one tar or two,
-from start to end.
+One task writes one tar, which appears whole. The rows keep the shuffled order of the list, so that
+a chunk of the feature store is read from one tar or two, from start to end.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config import PackConfig
+from dtl.config.errors import UserError
 from dtl.images import tars
 from dtl.images.values import ImageList
 from dtl.storage import Extent, read_ahead
@@ -29,7 +29,7 @@ from dtl.storage.ledger import IMAGES, Ledger
 log = logging.getLogger(__name__)
 
 _READERS = 16
-"""Threads of a task that read small files; each waits for the storage."""
+"""Threads with which a task reads small files; each waits for the storage."""
 
 
 class TarPlan(NamedTuple):
@@ -44,25 +44,25 @@ class TarPlan(NamedTuple):
 def pack(
     url: str, images: ImageList, config: PackConfig, client: Client, *, overwrite: bool = False
 ) -> None:
-    """Write the listed images into tars, or those tars that are still missing.
+    """Write the listed images into tars, or the tars that are still missing.
 
-    The list of the tars is that of the images: same rows, labels and fingerprint.
+    A list of the tars has the same rows, labels and fingerprint as that of the images.
 
     Parameters
     ----------
     url : str
-        Folder for ``shard-000000.tar`` and so on; empty, or one that `pack` began.
+        Folder for ``shard-000000.tar`` and so on; empty, or one that `pack` began to fill.
     client : distributed.Client
-        Whose workers all read the images and write the tars.
+        All its workers must be able to read the images and write the tars.
     overwrite : bool
         Replace tars of other images or other sizes instead of refusing them.
 
     Raises
     ------
-    ValueError
+    UserError
         If `url` holds something else; if an image has changed since it was listed.
     OSError
-        If an image cannot be read, for none is to be lost; what is done stays done.
+        If an image cannot be read, because none may be lost. Finished tars stay.
     """
     check_shared(client, images.root, url)
     check_visible(client, images.root)
@@ -113,8 +113,8 @@ def write_tar(plan: TarPlan) -> int:
 
     Raises
     ------
-    OSError, ValueError
-        As `pack`; a note names the image.
+    OSError, UserError
+        As `pack` does; a note names the image.
     """
     n_images = len(plan.files)
     buffer = io.BytesIO()
@@ -132,13 +132,13 @@ def write_tar(plan: TarPlan) -> int:
         ahead = read_ahead(pool, read, range(n_images), 4 * _READERS)
         for path, n_bytes, data in zip(plan.paths, plan.sizes, ahead, strict=True):
             if len(data) != n_bytes:
-                raise ValueError(
+                raise UserError(
                     f"{path} has {len(data)} bytes, and had {n_bytes} when it was listed. "
                     "Pack when nothing changes the images."
                 )
-            buffer.write(tars.header(path, n_bytes))
+            buffer.write(tars.make_header(path, n_bytes))
             buffer.write(data)
-            buffer.write(tars.padding(n_bytes))
+            buffer.write(tars.make_padding(n_bytes))
     buffer.write(tars.END)
     storage.write_bytes(plan.url, buffer.getvalue())
     return n_images

@@ -1,6 +1,6 @@
-"""The order of the images, and which of them train, validate and test.
+"""Split of the images into training, validation and test, and their random order.
 
-Both follow from hashes of (seed, path), not from a generator's stream: they are the same on any
+Both follow from hashes of (seed, path), not from a generator's stream. So they are the same on any
 machine and with any version of NumPy, and an image that is added moves few others.
 """
 
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import SplitConfig
+from dtl.config.errors import UserError
 from dtl.images.values import NO_SPLIT, SPLITS, TRAIN, ImageList
 
 
 def hash_keys(
     names: Sequence[str] | NDArray[np.generic], seed: int, use: str
 ) -> NDArray[np.uint64]:
-    """A pseudo-random uint64 for every name; sorting by it shuffles.
+    """Return a pseudo-random uint64 for every name; sorting by it shuffles.
 
     Examples
     --------
@@ -34,30 +35,28 @@ def hash_keys(
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def shares(n: int, wanted: Sequence[float | int | str]) -> list[int]:
-    """How many of n rows each split takes.
+def count_rows(n: int, parts: Sequence[float | int | str]) -> list[int]:
+    """Return how many of n rows each split takes.
 
     Parameters
     ----------
     n : int
-    wanted : sequence of float, int or "rest"
+    parts : sequence of float, int or "rest"
         A fraction of all rows, a number of rows, or what the others leave.
 
     Examples
     --------
-    >>> shares(10, ("rest", 0.15, 0.2))
+    >>> count_rows(10, ("rest", 0.15, 0.2))
     [6, 2, 2]
-    >>> shares(30607, ("rest", 5000, 6000))
+    >>> count_rows(30607, ("rest", 5000, 6000))
     [19607, 5000, 6000]
     """
-    counts = [
-        0 if w == "rest" else round(w * n) if isinstance(w, float) else int(w) for w in wanted
-    ]
+    counts = [0 if p == "rest" else round(p * n) if isinstance(p, float) else int(p) for p in parts]
     excess = sum(counts) - n
-    covers = all(isinstance(w, float) for w in wanted) and math.isclose(sum(map(float, wanted)), 1)
+    covers = all(isinstance(p, float) for p in parts) and math.isclose(sum(map(float, parts)), 1)
     if excess > 0 or covers:
         counts[int(np.argmax(counts))] -= excess  # rounding took a row too many, or left one
-    return [n - sum(counts) if w == "rest" else c for w, c in zip(wanted, counts, strict=True)]
+    return [n - sum(counts) if p == "rest" else c for p, c in zip(parts, counts, strict=True)]
 
 
 def apportion(
@@ -65,7 +64,7 @@ def apportion(
 ) -> NDArray[np.int64]:
     """Divide a total over classes in proportion to their sizes, by largest remainders.
 
-    Every class gets one at least, where the total allows, and `most` at most.
+    Every class gets at least one, where the total allows, and at most `most`.
 
     Parameters
     ----------
@@ -92,31 +91,25 @@ def apportion(
     return counts
 
 
-def check_split(config: SplitConfig, n_images: int) -> None:
-    """Refuse parts that do not add up.
-
-    Raises
-    ------
-    ValueError
-    """
-    parts = {"train": config.train, "validation": config.validation, "test": config.test}
-    if config.train_per_class:
-        del parts["train"]
+def _check_parts(config: SplitConfig, n_images: int) -> None:
+    parts = {"validation": config.validation, "test": config.test}
+    if not config.train_per_class:  # which stands in place of `train`
+        parts = {"train": config.train} | parts
     if list(parts.values()).count("rest") > 1:
-        raise ValueError(f"Only one split can be the rest. Received: {parts}.")
+        raise UserError(f"Only one split can be the rest. Received: {parts}.")
     taken = sum(
         p * n_images if isinstance(p, float) else p
         for p in parts.values()
         if not isinstance(p, str)
     )
     if taken > n_images * (1 + 1e-9):
-        raise ValueError(
+        raise UserError(
             f"The splits ask for {taken:.0f} of {n_images} images: {parts}. Make them smaller."
         )
 
 
 def describe(split: NDArray[np.int8]) -> str:
-    """How many rows each split has, for people.
+    """Name how many rows each split has.
 
     Examples
     --------
@@ -136,9 +129,9 @@ def assign_splits(
 ) -> NDArray[np.int8]:
     """Assign every row to a split.
 
-    Rows with the same bytes are one unit and stay together (or all but the first are dropped).
-    Within a class, or among all rows for ``method="random"``, units in the order of a seeded hash
-    fill the splits one after the other.
+    Rows with the same bytes are one unit: they stay together, or all but the first are dropped.
+    Units are ordered by a seeded hash, within a class, or among all for ``method="random"``. In
+    that order they fill one split after the other.
 
     Parameters
     ----------
@@ -156,16 +149,16 @@ def assign_splits(
 
     Raises
     ------
-    ValueError
-        If a class has too few images for the splits asked, or the folders give no split.
+    UserError
+        If a class has too few images for the splits, or the folders give no split.
     """
     path, label, given_split = images.path, images.label, images.given_split
     n_images, class_names = len(images), images.class_names
     if content_hash is None:
         content_hash = np.arange(n_images, dtype=np.uint64)
     usable_rows = np.arange(n_images) if usable is None else np.flatnonzero(usable)
-    check_split(config, len(usable_rows))
-    # By path, so that which of two identical files is the first does not depend on their rows.
+    _check_parts(config, len(usable_rows))
+    # Sorted by path, so that the first of identical files does not depend on their rows.
     usable_rows = usable_rows[np.argsort(path[usable_rows].astype(object), kind="stable")]
     _, first, unit_of_row = np.unique(
         content_hash[usable_rows], return_index=True, return_inverse=True
@@ -177,8 +170,8 @@ def assign_splits(
         method = "folders" if (given_split[leader] >= 0).all() else "stratified"
     if method == "folders":
         if (given_split[leader] < 0).any():
-            raise ValueError(
-                "split.method = folders needs train/, validation/ or test/ above the class "
+            raise UserError(
+                "`split.method` = folders needs train/, validation/ or test/ above the class "
                 f"folders. Not so: {path[leader[given_split[leader] < 0][0]]}."
             )
         unit_split = given_split[leader].copy()
@@ -191,7 +184,7 @@ def assign_splits(
             if by_class
             else [order]
         )
-        sizes = _sizes([len(g) for g in groups], config, class_names if by_class else None)
+        sizes = _divide_units([len(g) for g in groups], config, class_names if by_class else None)
         for group, size in zip(groups, sizes, strict=True):
             ends = np.cumsum(size)
             for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -201,12 +194,12 @@ def assign_splits(
     else:
         split[usable_rows] = unit_split[unit_of_row]
     if not (split == TRAIN).any():
-        raise ValueError("No image is left to train on. Change [split], or add images.")
+        raise UserError("No image is left to train on. Change [split], or add images.")
     return split
 
 
 def count_duplicates(content_hash: NDArray[np.uint64], label: NDArray[np.int32]) -> tuple[int, int]:
-    """How many rows repeat another's bytes, and how many of those bear another label.
+    """Count the rows that repeat another's bytes, and those of them with another label.
 
     Examples
     --------
@@ -217,27 +210,27 @@ def count_duplicates(content_hash: NDArray[np.uint64], label: NDArray[np.int32])
     return len(unit) - len(first), int((label != label[first[unit]]).sum())
 
 
-def _sizes(
+def _divide_units(
     n_units: Sequence[int], config: SplitConfig, class_names: Sequence[str] | None
 ) -> NDArray[np.int64]:
-    """Units of each group in each split, (n_groups, 3)."""
+    """Return how many units of each group go into each split, (n_groups, 3)."""
     n = np.asarray(n_units, np.int64)
-    train: float | int | str = config.train
-    if config.train_per_class and "rest" in (config.validation, config.test):
-        train = config.train_per_class * len(n)
-    wanted = shares(int(n.sum()), (train, config.validation, config.test))
+    parts = [config.train, config.validation, config.test]
+    if config.train_per_class and "rest" in parts[1:]:
+        parts[0] = config.train_per_class * len(n)
+    wanted = count_rows(int(n.sum()), parts)
     if class_names is None:
         return np.array([wanted])
     for name, size in zip(class_names, n, strict=True):
         if size < np.count_nonzero(wanted):
-            raise ValueError(
+            raise UserError(
                 f"Class {name} has {size} different images for {np.count_nonzero(wanted)} splits. "
-                "Add images, leave the class out, or use --split.method random."
+                "Add images, leave the class out, or set `split.method` to random."
             )
         n_others = max(np.count_nonzero(wanted[1:]), 1)
         if config.train_per_class and size - config.train_per_class < n_others:
-            raise ValueError(
-                f"Class {name} has {size} different images; split.train_per_class = "
+            raise UserError(
+                f"Class {name} has {size} different images; `split.train_per_class` = "
                 f"{config.train_per_class} leaves too few for validation and test. Lower it, or "
                 "leave the class out."
             )
@@ -247,8 +240,8 @@ def _sizes(
         n_validation = round(int(left.sum()) * wanted[1] / held_out)
         least_test = int(left.sum() - n_validation >= len(n))
         validation = apportion(left, n_validation, left - least_test)
-        return np.stack([n - left, validation, left - validation], axis=1)
-    # Who comes first leaves the others the one image of every class that they are to have.
+        return np.stack([train, validation, left - validation], axis=1)
+    # Each split leaves the later ones the one image per class that they are to get.
     least_train, _, least_test = (int(count >= len(n)) for count in wanted)
     validation = apportion(n, wanted[1], n - least_train - least_test)
     test = apportion(n, wanted[2], n - validation - least_train)

@@ -1,6 +1,6 @@
-"""Tar files as places of images: what their headers say, and what a header must say.
+"""Tar files that hold images: reading and writing their headers.
 
-Pure: bytes come from a callable, so that a file's headers can be read without its data.
+Nothing here opens a file. Bytes come from a callable, so that headers are read without the data.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dtl.storage.ranges import Window
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK_BYTES)
-"""What the last member is followed by."""
+"""Bytes that follow the last member."""
 
 SIDECARS = frozenset({".cls", ".json", ".txt"})
-"""Beside an image KEY.jpg: its class (WebDataset), its metadata and its caption (img2dataset)."""
+"""Files beside an image KEY.jpg: class (WebDataset), metadata and caption (img2dataset)."""
 
 _CLASS_KEYS = ("cls", "class", "label")
 _MOST_SIDECAR_BYTES = 1 << 20
@@ -35,11 +35,11 @@ class Member(NamedTuple):
     Parameters
     ----------
     name : str
-        Relative, without ``./``; as it stands where there is a `problem`.
+        Relative, without ``./``; unchanged where there is a `problem`.
     offset, n_bytes : int
-        Of its data in the tar.
+        Place of its data in the tar.
     problem : str
-        Why it is not to be used: a link, a device, a name that leads elsewhere; or nothing.
+        Why it must not be used: a link, a device, a name that leads elsewhere; empty if it may be.
     """
 
     name: str
@@ -54,13 +54,13 @@ def read_members(window: Window) -> Iterator[Member]:
     Raises
     ------
     ValueError
-        If it is no tar, or damaged, or shorter than its headers say.
+        If the file is no tar, or damaged, or shorter than its headers say.
     """
     position = 0
     try:
         tar = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
         while info := tar.next():
-            tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # which would keep every header
             if info.size < 0 or tar.offset <= position:
                 raise ValueError("a header with a negative size")
             position = tar.offset
@@ -69,7 +69,7 @@ def read_members(window: Window) -> Iterator[Member]:
     except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
         compressed = "" if position else " A compressed tar is to be unpacked first."
         raise ValueError(f"not a whole tar: {error} after byte {position}.{compressed}") from error
-    # tarfile takes a damaged header, and a file that was cut off before one, for the end.
+    # tarfile takes a damaged header for the end, and a file that was cut off before a header, too.
     if window.at(tar.offset, BLOCK_BYTES) != END[:BLOCK_BYTES]:
         raise ValueError(f"not a whole tar: it has no end, or is damaged, after byte {tar.offset}.")
 
@@ -97,21 +97,21 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def key(name: str) -> str:
-    """What an image and its sidecars have in common.
+def read_key(name: str) -> str:
+    """Return the part of a name that an image and its sidecars have in common.
 
     Examples
     --------
-    >>> key("a/0001.jpg"), key("a/0001.cls"), key("a/0001.seg.png")
+    >>> read_key("a/0001.jpg"), read_key("a/0001.cls"), read_key("a/0001.seg.png")
     ('a/0001', 'a/0001', 'a/0001.seg')
     """
     return str(PurePosixPath(name).with_suffix(""))
 
 
 def read_class(window: Window, member: Member) -> str | None:
-    """The class that a ``.cls`` or ``.json`` beside an image names; None where it names none.
+    """Return the class that a ``.cls`` or ``.json`` beside an image names, or None.
 
-    Slashes become underlines, for the class is a folder in the image's path.
+    Slashes become underlines, because the class becomes a folder in the image's path.
     """
     if member.n_bytes > _MOST_SIDECAR_BYTES or member.name.endswith(".txt"):
         return None
@@ -135,12 +135,12 @@ def _is_class(value: object) -> bool:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def header(name: str, n_bytes: int) -> bytes:
-    """What stands before a member's data; the same for the same name and size.
+def make_header(name: str, n_bytes: int) -> bytes:
+    """Return the bytes before a member's data; the same for the same name and size.
 
     Examples
     --------
-    >>> len(header("003.backpack/003_0001.jpg", 10))
+    >>> len(make_header("003.backpack/003_0001.jpg", 10))
     512
     """
     info = tarfile.TarInfo(name)
@@ -148,12 +148,12 @@ def header(name: str, n_bytes: int) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT)
 
 
-def padding(n_bytes: int) -> bytes:
-    """What stands after a member's data.
+def make_padding(n_bytes: int) -> bytes:
+    """Return the bytes after a member's data.
 
     Examples
     --------
-    >>> len(padding(500)), len(padding(512))
+    >>> len(make_padding(500)), len(make_padding(512))
     (12, 0)
     """
     return bytes(-n_bytes % BLOCK_BYTES)
@@ -162,7 +162,7 @@ def padding(n_bytes: int) -> bytes:
 def plan_tars(
     size_bytes: NDArray[np.int64], tar_bytes: int, most_images: int = 10_000
 ) -> list[range]:
-    """Divide rows, in their order, into tars of at most `tar_bytes`, if one image is not more.
+    """Divide rows, in their order, into tars of at most `tar_bytes` if no image is larger.
 
     Examples
     --------
@@ -238,10 +238,10 @@ def locate_listed(images: ImageList, rows: slice = slice(None)) -> list[str | Ex
 
 
 def is_clumped(column: NDArray[np.integer]) -> bool:
-    """Whether equal values are neighbours far more often than chance would have it.
+    """Return whether equal values are neighbours far more often than in a random order.
 
-    Chance is the sum of the squared shares of the values; far more is five standard deviations,
-    and a twentieth of what is left above it.
+    In a random order, two neighbours are equal with the sum of the squared shares of the values.
+    Far more is above it by five standard deviations and by a twentieth of the rest up to 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The list of images that later stages take."""
+"""The list of images, which later stages take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
 NO_SPLIT = -1
-"""The split of a row that takes no part: skipped, dropped as a duplicate, or left over."""
+"""The split of a row that is not used: skipped, dropped as a duplicate, or left over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +25,11 @@ class ImageList:
     root : str
         fsspec URL that `path` is relative to.
     path : (n_images,) StringDType
-        Where a file's class folder is, too: of an image in a tar, its path if it were unpacked.
+        With the class folder. An image in a tar has the path that it would have unpacked.
     label : (n_images,) int32
         Index into `class_names`.
     given_split : (n_images,) int8
-        Index into `SPLITS` where the source's folders say so, else -1.
+        Index into `SPLITS` where the source's folders give the split, else -1.
     size_bytes : (n_images,) int64
     class_names : tuple of str
     left_out : tuple of (path, reason)
@@ -58,7 +58,7 @@ class ImageList:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all but the place: a copy elsewhere, or in tars, is the same list."""
+        """SHA-256 of all but the place: a copy elsewhere, or in tars, has the same one."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for column in (self.label, self.given_split, self.size_bytes):
             digest.update(np.ascontiguousarray(column).tobytes())
@@ -68,5 +68,5 @@ class ImageList:
 
     @property
     def description(self) -> str:
-        """Its size and its fingerprint, as settings hold them."""
+        """Number of images and classes, and the fingerprint, as later fingerprints hold them."""
         return f"{len(self)} of {len(self.class_names)} classes, SHA-256 {self.fingerprint}"

@@ -1,4 +1,4 @@
-"""Files, wherever fsspec reaches: its only importer."""
+"""Files on any filesystem that fsspec reaches: its only importer."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dtl.config.errors import UserError
 from dtl.storage.hdfs import Hdfs
 
 SCHEMES = ("file", "hdfs", "webhdfs", "s3", "gs", "abfs", "http", "https", "memory")
-"""What messages offer; any other protocol that fsspec knows works too."""
+"""Schemes that messages offer; any other that fsspec knows works too."""
 
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL, and the path on it.
+    """Return the fsspec filesystem of a URL, and the path on it.
 
     Raises
     ------
-    ValueError
+    UserError
         For a scheme that fsspec does not know.
     ImportError
-        For one whose package is not installed; the message names it.
+        For a scheme whose package is not installed; the message names it.
     """
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     if scheme not in fsspec.available_protocols():
-        raise ValueError(f"Unknown scheme {scheme}:// in {url!r}. Known: {', '.join(SCHEMES)}.")
+        raise UserError(f"Unknown scheme {scheme}:// in {url!r}. Known: {', '.join(SCHEMES)}.")
     options: dict[str, Any] = {"auto_mkdir": True} if scheme in ("file", "local") else {}
     if scheme in _OBJECT_STORES:
-        options["use_listings_cache"] = False  # other processes write there, too
+        options["use_listings_cache"] = False  # other processes write to them, too
     if scheme == "webhdfs" and "@" not in url:
-        # As Hadoop's own clients: without Kerberos, the user is who says so.
+        # Hadoop's own clients do the same where Kerberos is off.
         options["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
     fs, path = fsspec.core.url_to_fs(url, **options)
     return fs, path
@@ -70,7 +71,7 @@ use_hdfs_client("native")
 
 
 def absolute(url: str) -> str:
-    """The same place for every process, whatever its working directory.
+    """Return a URL that means the same place in every process, whatever its working directory.
 
     Examples
     --------
@@ -84,29 +85,29 @@ def absolute(url: str) -> str:
 
 
 def join(url: str, name: str) -> str:
-    """The URL of a name in a folder."""
+    """Return the URL of a name in a folder."""
     return f"{url.rstrip('/')}/{name}"
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL is a path of this machine, which other machines may not have."""
+    """Return whether a URL is a path of this machine, which other machines may not have."""
     return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or a folder."""
+    """Return whether a file or folder exists."""
     fs, path = filesystem(url)
     return bool(fs.exists(path))
 
 
 def read_bytes(url: str) -> bytes:
-    """A whole file."""
+    """Read a whole file."""
     fs, path = filesystem(url)
     return bytes(fs.cat_file(path))
 
 
 def read_start(url: str, n_bytes: int) -> bytes:
-    """The first bytes of a file."""
+    """Read the first bytes of a file."""
     fs, path = filesystem(url)
     try:
         return bytes(fs.cat_file(path, start=0, end=n_bytes))
@@ -117,7 +118,7 @@ def read_start(url: str, n_bytes: int) -> bytes:
 
 
 def open_at(url: str, offset: int) -> IO[bytes]:
-    """Open a file to be read from an offset on."""
+    """Open a file for reading from an offset on."""
     fs, path = filesystem(url)
     file: IO[bytes] = fs.open(path, "rb")
     file.seek(offset)
@@ -125,27 +126,26 @@ def open_at(url: str, offset: int) -> IO[bytes]:
 
 
 def size(url: str) -> int:
-    """A file's bytes."""
+    """Return how many bytes a file has."""
     fs, path = filesystem(url)
     return int(fs.size(path))
 
 
 def is_file(url: str) -> bool:
-    """Whether there is a file, and no folder."""
+    """Return whether a URL is a file, and no folder."""
     fs, path = filesystem(url)
     return bool(fs.isfile(path))
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a whole file, so that whoever reads it finds all of it or none.
+    """Write a whole file; a reader finds all of it or none.
 
     Notes
     -----
-    What was there before stays until the new file takes its place (`replaces_at_once`), but where a
-    filesystem has no rename that overwrites: with pyarrow's client for ``hdfs://``, with an HttpFS
-    behind ``webhdfs://``, and in filesystems that only fsspec knows. There the old file goes a
-    moment before the new one comes, and a process that is killed in between leaves only a
-    ``.partial``.
+    The old file stays until the new one takes its place (see `replaces_atomically`). Three
+    filesystems have no rename that overwrites: pyarrow's client for ``hdfs://``, an HttpFS behind
+    ``webhdfs://``, and those that only fsspec knows. On them the old file goes a moment before the
+    new one comes, and a process that is killed in between leaves only a ``.partial``.
     """
     fs, path = filesystem(url)
     if _shows_whole_files(fs):
@@ -154,34 +154,36 @@ def write_bytes(url: str, data: bytes) -> None:
         _write_whole(fs, path, data)
 
 
-def replaces_at_once(url: str) -> bool:
-    """Whether a file that is written anew is there at every moment, for certain."""
+def replaces_atomically(url: str) -> bool:
+    """Return whether a file that is written again can be read at every moment, for certain."""
     fs, _ = filesystem(url)
     return isinstance(fs, LocalFileSystem) or _shows_whole_files(fs)
 
 
 def _shows_whole_files(fs: Any) -> bool:
-    # Object stores show an object only once it is whole; `Hdfs` sees to it.
+    # Object stores show an object only once it is whole; `Hdfs.pipe_file` renames.
     return isinstance(fs, Hdfs) or bool(fs.async_impl)
 
 
 def put(source: str, url: str) -> None:
-    """Copy a file of this machine, piece by piece; whoever reads it finds all of it or none."""
+    """Copy a file of this machine, piece by piece; a reader finds all of it or none."""
     fs, path = filesystem(url)
     with (
-        _partial(fs, path) as partial, open(source, "rb") as local, fs.open(partial, "wb") as file
-    ):  # fmt: skip
+        open(source, "rb") as local,
+        _write_beside(fs, path) as partial,
+        fs.open(partial, "wb") as file,
+    ):
         shutil.copyfileobj(local, file, 1 << 22)
 
 
 def _write_whole(fs: Any, path: str, data: bytes) -> None:
-    with _partial(fs, path) as partial:
+    with _write_beside(fs, path) as partial:
         fs.pipe_file(partial, data)
 
 
 @contextlib.contextmanager
-def _partial(fs: Any, path: str) -> Iterator[str]:
-    """A path to write to, that takes the place of `path` if all goes well, and else goes."""
+def _write_beside(fs: Any, path: str) -> Iterator[str]:
+    """Yield a path to write to; it replaces `path` on success and is removed on failure."""
     partial = f"{path}.{uuid.uuid4().hex}.partial"
     fs.makedirs(fs._parent(path), exist_ok=True)
     try:
@@ -207,8 +209,8 @@ def _replace(fs: Any, partial: str, path: str) -> None:
     fs.mv(partial, path)
 
 
-class _Whole(AsyncFileSystemWrapper):  # type: ignore[misc]
-    """For Zarr: a filesystem whose files are whole or not there."""
+class _WholeFiles(AsyncFileSystemWrapper):  # type: ignore[misc]
+    """Filesystem for Zarr on which a file appears whole."""
 
     async def _pipe_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
         await asyncio.to_thread(_write_whole, self.sync_fs, path, value)
@@ -216,7 +218,7 @@ class _Whole(AsyncFileSystemWrapper):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def local_copy(url: str) -> Iterator[str]:
-    """The path of a file on this machine: the file itself, or a copy that goes afterwards."""
+    """Yield the path of a file on this machine: the file itself, or a copy for the context."""
     fs, path = filesystem(url)
     if not fs.exists(path):
         raise FileNotFoundError(f"No such file: {url}.")
@@ -229,7 +231,7 @@ def local_copy(url: str) -> Iterator[str]:
 
 
 def sha256(url: str) -> str:
-    """Of a file's bytes, as hexadecimal digits; read again only where it has changed."""
+    """Return the SHA-256 of a file in hexadecimal digits; reads it again only if it changed."""
     fs, path = filesystem(url)
     if not fs.exists(path):
         raise FileNotFoundError(f"No such file: {url}.")
@@ -247,14 +249,14 @@ def _sha256(url: str, version: str) -> str:
 
 
 def remove(url: str) -> None:
-    """Remove a file or a folder with all in it, if it is there."""
+    """Remove a file, or a folder with all that is in it, if it exists."""
     fs, path = filesystem(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def clear(url: str, keep: str) -> None:
-    """Remove all that is in a folder, but one file, and hidden files such as a lock."""
+    """Empty a folder, but keep one file, and hidden files such as a lock."""
     fs, path = filesystem(url)
     for inside in fs.ls(path, detail=False):
         name = inside.rstrip("/").rsplit("/", 1)[-1]
@@ -263,7 +265,7 @@ def clear(url: str, keep: str) -> None:
 
 
 def check_writable(url: str) -> None:
-    """Write and remove a small file in a folder, making it where it is missing.
+    """Write and remove a small file in a folder, which is made where it is missing.
 
     Raises
     ------
@@ -276,12 +278,12 @@ def check_writable(url: str) -> None:
         remove(probe)
     except Exception as error:
         raise PermissionError(
-            f"Cannot write to {url}: {error}. Choose another --out, or ask for write permission."
+            f"Cannot write to {url}: {error}. Choose another `out`, or ask for write permission."
         ) from error
 
 
 def walk(url: str) -> Iterator[tuple[str, int]]:
-    """All files below a folder: path relative to it, size in bytes; sorted within a folder.
+    """Yield all files below a folder: path relative to it, size in bytes; sorted within a folder.
 
     Links to folders are followed.
 
@@ -289,15 +291,15 @@ def walk(url: str) -> Iterator[tuple[str, int]]:
     ------
     FileNotFoundError, NotADirectoryError
         If there is no such folder.
-    ValueError
+    UserError
         If a link leads to a folder above itself.
     """
     fs, root = filesystem(url)
     root = root.rstrip("/") or root
     if not fs.exists(root):
-        raise FileNotFoundError(f"No such folder: {url}. Check --images.")
+        raise FileNotFoundError(f"No such folder: {url}.")
     if not fs.isdir(root):
-        raise NotADirectoryError(f"Not a folder: {url}. --images takes the folder of the classes.")
+        raise NotADirectoryError(f"Not a folder: {url}.")
     prefix = len(fs._strip_protocol(root).rstrip("/")) + 1
     for path, size in _walk(fs, root, ()):
         yield path[prefix:], size
@@ -312,26 +314,26 @@ def _walk(fs: Any, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, int
                 target = os.path.realpath(path)
                 places = (*above, os.path.realpath(folder))
                 if any(f"{place}/".startswith(f"{target}/") for place in places):
-                    raise ValueError(f"{path} links to a folder above itself. Remove the link.")
+                    raise UserError(f"{path} links to a folder above itself. Remove the link.")
                 yield from _walk(fs, path, places)
             else:
                 yield path, int(files[name]["size"])
 
 
 def clean(url: str) -> None:
-    """Remove the half-written files that a killed process left below a folder."""
+    """Remove half-written files that a killed process left below a folder."""
     fs, path = filesystem(url)
-    if not fs.async_impl:  # object stores have none, and listing them all takes long
+    if not fs.async_impl:  # object stores have none, and would take long to list
         for partial in fs.glob(f"{path}/**/*.partial"):
             fs.rm_file(partial)
 
 
 def asynchronous(url: str) -> tuple[Any, str]:
-    """The filesystem and path for Zarr, which runs coroutines on a loop of its own."""
+    """Return the filesystem and path for Zarr, which runs coroutines on a loop of its own."""
     fs, path = filesystem(url)
     if fs.async_impl:
         scheme = url.split("://", 1)[0]
         return fsspec.filesystem(scheme, asynchronous=True, **fs.storage_options), path
     if isinstance(fs, Hdfs | MemoryFileSystem):
         return AsyncFileSystemWrapper(fs, asynchronous=True), path
-    return _Whole(fs, asynchronous=True), path
+    return _WholeFiles(fs, asynchronous=True), path

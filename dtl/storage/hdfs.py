@@ -21,12 +21,12 @@ from hdfs_native.fsspec import HdfsFileSystem
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 120.0
-"""How long what passes is tried again: a NameNode in safe mode after its start, lost DataNodes."""
+"""Time for which a passing error is retried: a NameNode in safe mode, lost DataNodes."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 
 _AT_ONCE_S = 2.0
-"""hdfs-native waits for a NameNode that is gone: who refuses sooner than this is a DataNode."""
+"""hdfs-native itself waits for a NameNode: what refuses sooner than this is a DataNode."""
 
 _REFUSED = {
     "AccessControlException": "",
@@ -34,14 +34,14 @@ _REFUSED = {
     "NSQuotaExceededException": "The quota of names is used up: ",
     "DSQuotaExceededException": "The quota of space is used up: ",
 }
-"""NameNode exceptions that are `PermissionError`, and what to say first."""
+"""NameNode exceptions that become `PermissionError`, and how their messages begin."""
 
 _PASSING = re.compile(
     r"^(?!.*turned on manually).*"
     r"(safe ?mode|RetriableException|StandbyException|OperationFailed|DataTransferError)",
     re.DOTALL | re.IGNORECASE,
 )
-"""Errors that pass by themselves; a safe mode that an administrator ordered does not."""
+"""Errors that pass without help; a safe mode that an administrator ordered does not."""
 
 _RPC_ERROR = re.compile(r'RPCError\("(?P<exception>[\w.$]+)", "(?P<message>.*)"\)', re.DOTALL)
 
@@ -52,26 +52,27 @@ class UnreachableError(ConnectionError):
     """No NameNode answered for as long as ``hdfs-site.xml`` lets a client try."""
 
 
-def _steady(method: Function) -> Function:
-    """Try what passes again, and raise what a local filesystem would, naming the path."""
+def _retry(method: Function) -> Function:
+    """Retry a method while its error is a passing one, then raise Python's own exception."""
 
     @functools.wraps(method)
     def call(self: Hdfs, path: str, *args: Any, **kwargs: Any) -> Any:
         deadline, pause = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
+        url = self.unstrip_protocol(path)
         while True:
             began = time.monotonic()
             try:
                 return method(self, path, *args, **kwargs)
             except FileNotFoundError:
-                raise FileNotFoundError(f"No such file or folder: {self.unstrip(path)}") from None
+                raise FileNotFoundError(f"No such file or folder: {url}") from None
             except (RuntimeError, OSError) as error:
-                told, now = translate(error, self.unstrip(path)), time.monotonic()
+                translated, now = translate(error, url), time.monotonic()
                 passing = _PASSING.search(str(error)) is not None
-                if isinstance(told, UnreachableError) and now - began < _AT_ONCE_S:
-                    told, passing = OSError(f"{self.unstrip(path)}: a DataNode is gone."), True
+                if isinstance(translated, UnreachableError) and now - began < _AT_ONCE_S:
+                    translated, passing = OSError(f"{url}: a DataNode is gone."), True
                 if not passing or now > deadline:
-                    raise told from error
-                log.warning("%s Trying again in %.1f s.", told, pause)
+                    raise translated from error
+                log.warning("%s Trying again in %.1f s.", translated, pause)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -79,7 +80,7 @@ def _steady(method: Function) -> Function:
 
 
 def translate(error: Exception, url: str) -> OSError:
-    r"""Python's own exception for one of hdfs-native's, which are mostly `RuntimeError`.
+    r"""Return Python's own exception for one of hdfs-native's, which are mostly `RuntimeError`.
 
     Examples
     --------
@@ -104,7 +105,7 @@ def translate(error: Exception, url: str) -> OSError:
 
 
 class Hdfs(HdfsFileSystem):
-    """The filesystem that storage uses for ``hdfs://``."""
+    """Filesystem that storage uses for ``hdfs://``; `_RETRIED` names its methods that retry."""
 
     def __init__(self, *args: Any, asynchronous: bool = False, **storage_options: Any) -> None:
         # Zarr asks every filesystem for `asynchronous`; hdfs-native takes it for Hadoop's.
@@ -117,56 +118,25 @@ class Hdfs(HdfsFileSystem):
             path = "/" + path.split("://", 1)[1].partition("/")[2]
         return path.rstrip("/") or "/"
 
-    def unstrip(self, path: str) -> str:
-        """A path with scheme, host and port, for messages."""
-        return str(self.unstrip_protocol(path))
-
-    @_steady
-    def info(self, path: str, **kwargs: Any) -> Any:
-        """As fsspec's."""
-        return super().info(path, **kwargs)
-
-    @_steady
-    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
-        """As fsspec's."""
-        return super().ls(path, detail, **kwargs)
-
-    @_steady
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """As fsspec's."""
-        super().makedirs(path, exist_ok)
-
-    @_steady
-    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """As fsspec's."""
-        super().mv(path1, path2, **kwargs)
-
-    @_steady
-    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """As fsspec's."""
-        super().rm(path, recursive, maxdepth)
-
-    @_steady
-    def cat_file(
-        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
-    ) -> bytes:
-        """As fsspec's."""
-        return bytes(super().cat_file(path, start, end, **kwargs))
-
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Write a whole file: whoever reads it finds all of it, or what was there before."""
+        """Write a whole file: readers find all of it, or the file before it."""
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         try:
             self._create(partial, value)
             self.mv(partial, path, overwrite=True)
         except BaseException:
-            # A quota of space, say, is noticed once the empty file is there.
+            # HDFS notices a full quota of space, say, only once it has made the empty file.
             with contextlib.suppress(OSError, RuntimeError):
                 super().rm(partial)
             raise
 
-    @_steady
+    @_retry
     def _create(self, path: str, value: bytes) -> None:
-        # Each attempt is given other DataNodes.
+        # Each attempt gets other DataNodes.
         with self.open(path, "wb") as file:
             file.write(value)
+
+
+_RETRIED = ("info", "ls", "makedirs", "mv", "rm", "cat_file")
+for _name in _RETRIED:
+    setattr(Hdfs, _name, _retry(getattr(HdfsFileSystem, _name)))

@@ -112,12 +112,12 @@ def read_json(
     UserError
         If the file is damaged; `advice` says what to do.
     """
-    if not storage.exists(url):
-        return None
     try:
         value = json.loads(storage.read_bytes(url))
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError as error:
         raise UserError(f"{url} is damaged: {error}. {advice}") from error
     return value

@@ -1,8 +1,9 @@
-"""One driver an output: a second is refused, a dead one's place is taken.
+"""The lock of an output folder: one driver at a time, and a dead one is replaced.
 
-A file names the driver that holds the output, and is written anew every few seconds. Whoever finds
-one takes the place over at once if that driver ran on this machine and is gone, and otherwise
-watches: a file that does not change for a while is a dead driver's. No clocks are compared.
+A file names the driver that holds the folder, which writes it again every few seconds. A driver
+that finds such a file takes over at once if the holder ran on this machine and has ended. If not,
+it watches: a file that does not change for a while belongs to a dead driver. No clocks are
+compared.
 """
 
 from __future__ import annotations
@@ -21,24 +22,25 @@ from typing import Any
 
 from dtl import storage
 from dtl.storage.hdfs import UnreachableError
+from dtl.storage.ledger import read_json
 
 log = logging.getLogger(__name__)
 
 _BEAT_S = 5.0
 _DEAD_AFTER_S = 30.0
-"""Six beats: a NameNode that pauses is no dead driver."""
+"""Six beats: a NameNode that pauses must not look like a dead driver."""
 _GAP_S = 0.3
-"""Longer than a file that is written anew is away, where it is; see `storage.write_bytes`."""
+"""Longer than a file is absent while it is replaced, where it is; see `storage.write_bytes`."""
 
 
 @contextmanager
 def hold(url: str) -> Iterator[None]:
-    """Hold a folder for this driver until the end.
+    """Hold a folder for this driver until the end of the context.
 
     Raises
     ------
     BlockingIOError
-        If another driver holds it; the message names it.
+        If another driver holds it; the message names that driver.
     """
     file = storage.join(url, ".dtl-lock")
     mine: dict[str, Any] = {
@@ -48,11 +50,11 @@ def hold(url: str) -> Iterator[None]:
         "token": uuid.uuid4().hex,
         "beat": 0,
     }
-    _wait_for_the_dead(file, url)
-    # Of two that find the place empty at the same time, the last to write has it.
+    _refuse_living(file, url)
+    # Of two that find no file at the same time, the last to write holds the folder.
     storage.write_bytes(file, json.dumps(mine).encode())
     if (found := _read(file)) is None or found["token"] != mine["token"]:
-        raise BlockingIOError(_held(url, found or {}))
+        raise BlockingIOError(_name_holder(url, found or {}))
     stop = threading.Event()
 
     def beat() -> None:
@@ -68,8 +70,8 @@ def hold(url: str) -> Iterator[None]:
     try:
         yield
     except UnreachableError:
-        # The storage is gone: each further try would wait for minutes. Who comes next finds a lock
-        # of a driver that is dead.
+        # The storage is gone, and each further try would wait for minutes. The next driver finds
+        # the lock of a dead one.
         stop.set()
         raise
     except BaseException:
@@ -85,13 +87,15 @@ def _release(file: str, token: str, stop: threading.Event, thread: threading.Thr
         storage.remove(file)
 
 
-def _wait_for_the_dead(file: str, url: str) -> None:
+def _refuse_living(file: str, url: str) -> None:
     found = _read(file)
     if found is None or _is_gone(found):
         return
     if found["host"] == socket.gethostname() and found["started"]:
-        raise BlockingIOError(_held(url, found))  # alive: its process was found
-    log.info("%s Waiting %.0f s to see whether it still lives.", _held(url, found), _DEAD_AFTER_S)
+        raise BlockingIOError(_name_holder(url, found))  # alive: its process was found
+    log.info(
+        "%s Waiting %.0f s to see whether it still lives.", _name_holder(url, found), _DEAD_AFTER_S
+    )
     until = time.monotonic() + _DEAD_AFTER_S
     while time.monotonic() < until:
         time.sleep(1)
@@ -99,41 +103,36 @@ def _wait_for_the_dead(file: str, url: str) -> None:
         if now is None:
             return
         if now != found:
-            raise BlockingIOError(_held(url, now))
-    log.info("It is dead; taking its place.")
+            raise BlockingIOError(_name_holder(url, now))
+    log.info("That driver is dead; taking its place.")
 
 
-def _held(url: str, found: dict[str, Any]) -> str:
+def _name_holder(url: str, found: dict[str, Any]) -> str:
     return (
         f"Another driver writes to {url}: process {found.get('pid')} on {found.get('host')}. "
-        "Wait for its end, stop it, or choose another --out."
+        "Wait for its end, stop it, or choose another `out`."
     )
 
 
 def _read(file: str) -> dict[str, Any] | None:
-    gaps_s = [] if storage.replaces_at_once(file) else [_GAP_S]
-    while True:
-        try:
-            found: dict[str, Any] = json.loads(storage.read_bytes(file))
-        except FileNotFoundError:
-            if not gaps_s:
-                return None
-            time.sleep(gaps_s.pop())
-        else:
-            return found
+    advice = "Remove it if no driver writes to its folder."
+    found = read_json(file, advice)
+    if found is None and not storage.replaces_atomically(file):
+        time.sleep(_GAP_S)
+        found = read_json(file, advice)
+    return found
 
 
 def _is_gone(found: dict[str, Any]) -> bool:
-    """Whether a driver of this machine has ended; one of another machine is never said to have."""
-    if found["host"] != socket.gethostname():
-        return False
-    return bool(found["started"]) and found["started"] != _started(found["pid"])
+    """Return whether a driver of this machine has ended; False for any other machine's."""
+    here = found["host"] == socket.gethostname()
+    return here and bool(found["started"]) and found["started"] != _started(found["pid"])
 
 
 def _started(pid: int) -> str:
-    """When a process began, by the kernel's count; empty if there is none, or no /proc."""
+    """Return the kernel's start time of a process; empty if there is none, or no /proc."""
     try:
-        # The name, in brackets, may hold spaces; the start is the 20th field after it.
+        # The name, in brackets, may hold spaces; the start time is the 20th field after it.
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
         return ""

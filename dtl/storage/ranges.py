@@ -1,4 +1,4 @@
-"""Byte ranges of files: members of tars, neighbours read in one request, reading ahead."""
+"""Byte ranges of files: members of tars, neighbours in one request, reading ahead."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import merge_offset_ranges
 
 from dtl.storage import hdfs
 from dtl.storage.files import filesystem, read_bytes, size
@@ -19,32 +20,36 @@ from dtl.storage.hdfs import Hdfs
 
 
 class Extent(NamedTuple):
-    """A part of a file: an image in a tar."""
+    """Byte range of a file, such as an image in a tar."""
 
     url: str
     offset: int
     n_bytes: int
 
 
-_FEW_BYTES = 4096
-_NEAR_BYTES = 16 << 10
-"""Between two images of one request: their headers, and what a sample has besides."""
-
 Read = Callable[[int, int], bytes]
-"""A file's bytes from an offset, at most so many."""
+"""Reads from an offset at most so many bytes."""
+
+_HEADER_BYTES = 4096
+_AHEAD_BYTES = 256 << 10
+"""Read from one header of a tar on to the next, where the tar is not on this machine."""
+_REQUEST_BYTES = 1 << 20
+"""The most that one request reads from a tar: it takes about as long as half of it."""
+_GAP_BYTES = 16 << 10
+"""The most between two images of one request: their headers, and other files of a sample."""
 
 
 class Window:
-    """What `tarfile` needs of a file, from byte ranges, of which it keeps the last.
+    """File for `tarfile` that reads byte ranges and keeps the last one.
 
     Parameters
     ----------
     read : callable (offset, n_bytes) -> bytes
     n_bytes : int
-        Of the file.
+        Size of the file.
     ahead_bytes : int
-        Read on for as many where one header follows another within as many; else only a few: it
-        costs less than another request where requests take long.
+        Read so many bytes at once where the next header follows within as many. That costs less
+        than another request where requests take long.
     """
 
     def __init__(self, read: Read, n_bytes: int, ahead_bytes: int = 0) -> None:
@@ -52,25 +57,25 @@ class Window:
         self._start, self._buffer, self._position = 0, b"", 0
 
     def at(self, offset: int, n_bytes: int) -> bytes:
-        """Bytes from an offset; fewer at the end of the file."""
+        """Read from an offset; fewer bytes at the end of the file."""
         n_bytes = min(n_bytes, self._n_bytes - offset)
         if n_bytes <= 0:
             return b""
         end = self._start + len(self._buffer)
         if not self._start <= offset <= offset + n_bytes <= end:
             near = end <= offset <= end + self._ahead_bytes or self._start <= offset < end
-            n_read = max(n_bytes, self._ahead_bytes if near else _FEW_BYTES, _FEW_BYTES)
+            n_read = max(n_bytes, self._ahead_bytes if near else 0, _HEADER_BYTES)
             self._buffer = self._read(offset, min(n_read, self._n_bytes - offset))
             self._start = offset
         first = offset - self._start
         return self._buffer[first : first + n_bytes]
 
     def tell(self) -> int:
-        """Where `read` goes on."""
+        """Return where `read` goes on."""
         return self._position
 
     def seek(self, position: int) -> int:
-        """Go elsewhere."""
+        """Set where `read` goes on."""
         self._position = position
         return position
 
@@ -81,44 +86,8 @@ class Window:
         return data
 
 
-def spans(files: Sequence[str | Extent], most_bytes: int) -> list[range]:
-    """Group neighbours that one request reads: in one tar, one right after the other.
-
-    Examples
-    --------
-    >>> files = [Extent("0.tar", 512, 100), Extent("0.tar", 1536, 100), Extent("1.tar", 512, 100)]
-    >>> spans(files, 4096)
-    [range(0, 2), range(2, 3)]
-    """
-    grouped: list[range] = []
-    for row, file in enumerate(files):
-        first = files[grouped[-1].start] if grouped else ""
-        if (
-            isinstance(file, Extent)
-            and isinstance(first, Extent)
-            and file.url == first.url
-            and _end(files[row - 1]) <= file.offset <= _end(files[row - 1]) + _NEAR_BYTES
-            and _end(file) - first.offset <= most_bytes
-        ):
-            grouped[-1] = range(grouped[-1].start, row + 1)
-        else:
-            grouped.append(range(row, row + 1))
-    return grouped
-
-
-def _end(file: str | Extent) -> int:
-    assert isinstance(file, Extent)
-    return file.offset + file.n_bytes
-
-
-_SPAN_BYTES = 1 << 20
-"""Read at once from a tar: a request takes about as long as half of it."""
-_AHEAD_BYTES = 256 << 10
-"""Read on for from one header of a tar to the next, where it is not on this machine."""
-
-
 class Ranges:
-    """Byte ranges of one file: one open handle, which threads share."""
+    """One file, opened once, whose byte ranges several threads read."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -137,7 +106,7 @@ class Ranges:
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Read from an offset; fewer bytes at the end of the file."""
-        if self._file is None:  # what is a request each in any case
+        if self._file is None:  # a web server or object store: each range is a request
             return bytes(self._fs.cat_file(self._path, start=offset, end=offset + n_bytes))
         if isinstance(self._fs, LocalFileSystem):
             return os.pread(self._file.fileno(), n_bytes, offset)
@@ -153,31 +122,63 @@ class Ranges:
             raise hdfs.translate(error, self.url) from error
 
     def window(self) -> Window:
-        """What reads the headers of a tar."""
+        """Return the window through which `tarfile` reads the headers."""
         local = isinstance(self._fs, LocalFileSystem)
         return Window(self.read, size(self.url), 0 if local else _AHEAD_BYTES)
+
+
+class _Request:
+    """Byte range that holds neighbouring extents, read when the first of them is wanted."""
+
+    def __init__(self, url: str, start: int, stop: int) -> None:
+        self.url, self.start, self.stop = url, start, stop
+        self.lock = threading.Lock()
+        self.data: bytes | None = None
+
+    def covers(self, extent: Extent) -> bool:
+        stop = extent.offset + extent.n_bytes
+        return extent.url == self.url and self.start <= extent.offset and stop <= self.stop
+
+
+def plan_requests(
+    files: Sequence[str | Extent], most_bytes: int = _REQUEST_BYTES
+) -> dict[int, _Request]:
+    """Merge extents that follow each other in a tar; return the request of each extent's row."""
+    extents = {row: file for row, file in enumerate(files) if isinstance(file, Extent)}
+    merged = merge_offset_ranges(
+        [extent.url for extent in extents.values()],
+        [extent.offset for extent in extents.values()],
+        [extent.offset + extent.n_bytes for extent in extents.values()],
+        max_gap=_GAP_BYTES,
+        max_block=most_bytes,
+        sort=False,  # the rows' order, or a request would be held until its last row is wanted
+    )
+    requests = [_Request(*parts) for parts in zip(*merged, strict=True)]
+    request_of, current = {}, 0
+    for row, extent in extents.items():
+        while not requests[current].covers(extent):
+            current += 1
+        request_of[row] = requests[current]
+    return request_of
 
 
 class Reader:
     """Files and extents of tars, each read once, by several threads.
 
-    Every tar is opened once, and neighbours in it are one request.
+    Every tar is opened once, and one request reads neighbours in it.
 
     Parameters
     ----------
     files : sequence of str or Extent
-        In the order in which they are read, more or less: what is read at once is kept until the
-        last of it is asked for.
+        Roughly in the order in which they are read: the bytes of a request stay in memory until
+        the last of its extents is read.
     """
 
     def __init__(self, files: Sequence[str | Extent]) -> None:
         self._files = files
         self._lock = threading.Lock()
         self._tars: dict[str, Ranges] = {}
-        self._spans: dict[int, _Span] = {}
-        for rows in spans(files, _SPAN_BYTES):
-            if isinstance(files[rows.start], Extent):
-                self._spans |= dict.fromkeys(rows, _Span(rows))
+        self._requests = plan_requests(files)
 
     def __enter__(self) -> Reader:
         return self
@@ -192,22 +193,18 @@ class Reader:
         Raises
         ------
         OSError
-            As the storage does; and if a tar is shorter than it was.
+            If the storage fails, or if a tar is shorter than when it was listed.
         """
         file = self._files[row]
         if isinstance(file, str):
             return read_bytes(file)
-        span = self._spans.pop(row)
-        with span.lock:
-            last = self._files[span.rows.stop - 1]
-            first = self._files[span.rows.start]
-            assert isinstance(first, Extent)
-            assert isinstance(last, Extent)
-            if span.data is None:
-                end = last.offset + last.n_bytes
-                span.data = self._open(file.url).read(first.offset, end - first.offset)
-            start = file.offset - first.offset
-            data = span.data[start : start + file.n_bytes]
+        request = self._requests.pop(row)
+        with request.lock:
+            if request.data is None:
+                n_bytes = request.stop - request.start
+                request.data = self._open(file.url).read(request.start, n_bytes)
+            start = file.offset - request.start
+            data = request.data[start : start + file.n_bytes]
         if len(data) < file.n_bytes:
             raise OSError(
                 f"{file.url} has {len(data)} of {file.n_bytes} bytes at {file.offset}. It was "
@@ -222,17 +219,8 @@ class Reader:
             return self._tars[url]
 
 
-class _Span:
-    """Rows of one request, and its bytes as long as one of them is to be taken."""
-
-    def __init__(self, rows: range) -> None:
-        self.rows = rows
-        self.lock = threading.Lock()
-        self.data: bytes | None = None
-
-
 def read_file(file: str | Extent) -> bytes:
-    """A file's bytes, or a tar member's."""
+    """Read the bytes of a file or of a tar's member."""
     with Reader([file]) as reader:
         return reader.read(0)
 
@@ -240,7 +228,7 @@ def read_file(file: str | Extent) -> bytes:
 def read_ahead(
     pool: ThreadPoolExecutor, read: Callable[[int], Any], rows: Sequence[int], window: int
 ) -> Iterator[Any]:
-    """Results in order, with at most `window` of them read but not taken. Starts at once."""
+    """Yield results in order; at most `window` are read and not yet taken. Starts at once."""
     waiting: deque[ThreadFuture[Any]] = deque(pool.submit(read, row) for row in rows[:window])
 
     def results() -> Iterator[Any]:

@@ -298,7 +298,7 @@ def test_a_server_that_is_busy_or_knows_nothing(
     small: Fetch, tmp_path: Path, server: Server
 ) -> None:
     server.status = 404
-    with pytest.raises(OSError, match=r"objects\.tar: HTTP Error 404: .*Check --from\."):
+    with pytest.raises(OSError, match=r"objects\.tar: HTTP Error 404: .*Check `source`\."):
         small(tmp_path / "out")
     assert len(server.asked) == 1
     server.status = 503
@@ -328,7 +328,9 @@ def test_another_size_is_refused_before_it_is_downloaded(
 ) -> None:
     n_bytes = len(server.data)
     server.data += bytes(10_000)
-    message = rf"has {n_bytes + 10_000} bytes, the official archive has {n_bytes}\. .*--md5 none"
+    message = (
+        rf"has {n_bytes + 10_000} bytes, the official archive has {n_bytes}\. .*`md5`, or none"
+    )
     with pytest.raises(ValueError, match=message):
         small(tmp_path / "out")
     assert not images_in(tmp_path / "out")
@@ -351,7 +353,7 @@ def test_a_file_at_hand(
     assert server.asked == []
     assert storage.read_bytes(source) == server.data
     storage.remove(f"memory://{tmp_path.name}")
-    with pytest.raises(FileNotFoundError, match=r"No such file: .*gone\.tar\. Check --from\."):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*gone\.tar\. Check `source`\."):
         small(tmp_path / "other", source=str(tmp_path / "gone.tar"))
 
 
@@ -362,7 +364,7 @@ def test_what_is_no_archive_of_the_data_set(small: Fetch, tmp_path: Path, archiv
     with tarfile.open(tmp_path / "other.tar", "w") as tar:
         for name in ("a/1.jpg", "b/2.jpg"):
             tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(ValueError, match=r"other\.tar has no image such as the data set's"):
+    with pytest.raises(ValueError, match=r"other\.tar has no image of the data set"):
         small(tmp_path / "out2", source=str(tmp_path / "other.tar"), md5="none")
 
 

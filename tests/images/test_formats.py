@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dtl.images.formats import N_MAGIC_BYTES, decode, has_image_name, is_image, thumbnail
-from dtl.images.layout import folders_are_splits, split_and_class
+from dtl.images.layout import folders_are_splits, read_split_and_class
 
 SIZE = (6, 8)
 RNG = np.random.default_rng(0)
@@ -369,7 +369,7 @@ def test_names_of_other_files(path):
     ],
 )
 def test_what_a_path_says(path, with_splits, expected):
-    assert split_and_class(path, with_splits) == expected
+    assert read_split_and_class(path, with_splits) == expected
 
 
 @pytest.mark.parametrize(

@@ -211,13 +211,15 @@ def test_links(tmp_path):
 
 
 def test_no_url():
-    with pytest.raises(ValueError, match=r"--images"):
+    with pytest.raises(ValueError, match=r"`images\.url`"):
         listing("")
 
 
 def test_no_such_folder(tmp_path, memory):
     for url in (tmp_path / "none", f"{memory}/none"):
-        with pytest.raises(FileNotFoundError, match=r"No such folder: .*/none\. Check --images\."):
+        with pytest.raises(
+            FileNotFoundError, match=r"No such folder: .*/none\. Check `images\.url`\."
+        ):
             listing(url)
 
 

@@ -12,10 +12,9 @@ from dtl.config import SplitConfig
 from dtl.images.split import (
     apportion,
     assign_splits,
-    check_split,
     count_duplicates,
+    count_rows,
     hash_keys,
-    shares,
 )
 from dtl.images.values import ImageList
 
@@ -145,7 +144,7 @@ def test_caltech_one_image_more_moves_few(caltech):
 def test_shares_add_up(n, a, b, place):
     wanted = [a, b]
     wanted.insert(place, "rest")
-    found = shares(n, wanted)
+    found = count_rows(n, wanted)
     assert sum(found) == n
     assert min(found) >= 0
     for w, count in zip(wanted, found, strict=True):
@@ -157,16 +156,16 @@ def test_shares_add_up(n, a, b, place):
 @given(st.integers(0, 10_000), st.integers(1, 98), st.integers(0, 98))
 def test_fractions_of_the_whole_take_every_row(n, a, b):
     assume(a + b < 100)
-    found = shares(n, (a / 100, b / 100, (100 - a - b) / 100))
+    found = count_rows(n, (a / 100, b / 100, (100 - a - b) / 100))
     assert sum(found) == n
     np.testing.assert_allclose(found, np.array([a, b, 100 - a - b]) * n / 100, atol=2)
 
 
 def test_shares_by_hand():
-    assert shares(4, (0.34, 0.33, 0.33)) == [2, 1, 1]
-    assert shares(3, (0.5, 0.5, 0.0)) == [1, 2, 0]
-    assert shares(100, (50, 0.1, 0.2)) == [50, 10, 20]
-    assert shares(100, (50, "rest", 20)) == [50, 30, 20]
+    assert count_rows(4, (0.34, 0.33, 0.33)) == [2, 1, 1]
+    assert count_rows(3, (0.5, 0.5, 0.0)) == [1, 2, 0]
+    assert count_rows(100, (50, 0.1, 0.2)) == [50, 10, 20]
+    assert count_rows(100, (50, "rest", 20)) == [50, 30, 20]
 
 
 @settings(deadline=None)
@@ -270,6 +269,17 @@ def test_identical_files_in_another_order():
     np.testing.assert_array_equal(again, split[order])
 
 
+@pytest.mark.parametrize("rest", ["validation", "test"])
+def test_train_per_class_beside_the_rest(rest: str) -> None:
+    path, label = rows_of([60, 40])
+    other = "test" if rest == "validation" else "validation"
+    config = SplitConfig(train_per_class=30, **{other: 0.1, rest: "rest"})
+    counts = table(assign(path, label, config), label)
+    assert counts[:, :2].tolist() == [[0, 30], [0, 30]]
+    held_out = dict(zip(("validation", "test"), counts[:, 2:].sum(axis=0), strict=True))
+    assert held_out == {other: 10, rest: 30}
+
+
 def test_folders_that_say_the_split():
     path, label = rows_of([4, 4])
     given_split = [0, 0, 1, 2] * 2
@@ -299,7 +309,7 @@ def test_an_unreadable_file_takes_no_part_in_folders():
         (
             [40, 30],
             SplitConfig(train_per_class=30),
-            r"class 1 has 30 .*train_per_class = 30 leaves too",
+            r"class 1 has 30 .*train_per_class` = 30 leaves too",
         ),
         ([40, 31], SplitConfig(train_per_class=30), r"class 1 has 31 .* too few for validation"),
         ([9, 9], SplitConfig(method="folders"), r"needs train/, .* Not so: 0/0\.jpg\."),
@@ -341,9 +351,12 @@ def test_no_validation_or_test_asked():
 
 
 def test_fractions_of_exactly_one_pass_the_check():
-    check_split(SplitConfig(train=0.7, validation=0.1, test=0.2), 1000)
-    check_split(SplitConfig(train_per_class=30, train=0.9), 1000)
-    check_split(SplitConfig(train_per_class=30, test="rest"), 1000)
+    path, label = rows_of([500, 500])
+    for config in (
+        SplitConfig(train=0.7, validation=0.1, test=0.2),
+        SplitConfig(train_per_class=30, train=0.9),
+    ):
+        assert (assign(path, label, config) >= 0).all()
 
 
 def test_hash_keys_are_the_same_for_ever():

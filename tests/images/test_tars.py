@@ -19,7 +19,6 @@ from dtl.config import ImagesConfig
 from dtl.images import formats, tars
 from dtl.images.listing import find_images, list_images
 from dtl.images.values import ImageList
-from dtl.storage import Extent
 
 Contents = dict[str, bytes]
 
@@ -79,7 +78,7 @@ def test_members_are_where_the_headers_say(tmp_path: Path, kind: int) -> None:
 
 def test_only_headers_are_read() -> None:
     sizes = [1_000_000] * 20
-    data = b"".join(tars.header(f"a/{k}.jpg", n) + bytes(n) + tars.padding(n)
+    data = b"".join(tars.make_header(f"a/{k}.jpg", n) + bytes(n) + tars.make_padding(n)
                     for k, n in enumerate(sizes)) + tars.END  # fmt: skip
     for ahead_bytes in (0, 1 << 18):
         n_read = 0
@@ -98,7 +97,9 @@ def test_only_headers_are_read() -> None:
 def test_what_is_written_is_read_by_others(tmp_path: Path) -> None:
     names = ["003.backpack/003_0001.jpg", "a" * 200 + ".jpg", "straße/größe.jpg", "x/empty.jpg"]
     files = {name: name.encode() for name in names}
-    data = b"".join(tars.header(n, len(d)) + d + tars.padding(len(d)) for n, d in files.items())
+    data = b"".join(
+        tars.make_header(n, len(d)) + d + tars.make_padding(len(d)) for n, d in files.items()
+    )
     (tmp_path / "0.tar").write_bytes(data + tars.END)
     with tarfile.open(tmp_path / "0.tar") as tar:
         for name in names:
@@ -113,7 +114,7 @@ def test_tars_take_every_row_once_in_order(sizes: list[int], most: int, n_most: 
     planned = tars.plan_tars(np.array(sizes, np.int64), most, n_most)
     assert [row for rows in planned for row in rows] == list(range(len(sizes)))
     for rows in planned:
-        n_bytes = sum(512 + sizes[row] + len(tars.padding(sizes[row])) for row in rows)
+        n_bytes = sum(512 + sizes[row] + len(tars.make_padding(sizes[row])) for row in rows)
         assert 1 <= len(rows) <= n_most
         assert n_bytes <= most or len(rows) == 1
 
@@ -337,39 +338,6 @@ def test_random_order_is_told_from_sorted_order(n_classes: int) -> None:
 
 
 # --- reading -------------------------------------------------------------------------------------
-
-
-def test_neighbours_are_one_request_and_a_tar_is_opened_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_tar(tmp_path / "0.tar", dict(MIXED[:15]))
-    write_tar(tmp_path / "1.tar", dict(MIXED[15:]))
-    found = listed(tmp_path)
-    opened, requests = [], []
-    init, read_range = storage.Ranges.__init__, storage.Ranges.read
-    monkeypatch.setattr(
-        storage.Ranges, "__init__", lambda self, url: opened.append(url) or init(self, url)
-    )
-    monkeypatch.setattr(
-        storage.Ranges, "read", lambda self, *a: requests.append(a) or read_range(self, *a)
-    )
-    assert read(found) == dict(MIXED)
-    assert opened == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
-    assert len(requests) == 2
-
-
-def test_spans() -> None:
-    def at(*offsets: int) -> list[str | Extent]:
-        return [Extent("0.tar", offset, 1000) for offset in offsets]
-
-    assert storage.spans(at(512, 2048, 3584), 2600) == [range(0, 2), range(2, 3)]
-    assert storage.spans(at(2048, 512), 1 << 20) == [range(0, 1), range(1, 2)]  # backwards
-    assert storage.spans(at(512, 90_000), 1 << 20) == [range(0, 1), range(1, 2)]  # far apart
-    assert storage.spans([*at(512), "a.jpg", *at(2048)], 1 << 20) == [
-        range(k, k + 1) for k in range(3)
-    ]
-    assert storage.spans([Extent("0.tar", 512, 1 << 30)], 1 << 20) == [range(0, 1)]
-    assert storage.spans([], 1 << 20) == []
 
 
 @pytest.mark.parametrize("memory", [False, True])

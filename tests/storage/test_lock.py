@@ -16,7 +16,7 @@ from dtl.storage import lock
 
 HOLDER = """
 import sys, time
-from dtl import lock
+from dtl.storage import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_driver_is_refused_and_a_third_welcome(tmp_path: Path) -> None:
     with (
         lock.hold(str(tmp_path)),
-        pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .* choose another --out"),
+        pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .* choose another `out`"),
         lock.hold(str(tmp_path)),
     ):
         pass
@@ -96,7 +96,7 @@ def test_a_lock_that_is_away_for_a_moment_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a rename does not overwrite, it is away whenever it is written anew."""
-    monkeypatch.setattr(storage, "replaces_at_once", lambda url: False)
+    monkeypatch.setattr(storage, "replaces_atomically", lambda url: False)
     back = threading.Timer(0.1, elsewhere, [tmp_path, 1])
     alive = threading.Timer(1.5, elsewhere, [tmp_path, 2])
     for timer in (back, alive):

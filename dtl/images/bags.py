@@ -1,0 +1,83 @@
+"""Dask bags of decoded images, for work of one's own on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import dask.bag as db
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl.config import ImagesConfig
+from dtl.images.reading import open_images
+from dtl.images.tars import locate_listed
+from dtl.images.values import ImageList
+from dtl.storage import Extent
+
+Row: TypeAlias = tuple[str, int, str | Extent]
+LabelledImage: TypeAlias = tuple[str, int, NDArray[np.uint8] | None]
+
+_N_AHEAD = 32
+"""Images of a partition that are decoded ahead."""
+
+
+def make_bag(
+    images: ImageList,
+    size: tuple[int, int],
+    config: ImagesConfig | None = None,
+    *,
+    partition_images: int = 256,
+    keep_unreadable: bool = False,
+) -> db.Bag:
+    """Make a Dask bag of the listed images: path, label and pixels, in the order of the list.
+
+    A partition reads its images in threads, a few ahead of their use, and neighbours in a tar with
+    one request. All workers must be able to read ``images.root``.
+
+    Parameters
+    ----------
+    images : ImageList
+        As `dtl.images.listing.list_images` returns it.
+    size : (height, width)
+    config : ImagesConfig, optional
+        Its ``resize`` and ``max_pixels`` are used.
+    partition_images : int
+        Images per partition.
+    keep_unreadable : bool
+        Give None as the pixels of an image that is damaged, gone, or may not be read, instead of
+        leaving it out.
+
+    Returns
+    -------
+    dask.bag.Bag of (str, int, (height, width, 3) uint8)
+        Path relative to ``images.root``, index into ``images.class_names``, pixels in RGB.
+
+    Raises
+    ------
+    OSError
+        When the bag is computed, if the storage fails.
+
+    Examples
+    --------
+    The mean brightness of every photograph::
+
+        listed = list_images(ImagesConfig(url="hdfs:///data/photographs"), seed=0)
+        bag = make_bag(listed, (224, 224))
+        means = bag.map(lambda row: (row[0], row[2].mean())).compute()
+    """
+    rows = zip(images.path.tolist(), images.label.tolist(), locate_listed(images), strict=True)
+    return db.from_sequence(rows, partition_size=partition_images).map_partitions(
+        _read_partition, size, config or ImagesConfig(), keep_unreadable
+    )
+
+
+def _read_partition(
+    rows: Iterable[Row], size: tuple[int, int], config: ImagesConfig, keep_unreadable: bool
+) -> Iterator[LabelledImage]:
+    rows = list(rows)
+    files = [file for _, _, file in rows]
+    with open_images(files, size, config, n_ahead=_N_AHEAD) as opened:
+        for (path, label, _), image in zip(rows, opened, strict=True):
+            if image.pixels is not None or keep_unreadable:
+                yield path, label, image.pixels
