@@ -25,7 +25,7 @@ from dtl.features.values import ExtractionSpec
 from dtl.head import blas
 from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
-from dtl.images.listing import Found
+from dtl.images.listing import ImageFiles
 from dtl.storage import Extent
 from dtl.storage.ledger import Ledger
 
@@ -44,7 +44,7 @@ class _Task(NamedTuple):
 
 def predict(
     url: str,
-    images: Found,
+    images: ImageFiles,
     head: Head,
     spec: ExtractionSpec,
     client: Client,
@@ -60,7 +60,7 @@ def predict(
     ----------
     url : str
         Folder of the dataset.
-    images : Found
+    images : ImageFiles
         As `listing.find_images` gives them; labels do not matter.
     spec : ExtractionSpec
         As the head's features were made.

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +12,17 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dtl import storage
 from dtl.cluster.workers import MORE_MEMORY, known_workers, run_on_each_worker
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
-from dtl.images import formats
+from dtl.images.reading import open_images
 from dtl.storage import Extent
-from dtl.storage.ranges import read_ahead
 
 # Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
 # `dtl.features.networks`: the driver and a command that finds its work done stay light.
-
-_READERS = 8
-"""Threads per task that read and decode: reading waits for the storage, decoding drops the GIL."""
 
 
 @dataclass(frozen=True)
@@ -161,79 +153,29 @@ def extract(
             f"{extractor.weights_sha256}. Give all workers one file."
         )
 
-    def read(row: int) -> tuple[int, str, NDArray[np.uint8] | None]:
-        return read_image(
-            files[row], extractor.input_size, extractor.images, lambda: reader.read(row)
-        )
-
     n_images, batch_images = len(files), extractor.batch_images
     content_hash = np.zeros(n_images, np.uint64)
     errors = [""] * n_images
     features = {
         layer: np.zeros((n_images, n), np.float32) for layer, n in extractor.n_features.items()
     }
-    with (
-        storage.Reader(files) as reader,
-        ThreadPoolExecutor(_READERS, initializer=_give_way) as pool,
-    ):
-        ahead = read_ahead(pool, read, range(n_images), 3 * batch_images)
-        with network.lock:
-            for start in range(0, n_images, batch_images):
-                # Always of one shape, so that Keras traces it once; the rest stays black.
-                batch = np.zeros((batch_images, *extractor.input_size, 3), np.uint8)
-                rows = range(start, min(start + batch_images, n_images))
-                for row in rows:
-                    content_hash[row], errors[row], pixels = next(ahead)
-                    if pixels is not None:
-                        batch[row - start] = pixels
-                for layer, values in network.compute(batch).items():
-                    features[layer][rows.start : rows.stop] = values[: len(rows)]
+    # Reading begins before the network is free.
+    opened = open_images(files, extractor.input_size, extractor.images, n_ahead=3 * batch_images)
+    with opened as images, network.lock:
+        for start in range(0, n_images, batch_images):
+            # Always of one shape, so that Keras traces it once; the rest stays black.
+            batch = np.zeros((batch_images, *extractor.input_size, 3), np.uint8)
+            rows = range(start, min(start + batch_images, n_images))
+            for row in rows:
+                content_hash[row], errors[row], pixels = next(images)
+                if pixels is not None:
+                    batch[row - start] = pixels
+            for layer, values in network.compute(batch).items():
+                features[layer][rows.start : rows.stop] = values[: len(rows)]
     unread = [row for row, error in enumerate(errors) if error]
     for values in features.values():
         values[unread] = 0
     return features, content_hash, errors
-
-
-def _give_way() -> None:
-    """Let the network's threads go first where both want a processor: it waits for its slowest."""
-    if sys.platform == "linux":  # elsewhere a priority is the whole process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-def read_image(
-    file: str | Extent,
-    size: tuple[int, int],
-    image: ImagesConfig,
-    read: Callable[[], bytes] | None = None,
-) -> tuple[int, str, NDArray[np.uint8] | None]:
-    """Read and decode one image file: content hash, error, and pixels (height, width, 3).
-
-    Parameters
-    ----------
-    read : callable, optional
-        What gives the file's bytes, where something is known that reads it with others.
-
-    Raises
-    ------
-    OSError
-        As `extract`.
-    """
-    try:
-        data = read() if read else storage.read_file(file)
-    except FileNotFoundError:
-        return 0, "the file is gone", None
-    except PermissionError:
-        return 0, "no permission to read", None
-    except OSError as error:
-        where = file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
-        error.add_note(f"while reading {where}")
-        raise
-    content_hash = formats.hash_content(data)
-    try:
-        pixels = formats.decode(data, size, resize=image.resize, max_pixels=image.max_pixels)
-    except ValueError as error:
-        return content_hash, str(error) or "damaged", None
-    return content_hash, "", pixels
 
 
 def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:

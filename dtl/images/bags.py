@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import dask.bag as db
@@ -43,7 +43,7 @@ def make_bag(
     config : ImagesConfig, optional
         Its ``resize`` and ``max_pixels`` are used.
     partition_images : int
-        Images per partition.
+        Images per partition, whose pixels a worker holds at the same time.
     keep_unreadable : bool
         Give None as the pixels of an image that is damaged, gone, or may not be read, instead of
         leaving it out.
@@ -74,10 +74,13 @@ def make_bag(
 
 def _read_partition(
     rows: Iterable[Row], size: tuple[int, int], config: ImagesConfig, keep_unreadable: bool
-) -> Iterator[LabelledImage]:
+) -> list[LabelledImage]:
+    # A list: Dask cannot send a generator from worker to worker.
     rows = list(rows)
     files = [file for _, _, file in rows]
     with open_images(files, size, config, n_ahead=_N_AHEAD) as opened:
-        for (path, label, _), image in zip(rows, opened, strict=True):
-            if image.pixels is not None or keep_unreadable:
-                yield path, label, image.pixels
+        return [
+            (path, label, image.pixels)
+            for (path, label, _), image in zip(rows, opened, strict=True)
+            if image.pixels is not None or keep_unreadable
+        ]

@@ -240,7 +240,7 @@ def _divide_units(
         n_validation = round(int(left.sum()) * wanted[1] / held_out)
         least_test = int(left.sum() - n_validation >= len(n))
         validation = apportion(left, n_validation, left - least_test)
-        return np.stack([train, validation, left - validation], axis=1)
+        return np.stack([n - left, validation, left - validation], axis=1)
     # Each split leaves the later ones the one image per class that they are to get.
     least_train, _, least_test = (int(count >= len(n)) for count in wanted)
     validation = apportion(n, wanted[1], n - least_train - least_test)

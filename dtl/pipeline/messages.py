@@ -33,7 +33,8 @@ def name_flags(message: str) -> str:
 def _flags() -> Mapping[str, str]:
     from dtl import config  # only where there is something to say: `--help` answers sooner
 
-    return {option.key: option.flag for option in config.options()}
+    of_fetch = {"source": "--from", "md5": "--md5"}
+    return {option.key: option.flag for option in config.options()} | of_fetch
 
 
 class _ToStderr(logging.StreamHandler[Any]):

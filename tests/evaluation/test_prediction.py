@@ -17,7 +17,7 @@ from dtl.features import networks
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
 from dtl.images import formats
-from dtl.images.listing import Found
+from dtl.images.listing import ImageFiles
 from dtl.storage import lock
 
 FEATURES = FeaturesConfig(
@@ -39,8 +39,8 @@ def listed(root: Path) -> list[str]:
     return sorted(contents(root))
 
 
-def found(root: Path) -> Found:
-    return Found(str(root), listed(root))
+def found(root: Path) -> ImageFiles:
+    return ImageFiles(str(root), listed(root))
 
 
 def features_of(root: Path, paths: Sequence[str]) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.features import networks
-from dtl.features.extraction import Extractor, extract, prepare, read_image
+from dtl.features.extraction import Extractor, extract, prepare
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.images import formats
 
@@ -214,46 +214,6 @@ def test_reads_a_window_ahead_while_another_chunk_is_in_the_network(
     chunk.join()
     assert n_read == len(urls) == 24
     assert done[0][2] == [""] * 24
-
-
-# --- read_image ----------------------------------------------------------------------------------
-
-
-def test_read_image(pictures: Path) -> None:
-    file = pictures / "green" / "1.jpg"
-    content_hash, error, pixels = read_image(str(file), (30, 20), ImagesConfig())
-    assert content_hash > 0
-    assert error == ""
-    assert pixels is not None
-    assert pixels.shape == (30, 20, 3)
-    assert pixels.dtype == np.uint8
-    assert (pixels == formats.decode(file.read_bytes(), (30, 20))).all()
-    _, _, cropped = read_image(str(file), (30, 20), ImagesConfig(resize="crop"))
-    assert (cropped == formats.decode(file.read_bytes(), (30, 20), resize="crop")).all()
-    assert not np.array_equal(pixels, cropped)
-
-
-def test_read_image_without_a_file(tmp_path: Path) -> None:
-    expected = (0, "the file is gone", None)
-    assert read_image(str(tmp_path / "gone.jpg"), (30, 20), ImagesConfig()) == expected
-
-
-def test_read_image_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(url: str) -> bytes:
-        raise PermissionError(13, "Permission denied", url)
-
-    monkeypatch.setattr("dtl.storage.ranges.read_bytes", forbidden)  # root may read everything
-    assert read_image("/a.jpg", (30, 20), ImagesConfig()) == (0, "no permission to read", None)
-
-
-def test_read_image_names_the_file_where_the_storage_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(url: str) -> bytes:
-        raise OSError("Connection reset by peer")
-
-    monkeypatch.setattr("dtl.storage.ranges.read_bytes", fails)
-    with pytest.raises(OSError, match="Connection reset by peer") as caught:
-        read_image("hdfs://name/a.jpg", (30, 20), ImagesConfig())
-    assert caught.value.__notes__ == ["while reading hdfs://name/a.jpg"]
 
 
 # --- prepare -------------------------------------------------------------------------------------
