@@ -18,10 +18,9 @@ from dtl import storage
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
-from dtl.config.errors import UserError
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
-from dtl.features.values import ExtractionSpec
+from dtl.features.values import ExtractionSpec, check_weights
 from dtl.head import blas
 from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
@@ -90,11 +89,7 @@ def predict(
     ledger = Ledger(url, "_dtl.json", wanted)  # Parquet readers skip names that begin with _
     ledger.inspect(overwrite=overwrite)
     extractor = extraction.prepare(client, spec, str(head.provenance["features"]["precision"]))
-    if extractor.weights_sha256 != head.provenance["weights_sha256"]:
-        raise UserError(
-            f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
-            f"workers have {extractor.weights_sha256}. Give `features.weights` as it was."
-        )
+    check_weights(extractor.weights_sha256, head.provenance["weights_sha256"], "The head")
     ledger.claim(overwrite=overwrite)
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())

@@ -23,7 +23,7 @@ from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.featurization import Chunk, fill, list_versions
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, ExtractionSpec, NetworkSpec
+from dtl.features.values import DONE, ExtractionSpec, NetworkSpec, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,7 @@ def derive(
     )
     traced = run_on_each_worker(client, _trace_layers, extractor.network, stored, layers)
     layer, source_sha256, weights_sha256 = next(iter(traced.values()))
-    if source_sha256 != source.attrs["weights_sha256"]:
-        raise UserError(
-            f"{source.url} was made with weights of SHA-256 {source.attrs['weights_sha256']}, the "
-            f"same layers of the workers' network have {source_sha256}. Give `features.weights` "
-            "and `seed` as they were."
-        )
+    check_weights(source_sha256, source.attrs["weights_sha256"], source.url)
     store = reuse(url, source, features, overwrite=overwrite)
     if store is None:
         store = FeatureStore.create(

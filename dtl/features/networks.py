@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dtl.config.errors import UserError
 from dtl.features.architecture import cut, describe, find_preprocessing
 from dtl.features.quiet_keras import GPUS, keras
-from dtl.features.values import NetworkSpec
+from dtl.features.values import NetworkSpec, check_weights
 from dtl.features.weights import hash_weights, make_with_weights
 from dtl.head.model import Head
 
@@ -166,15 +166,11 @@ def export(spec: NetworkSpec, head: Head) -> bytes:
 
     Raises
     ------
-    UserError
+    DifferentSettingsError
         If the network has other weights than that of the head's features.
     """
     network = Network(spec)
-    if network.weights_sha256 != head.provenance["weights_sha256"]:
-        raise UserError(
-            f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
-            f"network has {network.weights_sha256}. Give `features.weights` as it was."
-        )
+    check_weights(network.weights_sha256, head.provenance["weights_sha256"], "The head")
     images = keras.Input((*network.description.input_size, 3), name="image")
     outputs = network.model(find_preprocessing(spec.name, spec.preprocess)(images))
     if len(spec.layers) > 1:

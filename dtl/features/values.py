@@ -8,6 +8,7 @@ from typing import Any
 
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
+from dtl.config.provenance import check_same
 from dtl.images.values import ImageList
 
 PENDING, DONE, SKIPPED = range(3)
@@ -105,15 +106,15 @@ class ExtractionSpec:
         An automatic ``precision`` is left out, because it is not known before the workers are.
         """
         features = self.features
-        options = self.meaning | {
+        known = {} if features.precision == "auto" else {"precision": features.precision}
+        return {
+            **self.meaning,
             "max_pixels": self.images.max_pixels,
             "dtype": features.dtype,
             "batch_images": features.batch_images,
             "chunk_images": features.chunk_images,
+            **known,
         }
-        return (
-            options if features.precision == "auto" else options | {"precision": features.precision}
-        )
 
     def fingerprint(self, images: ImageList) -> dict[str, Any]:
         """Return all that the features of these images follow from."""
@@ -121,19 +122,7 @@ class ExtractionSpec:
 
 
 def describe_weights(weights: str, seed: int) -> str:
-    """Return the fingerprint of a network's weights, wherever their file lies.
-
-    Parameters
-    ----------
-    weights : str
-        As ``features.weights``.
-    seed : int
-        Of random weights.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file is gone.
+    """Return the fingerprint of ``features.weights``, the same wherever their file lies.
 
     Examples
     --------
@@ -143,6 +132,20 @@ def describe_weights(weights: str, seed: int) -> str:
     if weights == "random":
         return f"random, seed {seed}"
     return weights if weights == "imagenet" else f"file, SHA-256 {storage.sha256(weights)}"
+
+
+def check_weights(sha256: str, stored_sha256: str, stored: str) -> None:
+    """Refuse a network with other weights than the one that made a stored result.
+
+    Raises
+    ------
+    DifferentSettingsError
+    """
+    name = "SHA-256 of the weights"
+    check_same(
+        {name: sha256}, {name: stored_sha256}, f"{stored} was made with other weights",
+        "Give `features.weights` and `seed` as they were.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

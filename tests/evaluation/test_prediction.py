@@ -207,8 +207,8 @@ def test_a_network_that_is_not_the_heads_is_refused_before_anything_is_replaced(
     root: Path, tmp_path: Path, head: Head, processes: Client
 ) -> None:
     message = (
-        f"The head was trained on features of weights {head.provenance['weights_sha256']}, the "
-        r"workers have [0-9a-f]{64}\. Give `features\.weights` as it was\."
+        r"The head was made with other weights:\n  SHA-256 of the weights: asked for '[0-9a-f]{64}', "
+        f"stored '{head.provenance['weights_sha256']}'\nGive `features.weights` and `seed`"
     )
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "new", root, head, processes, seed=1)

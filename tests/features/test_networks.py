@@ -172,7 +172,9 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.ptp(expected, axis=0).min() > 0.05
 
-    with pytest.raises(ValueError, match=r"the network has .*Give --features\.weights as it was"):
+    with pytest.raises(
+        ValueError, match=r"(?s)The head was made with other weights.*Give `features\.weights`"
+    ):
         networks.export(replace(spec, seed=spec.seed + 1), head)
     file = tmp_path / "classifier.keras"
     file.write_bytes(networks.export(spec, head))
