@@ -1,1 +1,4 @@
-"""Scores of a head, and its predictions for new images."""
+"""Scores of a head, and its predictions for new images.
+
+Others use `scoring.evaluate`, `prediction.predict` and the values in `values`.
+"""

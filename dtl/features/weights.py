@@ -53,9 +53,7 @@ def make_with_weights(spec: NetworkSpec) -> keras.Model:
     with _seed_initializers(spec.seed):
         model = make(spec.name, weights=None, **options)
     if spec.weights != "random":
-        needed = cut(model, spec.layers, spec.pooling)
-        with storage.local_copy(spec.weights) as path:
-            assign(model, needed, skeleton, path, spec.weights)
+        _assign(model, spec)
     return model
 
 
@@ -69,32 +67,24 @@ def hash_weights(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def assign(
-    model: keras.Model, needed: keras.Model, whole: keras.Model, path: str, url: str
-) -> None:
-    """Set a model's weights from a file of all layers of the whole network, or of the first ones.
-
-    Parameters
-    ----------
-    needed : keras.Model
-        The part of `model` whose weights the file must have.
-    whole : keras.Model
-        The network with all of its layers.
-    """
-    expected = [(layer.name, v) for layer in whole.layers for v in layer.weights]
+def _assign(model: keras.Model, spec: NetworkSpec) -> None:
+    """Set a model's weights from a file of all layers of the network, or of the first ones."""
+    url, skeleton = spec.weights, make_skeleton(spec.name)
+    expected = [(layer.name, v) for layer in skeleton.layers for v in layer.weights]
     variables = [v for layer in model.layers for v in layer.weights]
-    last_needed = max(i for i, v in enumerate(variables) if any(v is n for n in needed.weights))
+    needed = cut(model, spec.layers, spec.pooling).weights
+    last_needed = max(i for i, v in enumerate(variables) if any(v is n for n in needed))
     n_read = 0
-    for n_read, (name, array) in enumerate(_read_arrays(path, url, whole), 1):
+    for n_read, (name, array) in enumerate(_read_arrays(url, skeleton), 1):
         if n_read > len(expected):
             raise UserError(
-                f"{url} does not fit {whole.name}: it has more weights than the network, from "
+                f"{url} does not fit {skeleton.name}: it has more weights than the network, from "
                 f"{name} on."
             )
         layer, variable = expected[n_read - 1]
         if tuple(array.shape) != tuple(variable.shape):
             raise UserError(
-                f"{url} does not fit {whole.name}: first difference at layer {layer}, which has "
+                f"{url} does not fit {skeleton.name}: first difference at layer {layer}, which has "
                 f"{variable.name} of shape {tuple(variable.shape)}; the file has {name} of shape "
                 f"{tuple(array.shape)}."
             )
@@ -102,38 +92,40 @@ def assign(
             variables[n_read - 1].assign(np.asarray(array, dtype=np.float32))
     if n_read <= last_needed:
         raise UserError(
-            f"{url} ends before layer {expected[n_read][0]} of {whole.name}, which the layers "
-            "asked for need. Give a file with those weights, or cut at an earlier layer."
+            f"{url} ends before layer {expected[n_read][0]} of {skeleton.name}, which the wanted "
+            "layers need. Give a file with those weights, or cut at an earlier layer."
         )
 
 
-def _read_arrays(path: str, url: str, whole: keras.Model) -> Iterator[tuple[str, Any]]:
+def _read_arrays(url: str, skeleton: keras.Model) -> Iterator[tuple[str, Any]]:
     """Read a file's weights in the order of the network's layers."""
+    if not url.endswith((".npz", ".h5")):
+        raise UserError(f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file.")
+    kind, read = (".npz", _read_npz) if url.endswith(".npz") else ("HDF5", _read_hdf5)
+    with storage.local_copy(url) as path:
+        try:
+            yield from read(path, skeleton)
+        except (ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
+            raise UserError(f"{url} is no {kind} file of weights: {error}.") from error
+
+
+def _read_npz(path: str, _: keras.Model) -> Iterator[tuple[str, Any]]:
+    # NumPy does not close a file that it opens itself and that is no .npz.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        yield from ((name, arrays[name]) for name in sorted(arrays.files))
+
+
+def _read_hdf5(path: str, skeleton: keras.Model) -> Iterator[tuple[str, Any]]:
     import h5py
 
-    if url.endswith(".npz"):
-        try:
-            # NumPy leaves what it opens itself open where it is no .npz file.
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                yield from ((name, arrays[name]) for name in sorted(arrays.files))
-        except (ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
-            raise UserError(f"{url} is no .npz file of weights: {error}.") from error
-        return
-    if not url.endswith(".h5"):
-        raise UserError(f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file.")
-    try:
-        file = h5py.File(path)
-    except OSError as error:
-        raise UserError(f"{url} is no HDF5 file of weights: {error}.") from error
-    with file:
+    with h5py.File(path) as file:
         legacy = file.get("model_weights", file)  # beside the configuration in a whole model
         if "layer_names" in legacy.attrs:  # the layout of Keras 1 and 2, and of keras.applications
             for layer in _decode(legacy.attrs["layer_names"]):
                 for weight in _decode(legacy[layer].attrs["weight_names"]):
                     yield weight, legacy[layer][weight]
-            return
-        if "layers" in file:
-            yield from _read_numbered(file["layers"], whole.layers)
+        elif "layers" in file:
+            yield from _read_numbered(file["layers"], skeleton.layers)
 
 
 def _read_numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]]:
