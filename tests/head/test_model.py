@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtl.config.provenance import differences
 from dtl.head.model import Head
 from dtl.images.values import ImageList
 
@@ -203,15 +202,3 @@ def test_list_fingerprint_knows_all_but_the_place():
         make_list(class_names=("a", "c")),
     ]
     assert len({images.fingerprint, *(c.fingerprint for c in changed)}) == len(changed) + 1
-
-
-def test_differences():
-    asked = {"layer": "fc2", "seed": 0, "new": 1, "split": {"test": 0.2, "method": "auto"}}
-    stored = {"layer": "fc1", "seed": 0, "old": 2, "split": {"test": 0.3, "method": "auto"}}
-    assert differences(asked, stored) == [
-        "layer: asked for 'fc2', stored 'fc1'",
-        "new: asked for 1, stored None",
-        "old: asked for None, stored 2",
-        "split.test: asked for 0.2, stored 0.3",
-    ]
-    assert differences(stored, stored) == []

@@ -1,13 +1,18 @@
 """Image files: what is one, and what is in it, in whatever modes and shapes people keep them."""
 
+from __future__ import annotations
+
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from dtl.images.formats import N_MAGIC_BYTES, decode, has_image_name, is_image, thumbnail
@@ -21,7 +26,7 @@ RGB = RNG.integers(0, 256, (*SIZE, 3), np.uint8)
 OLE2 = bytes.fromhex("d0cf11e0a1b11ae1")  # Thumbs.db
 
 
-def file(image, kind, **options):
+def file(image: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     buffer = io.BytesIO()
@@ -29,10 +34,12 @@ def file(image, kind, **options):
     return buffer.getvalue()
 
 
-def png(width, height, bits, colour, *, rows=b"", extra=b""):
+def png(
+    width: int, height: int, bits: int, colour: int, *, rows: bytes = b"", extra: bytes = b""
+) -> bytes:
     """A PNG written by hand, for what Pillow does not write."""
 
-    def chunk(name, data):
+    def chunk(name: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         )
@@ -42,16 +49,16 @@ def png(width, height, bits, colour, *, rows=b"", extra=b""):
     return b"\x89PNG\r\n\x1a\n" + header + extra + body + chunk(b"IEND", b"")
 
 
-def grey(values):
+def grey(values: ArrayLike) -> np.ndarray:
     return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=2)
 
 
-def over_white(rgb, alpha):
+def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     weight = alpha[..., None] / 255
     return rgb * weight + 255 * (1 - weight)
 
 
-def palette_image():
+def palette_image() -> Image.Image:
     image = Image.new("P", SIZE[::-1])
     image.putdata((GREY % 4).ravel().tolist())
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 10, 20, 30])
@@ -110,20 +117,20 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb(mode):
+def test_every_mode_becomes_rgb(mode: str) -> None:
     data, expected = MODES[mode]
     found = decode(data, SIZE)
     assert found.dtype == np.uint8
     np.testing.assert_allclose(found, expected, rtol=0, atol=1.01)
 
 
-def test_cmyk_jpeg():
+def test_cmyk_jpeg() -> None:
     ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
     found = decode(file(ink, "JPEG", quality=95), (4, 4))
     np.testing.assert_allclose(found, np.full((4, 4, 3), [255, 0, 0]), atol=4)
 
 
-def test_floating_point_pixels_are_refused():
+def test_floating_point_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="floating-point pixels have no known range"):
         decode(file(GREY.astype(np.float32), "TIFF"), SIZE)
 
@@ -141,7 +148,7 @@ UPRIGHT = {
 }
 
 
-def exif(orientation):
+def exif(orientation: int) -> Image.Exif:
     made = Image.Exif()
     made[0x0112] = orientation
     return made
@@ -149,7 +156,7 @@ def exif(orientation):
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_exif_orientation(orientation, kind):
+def test_exif_orientation(orientation: int, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = file(RGB, kind, exif=exif(orientation), **options)
     expected = UPRIGHT[orientation](RGB)
@@ -157,7 +164,7 @@ def test_exif_orientation(orientation, kind):
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_of_a_jpeg_that_is_scaled_while_decoding(orientation):
+def test_exif_orientation_of_a_jpeg_that_is_scaled_while_decoding(orientation: int) -> None:
     blocks = np.kron(RGB, np.ones((64, 64, 1), np.uint8))
     data = file(blocks, "JPEG", exif=exif(orientation), quality=95, subsampling=0)
     upright = UPRIGHT[orientation](blocks)
@@ -178,7 +185,7 @@ def test_exif_orientation_of_a_jpeg_that_is_scaled_while_decoding(orientation):
         b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0ab\0\0\0\0\0\0",  # orientation "ab"
     ],
 )
-def test_a_broken_exif_block_costs_no_image(block):
+def test_a_broken_exif_block_costs_no_image(block: bytes) -> None:
     data = file(np.full((8, 8, 3), 77, np.uint8), "JPEG", exif=b"Exif\0\0" + block)
     assert (decode(data, (4, 4)) == 77).all()
 
@@ -187,21 +194,23 @@ def test_a_broken_exif_block_costs_no_image(block):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (37, 53), (500, 20)])
 @pytest.mark.parametrize("size", [(32, 32), (20, 50)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_every_size_becomes_the_networks(resize, shape, size, kind):
+def test_every_size_becomes_the_networks(
+    resize: str, shape: tuple[int, ...], size: tuple[int, int], kind: str
+) -> None:
     data = file(np.full((*shape, 3), 40, np.uint8), kind)
     found = decode(data, size, resize=resize)
     assert found.shape == (*size, 3)
     assert np.abs(found.astype(int) - 40).max() <= 1
 
 
-def stripes(n, side, axis):
+def stripes(n: int, side: int, axis: int) -> np.ndarray:
     colours = np.eye(3, dtype=np.uint8)[[k % 3 for k in range(n)]] * 255
     image = np.repeat(np.repeat(colours[None], side, axis=1), side, axis=0)
     return image if axis == 1 else image.transpose(1, 0, 2)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_stretch_shows_all_and_crop_the_middle(axis):
+def test_stretch_shows_all_and_crop_the_middle(axis: int) -> None:
     image = stripes(3, 60, axis)  # red, green, blue squares
     data = file(image, "PNG")
     stretched = decode(data, (60, 60))
@@ -212,13 +221,13 @@ def test_stretch_shows_all_and_crop_the_middle(axis):
     assert (cropped.argmax(axis=2) == 1).all()
 
 
-def test_shrinking_is_antialiased():
+def test_shrinking_is_antialiased() -> None:
     checkers = grey((np.indices((256, 256)).sum(axis=0) % 2) * 255)
     found = decode(file(checkers, "PNG"), (32, 32)).astype(int)
     assert np.abs(found[2:-2, 2:-2] - 127.5).max() < 3
 
 
-def test_a_jpeg_scaled_while_decoding_looks_as_if_it_were_not():
+def test_a_jpeg_scaled_while_decoding_looks_as_if_it_were_not() -> None:
     y, x = np.mgrid[:1200, :1600]
     waves = 127 + 60 * np.sin(x / 40) + 60 * np.cos(y / 30)
     data = file(np.dstack([waves, waves[::-1], waves[:, ::-1]]).astype(np.uint8), "JPEG")
@@ -228,14 +237,14 @@ def test_a_jpeg_scaled_while_decoding_looks_as_if_it_were_not():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_first_frame_of_an_animation(kind):
+def test_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = file(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert (decode(data, (4, 4)) == [255, 0, 0]).all()
 
 
-def test_empty():
+def test_empty() -> None:
     with pytest.raises(ValueError, match=r"^empty file$"):
         decode(b"", SIZE)
 
@@ -243,7 +252,7 @@ def test_empty():
 @pytest.mark.parametrize(
     "data", [b"hello world", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF", OLE2]
 )
-def test_what_is_no_image(data):
+def test_what_is_no_image(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"^not an image that Pillow reads \(starts with b'"):
         decode(data, SIZE)
 
@@ -253,13 +262,13 @@ FILES = {kind: file(PHOTO, kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
-def test_truncated(kind):
+def test_truncated(kind: str) -> None:
     data = FILES[kind]
     with pytest.raises(ValueError, match=r"^(damaged: |not an image)"):
         decode(data[: len(data) // 2], SIZE)
 
 
-def outcome(data):
+def outcome(data: bytes) -> tuple[int, ...] | str:
     try:
         return decode(data, SIZE, max_pixels=10_000).shape
     except ValueError as error:
@@ -268,7 +277,7 @@ def outcome(data):
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(sorted(FILES)), st.floats(0, 1), st.binary(max_size=4))
-def test_damage_is_a_value_error_or_a_picture(kind, where, junk):
+def test_damage_is_a_value_error_or_a_picture(kind: str, where: float, junk: bytes) -> None:
     data = FILES[kind]
     at = int(where * len(data))
     for damaged in (data[:at], data[:at] + junk + data[at + len(junk) :]):
@@ -277,7 +286,7 @@ def test_damage_is_a_value_error_or_a_picture(kind, where, junk):
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes(data):
+def test_any_bytes(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode(data, SIZE, max_pixels=10_000)
 
@@ -296,7 +305,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("function", [lambda d: decode(d, SIZE), lambda d: thumbnail(d, 8)])
-def test_bombs_are_refused_before_they_are_decompressed(kind, function):
+def test_bombs_are_refused_before_they_are_decompressed(
+    kind: str, function: Callable[..., Any]
+) -> None:
     # None has pixels: were one looked for, the message would be of damage.
     with pytest.raises(
         ValueError, match=r"^60000 x 50000 pixels, more than images\.max_pixels = 100000000$"
@@ -304,7 +315,7 @@ def test_bombs_are_refused_before_they_are_decompressed(kind, function):
         function(BOMBS[kind])
 
 
-def test_the_limit_itself_is_allowed():
+def test_the_limit_itself_is_allowed() -> None:
     data = file(RGB, "PNG")
     np.testing.assert_array_equal(decode(data, SIZE, max_pixels=48), RGB)
     with pytest.raises(ValueError, match=r"8 x 6 pixels, more than images\.max_pixels = 47"):
@@ -312,7 +323,7 @@ def test_the_limit_itself_is_allowed():
 
 
 @pytest.mark.parametrize("shape", [(100, 300), (300, 100), (20, 10)])
-def test_thumbnail(shape):
+def test_thumbnail(shape: tuple[int, ...]) -> None:
     data = file(np.full((*shape, 3), 90, np.uint8), "PNG", exif=exif(6))
     with Image.open(io.BytesIO(thumbnail(data, 50))) as small:
         assert small.format == "JPEG"
@@ -322,7 +333,7 @@ def test_thumbnail(shape):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "PCX"])
-def test_images_are_known_by_content(kind):
+def test_images_are_known_by_content(kind: str) -> None:
     assert is_image(file(Image.new("RGB", (40, 40)), kind)[:N_MAGIC_BYTES])
 
 
@@ -331,23 +342,23 @@ def test_images_are_known_by_content(kind):
     [b"", b"G", b"\xff\xd8", OLE2 + bytes(24), b"#!/bin/sh\nmv a b\n", b"%PDF-1.7", b"greg\n",
      b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"],
 )  # fmt: skip
-def test_other_files_are_known_by_content(start):
+def test_other_files_are_known_by_content(start: bytes) -> None:
     assert not is_image(start)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=N_MAGIC_BYTES))
-def test_any_start_is_judged(start):
+def test_any_start_is_judged(start: bytes) -> None:
     assert is_image(start) in (True, False)
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "a.JPEG", "x/y.b.png", "c.webp", "d.TIF", "e.gif"])
-def test_names_of_images(path):
+def test_names_of_images(path: str) -> None:
     assert has_image_name(path)
 
 
 @pytest.mark.parametrize("path", ["RENAME2", "greg", "Thumbs.db", "a.jpg/b", "a.txt", "a.pdf", ""])
-def test_names_of_other_files(path):
+def test_names_of_other_files(path: str) -> None:
     assert not has_image_name(path)
 
 
@@ -368,7 +379,7 @@ def test_names_of_other_files(path):
         ("extra/cats/1.jpg", True, (-1, None)),
     ],
 )
-def test_what_a_path_says(path, with_splits, expected):
+def test_what_a_path_says(path: str, with_splits: bool, expected: Any) -> None:
     assert read_split_and_class(path, with_splits) == expected
 
 
@@ -385,5 +396,5 @@ def test_what_a_path_says(path, with_splits, expected):
         ([], False),
     ],
 )
-def test_which_folders_are_splits(folders, expected):
+def test_which_folders_are_splits(folders: list[str], expected: Any) -> None:
     assert folders_are_splits(folders) is expected

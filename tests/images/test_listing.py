@@ -1,8 +1,11 @@
 """Which files of a source are images of which class."""
 
+from __future__ import annotations
+
 import io
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from dtl.features.splitting import split_images
 from dtl.features.store import FeatureStore
 from dtl.images.listing import list_images
 from dtl.images.split import assign_splits
+from dtl.images.values import ImageList
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "../shared/data"))
 NAMES = DATA / "caltech256_all_30607_files.txt"
@@ -29,13 +33,13 @@ STRAYS = {
 }
 
 
-def jpeg():
+def jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def plant(url, files):
+def plant(url: str, files: dict[str, bytes] | list[str]) -> str:
     """Files of the given contents, or empty ones of the given names."""
     files = files if isinstance(files, dict) else dict.fromkeys(files, b"")
     fs, root = storage.filesystem(url)
@@ -44,11 +48,11 @@ def plant(url, files):
     return url
 
 
-def listing(url, seed=0):
+def listing(url: Path | str, seed: int = 0) -> ImageList:
     return list_images(ImagesConfig(url=str(url)), seed)
 
 
-def rows(images):
+def rows(images: ImageList) -> list[tuple[str, str, int]]:
     return sorted(
         (path, images.class_names[label], int(split))
         for path, label, split in zip(
@@ -58,7 +62,7 @@ def rows(images):
 
 
 @pytest.fixture
-def memory():
+def memory() -> Iterator[str]:
     """A folder in memory."""
     url = f"memory://{uuid.uuid4().hex}"
     yield url
@@ -66,14 +70,14 @@ def memory():
 
 
 @pytest.fixture(scope="module")
-def caltech_names():
+def caltech_names() -> list[str]:
     if not NAMES.exists():
         pytest.skip(f"no {NAMES}: set DTL_DATA to the folder of the development data")
     return NAMES.read_text().split()
 
 
 @pytest.fixture(scope="module")
-def caltech(caltech_names):
+def caltech(caltech_names: list[str]) -> ImageList:
     """The names of all of Caltech-256, and what lies beside them in its archive."""
     url = f"memory://{uuid.uuid4().hex}"
     plant(url, caltech_names)
@@ -87,7 +91,7 @@ def caltech(caltech_names):
             del fs.store[path]
 
 
-def test_caltech(caltech, caltech_names):
+def test_caltech(caltech: ImageList, caltech_names: list[str]) -> None:
     assert len(caltech) == 30_608
     assert set(caltech.path.tolist()) == {*caltech_names, "003.backpack/photo"}
     assert len(caltech.class_names) == 257
@@ -107,14 +111,14 @@ def test_caltech(caltech, caltech_names):
     )
 
 
-def test_caltech_rows_are_shuffled(caltech):
+def test_caltech_rows_are_shuffled(caltech: ImageList) -> None:
     # Every chunk of 256 rows is to be a fair sample: 140 or so classes of the 257.
     for start in range(0, 30_000, 5000):
         assert len(np.unique(caltech.label[start : start + 256])) > 120
     assert caltech.path.tolist() != sorted(caltech.path.tolist())
 
 
-def test_caltech_has_a_split(caltech):
+def test_caltech_has_a_split(caltech: ImageList) -> None:
     assign_splits(caltech, SplitConfig(), 0)
     assign_splits(caltech, SplitConfig(method="random", validation=5000, test=6000), 0)
     assign_splits(caltech, SplitConfig(train_per_class=60), 0)
@@ -127,7 +131,7 @@ def test_caltech_has_a_split(caltech):
 SMALL = [f"{name}/{k}.jpg" for name in ("ant", "bee", "cat") for k in range(20)]
 
 
-def test_the_same_list_from_anywhere(memory, tmp_path):
+def test_the_same_list_from_anywhere(memory: str, tmp_path: Path) -> None:
     one = listing(plant(memory, SMALL))
     other = listing(plant(str(tmp_path / "elsewhere"), SMALL[::-1]))
     assert other.path.tolist() == one.path.tolist()
@@ -136,7 +140,7 @@ def test_the_same_list_from_anywhere(memory, tmp_path):
     assert (one.root, other.root) == (memory, str(tmp_path / "elsewhere"))
 
 
-def test_the_seed_orders(memory):
+def test_the_seed_orders(memory: str) -> None:
     plant(memory, SMALL)
     one, other = listing(memory, 0), listing(memory, 1)
     assert rows(other) == rows(one)
@@ -145,7 +149,7 @@ def test_the_seed_orders(memory):
     assert listing(memory, 1).fingerprint == other.fingerprint
 
 
-def test_the_fingerprint_knows_sizes_and_names(memory):
+def test_the_fingerprint_knows_sizes_and_names(memory: str) -> None:
     first = listing(plant(memory, SMALL))
     grown = listing(plant(memory, {"ant/0.jpg": b"1"}))
     assert rows(grown) == rows(first)
@@ -154,7 +158,7 @@ def test_the_fingerprint_knows_sizes_and_names(memory):
     assert len({first.fingerprint, grown.fingerprint, more.fingerprint}) == 3
 
 
-def test_strays_do_not_change_the_list(memory):
+def test_strays_do_not_change_the_list(memory: str) -> None:
     first = listing(plant(memory, SMALL))
     strays = {f"ant/{name.split('/')[-1]}": data for name, data in STRAYS.items() if "/" in name}
     del strays["ant/photo.jpg"]
@@ -164,7 +168,7 @@ def test_strays_do_not_change_the_list(memory):
 
 
 @pytest.mark.parametrize("validation", ["valid", "validation", "val", "Val"])
-def test_folders_of_splits(memory, validation):
+def test_folders_of_splits(memory: str, validation: str) -> None:
     images = listing(
         plant(
             memory,
@@ -184,7 +188,7 @@ def test_folders_of_splits(memory, validation):
     assert images.left_out == (("5.jpg", reason), ("train/loose.jpg", reason))
 
 
-def test_flat_folders_of_splits_with_caltech_names(memory):
+def test_flat_folders_of_splits_with_caltech_names(memory: str) -> None:
     files = ["train/003_0001.jpg", "train/257_0001.jpg", "valid/003_0002.jpg", "test/257_0002.jpg"]
     assert rows(listing(plant(memory, files))) == [
         ("test/257_0002.jpg", "257", 2),
@@ -194,13 +198,13 @@ def test_flat_folders_of_splits_with_caltech_names(memory):
     ]
 
 
-def test_an_image_without_an_extension(memory):
+def test_an_image_without_an_extension(memory: str) -> None:
     images = listing(plant(memory, {"ant/one": jpeg(), "bee/two.JPG": b"", "bee/three": b"text"}))
     assert rows(images) == [("ant/one", "ant", -1), ("bee/two.JPG", "bee", -1)]
     assert images.left_out == (("bee/three", "not an image"),)
 
 
-def test_links(tmp_path):
+def test_links(tmp_path: Path) -> None:
     plant(str(tmp_path / "elsewhere"), {"bees/1.jpg": jpeg()})
     plant(str(tmp_path / "photos"), {"ant/1.jpg": jpeg()})
     (tmp_path / "photos/bee").symlink_to("../elsewhere/bees")
@@ -210,12 +214,12 @@ def test_links(tmp_path):
     assert images.left_out == (("ant/nowhere", "cannot be read"),)
 
 
-def test_no_url():
+def test_no_url() -> None:
     with pytest.raises(ValueError, match=r"`images\.url`"):
         listing("")
 
 
-def test_no_such_folder(tmp_path, memory):
+def test_no_such_folder(tmp_path: Path, memory: str) -> None:
     for url in (tmp_path / "none", f"{memory}/none"):
         with pytest.raises(
             FileNotFoundError, match=r"No such folder: .*/none\. Check `images\.url`\."
@@ -223,13 +227,13 @@ def test_no_such_folder(tmp_path, memory):
             listing(url)
 
 
-def test_not_a_folder(tmp_path):
+def test_not_a_folder(tmp_path: Path) -> None:
     plant(str(tmp_path), {"photo.jpg": jpeg()})
     with pytest.raises(NotADirectoryError, match=r"Not a folder: .*/photo\.jpg\."):
         listing(tmp_path / "photo.jpg")
 
 
-def test_unknown_scheme():
+def test_unknown_scheme() -> None:
     with pytest.raises(ValueError, match=r"Unknown scheme hfds:// in 'hfds://x'\. Known: file, hd"):
         listing("hfds://x")
 
@@ -237,7 +241,7 @@ def test_unknown_scheme():
 @pytest.mark.parametrize(
     ("files", "n_others"), [([], 0), (["a/notes.txt", "b/x.csv"], 2), (["1.jpg", "2.jpg"], 2)]
 )
-def test_no_images(tmp_path, files, n_others):
+def test_no_images(tmp_path: Path, files: list[str], n_others: int) -> None:
     plant(str(tmp_path), files)
     with pytest.raises(
         ValueError, match=rf"No images in class folders below .* \({n_others} other files\)\. Exp"
@@ -245,13 +249,13 @@ def test_no_images(tmp_path, files, n_others):
         listing(tmp_path)
 
 
-def test_one_class_only(memory):
+def test_one_class_only(memory: str) -> None:
     plant(memory, ["ant/1.jpg", "ant/2.jpg"])
     with pytest.raises(ValueError, match=r"Only one class, 'ant', below memory://.* needs two: gi"):
         listing(memory)
 
 
-def test_split_of_a_finished_store(memory, caplog):
+def test_split_of_a_finished_store(memory: str, caplog: pytest.LogCaptureFixture) -> None:
     images = listing(plant(memory, SMALL))
     url = f"{memory}-store"
     store = FeatureStore.create(

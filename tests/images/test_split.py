@@ -1,12 +1,17 @@
 """The split is disjoint, complete and stratified, and follows from seed and paths alone."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from dtl.config import SplitConfig
 from dtl.images.split import (
@@ -20,9 +25,19 @@ from dtl.images.values import ImageList
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "../shared/data"))
 NAMES = DATA / "caltech256_all_30607_files.txt"
+Caltech: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
-def assign(path, label, config, *, seed=0, given_split=None, content=None, usable=None):
+def assign(
+    path: Sequence[str] | np.ndarray,
+    label: ArrayLike,
+    config: SplitConfig,
+    *,
+    seed: int = 0,
+    given_split: ArrayLike | None = None,
+    content: ArrayLike | None = None,
+    usable: np.ndarray | None = None,
+) -> np.ndarray:
     n = len(path)
     label = np.asarray(label, np.int32)
     images = ImageList(
@@ -44,12 +59,12 @@ def assign(path, label, config, *, seed=0, given_split=None, content=None, usabl
     )
 
 
-def rows_of(sizes):
+def rows_of(sizes: Sequence[int]) -> tuple[list[str], np.ndarray]:
     label = np.repeat(np.arange(len(sizes)), sizes)
     return [f"{k}/{row}.jpg" for row, k in enumerate(label)], label
 
 
-def table(split, label):
+def table(split: np.ndarray, label: ArrayLike) -> np.ndarray:
     """Images of each class (rows) in no split, train, validation and test (columns)."""
     counts = np.zeros((max(label) + 1, 4), int)
     np.add.at(counts, (np.asarray(label), split + 1), 1)
@@ -60,7 +75,7 @@ def table(split, label):
 
 
 @pytest.fixture(scope="module")
-def caltech():
+def caltech() -> Caltech:
     if not NAMES.exists():
         pytest.skip(f"no {NAMES}: set DTL_DATA to the folder of the development data")
     path = np.array(NAMES.read_text().split())
@@ -71,7 +86,7 @@ def caltech():
     return path, label
 
 
-def test_caltech_stratified(caltech):
+def test_caltech_stratified(caltech: Caltech) -> None:
     path, label = caltech
     counts = table(assign(path, label, SplitConfig()), label)
     sizes = np.bincount(label)
@@ -83,14 +98,14 @@ def test_caltech_stratified(caltech):
 
 
 @pytest.mark.parametrize("train", ["rest", 0.6])
-def test_caltech_fractions_that_add_up_leave_no_image_out(caltech, train):
+def test_caltech_fractions_that_add_up_leave_no_image_out(caltech: Caltech, train: Any) -> None:
     path, label = caltech
     counts = table(assign(path, label, SplitConfig(train=train, validation=0.15, test=0.25)), label)
     assert not counts[:, 0].any()
     np.testing.assert_allclose(counts[:, 1], 0.6 * np.bincount(label), atol=2)
 
 
-def test_caltech_random_as_the_original(caltech):
+def test_caltech_random_as_the_original(caltech: Caltech) -> None:
     path, label = caltech
     config = SplitConfig(method="random", train="rest", validation=5000, test=6000)
     split = assign(path, label, config)
@@ -101,7 +116,7 @@ def test_caltech_random_as_the_original(caltech):
 
 
 @pytest.mark.parametrize("n", [30, 60])
-def test_caltech_train_per_class(caltech, n):
+def test_caltech_train_per_class(caltech: Caltech, n: int) -> None:
     path, label = caltech
     counts = table(assign(path, label, SplitConfig(train_per_class=n)), label)
     left = np.bincount(label) - n
@@ -111,14 +126,14 @@ def test_caltech_train_per_class(caltech, n):
     assert (counts[:, 3] == left - counts[:, 2]).all()
 
 
-def test_caltech_train_per_class_and_the_rest_for_test(caltech):
+def test_caltech_train_per_class_and_the_rest_for_test(caltech: Caltech) -> None:
     path, label = caltech
     config = SplitConfig(train_per_class=30, validation=0.1, test="rest")
     n_each = table(assign(path, label, config), label).sum(axis=0)
     assert n_each.tolist() == [0, 30 * 257, 3061, 30_607 - 30 * 257 - 3061]
 
 
-def test_caltech_order_does_not_matter_but_seed_does(caltech):
+def test_caltech_order_does_not_matter_but_seed_does(caltech: Caltech) -> None:
     path, label = caltech
     order = np.random.default_rng(0).permutation(len(path))
     for config in (SplitConfig(), SplitConfig(method="random"), SplitConfig(train_per_class=30)):
@@ -129,7 +144,7 @@ def test_caltech_order_does_not_matter_but_seed_does(caltech):
         assert 0.3 < (other != split).mean() < 0.8
 
 
-def test_caltech_one_image_more_moves_few(caltech):
+def test_caltech_one_image_more_moves_few(caltech: Caltech) -> None:
     path, label = caltech
     split = assign(path, label, SplitConfig())
     more = assign([*path, "001.ak47/001_9999.jpg"], [*label, 0], SplitConfig())
@@ -141,7 +156,7 @@ def test_caltech_one_image_more_moves_few(caltech):
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 0.5), st.floats(0, 0.5), st.integers(0, 2))
-def test_shares_add_up(n, a, b, place):
+def test_shares_add_up(n: int, a: float, b: float, place: int) -> None:
     wanted = [a, b]
     wanted.insert(place, "rest")
     found = count_rows(n, wanted)
@@ -154,14 +169,14 @@ def test_shares_add_up(n, a, b, place):
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 98), st.integers(0, 98))
-def test_fractions_of_the_whole_take_every_row(n, a, b):
+def test_fractions_of_the_whole_take_every_row(n: int, a: float, b: float) -> None:
     assume(a + b < 100)
     found = count_rows(n, (a / 100, b / 100, (100 - a - b) / 100))
     assert sum(found) == n
     np.testing.assert_allclose(found, np.array([a, b, 100 - a - b]) * n / 100, atol=2)
 
 
-def test_shares_by_hand():
+def test_shares_by_hand() -> None:
     assert count_rows(4, (0.34, 0.33, 0.33)) == [2, 1, 1]
     assert count_rows(3, (0.5, 0.5, 0.0)) == [1, 2, 0]
     assert count_rows(100, (50, 0.1, 0.2)) == [50, 10, 20]
@@ -170,7 +185,7 @@ def test_shares_by_hand():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=30), st.data())
-def test_apportion(sizes, data):
+def test_apportion(sizes: list[int], data: st.DataObject) -> None:
     sizes = np.array(sizes)
     total = data.draw(st.integers(0, int(sizes.sum())))
     counts = apportion(sizes, total)
@@ -186,7 +201,7 @@ def test_apportion(sizes, data):
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1), st.data())
-def test_apportion_with_a_limit(sizes_and_most, data):
+def test_apportion_with_a_limit(sizes_and_most: list[tuple[int, int]], data: st.DataObject) -> None:
     sizes, most = np.array(sizes_and_most).T
     most = np.minimum(sizes, most)
     total = data.draw(st.integers(0, int(most.sum())))
@@ -203,7 +218,9 @@ SIZES = st.lists(st.integers(3, 40), min_size=1, max_size=12)
 
 @settings(deadline=None, max_examples=200)
 @given(SIZES, st.integers(0, 9), st.integers(5, 33), st.integers(5, 33), st.booleans())
-def test_stratified(sizes, seed, validation, test, explicit):
+def test_stratified(
+    sizes: list[int], seed: int, validation: int, test: int, explicit: bool
+) -> None:
     path, label = rows_of(sizes)
     train = (100 - validation - test) / 100 if explicit else "rest"
     config = SplitConfig(train=train, validation=validation / 100, test=test / 100)
@@ -219,7 +236,7 @@ def test_stratified(sizes, seed, validation, test, explicit):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(3, 40), min_size=1, max_size=12), st.integers(5, 30))
-def test_parts_of_the_images(sizes, percent):
+def test_parts_of_the_images(sizes: list[int], percent: int) -> None:
     path, label = rows_of(sizes)
     part = percent / 100
     assume(round(part * sum(sizes)) > 0)
@@ -227,7 +244,7 @@ def test_parts_of_the_images(sizes, percent):
     assert counts.sum(axis=0)[1:].tolist() == [round(part * sum(sizes))] * 3
 
 
-def test_small_classes_beside_a_large_one_are_in_every_split():
+def test_small_classes_beside_a_large_one_are_in_every_split() -> None:
     # Each part rounded by itself, these took four of a class of three for validation and test.
     path, label = rows_of([3] * 10 + [100])
     counts = table(assign(path, label, SplitConfig(validation=0.4, test=0.4)), label)
@@ -239,7 +256,7 @@ def test_small_classes_beside_a_large_one_are_in_every_split():
 @pytest.mark.parametrize("duplicates", ["together", "drop"])
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 99))
-def test_identical_files_are_never_on_two_sides(method, duplicates, seed):
+def test_identical_files_are_never_on_two_sides(method: str, duplicates: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path, label = rows_of([30, 30, 40])
     content = rng.integers(0, 80, 100) + 1000 * label  # many of the same bytes
@@ -259,7 +276,7 @@ def test_identical_files_are_never_on_two_sides(method, duplicates, seed):
             assert split[first] >= 0
 
 
-def test_identical_files_in_another_order():
+def test_identical_files_in_another_order() -> None:
     path, label = rows_of([10, 10])
     content = np.arange(20) // 2
     order = np.random.default_rng(0).permutation(20)
@@ -280,7 +297,7 @@ def test_train_per_class_beside_the_rest(rest: str) -> None:
     assert held_out == {other: 10, rest: 30}
 
 
-def test_folders_that_say_the_split():
+def test_folders_that_say_the_split() -> None:
     path, label = rows_of([4, 4])
     given_split = [0, 0, 1, 2] * 2
     for method in ("auto", "folders"):
@@ -293,7 +310,7 @@ def test_folders_that_say_the_split():
     )
 
 
-def test_an_unreadable_file_takes_no_part_in_folders():
+def test_an_unreadable_file_takes_no_part_in_folders() -> None:
     path, label = rows_of([4, 4])
     given_split = np.array([0, 0, 1, 2] * 2)
     usable = np.arange(8) != 3
@@ -320,37 +337,37 @@ def test_an_unreadable_file_takes_no_part_in_folders():
         ([9, 9], SplitConfig(train=0), r"No image is left to train on\. Change \[split\]"),
     ],
 )
-def test_a_split_that_cannot_be(sizes, config, message):
+def test_a_split_that_cannot_be(sizes: list[int], config: SplitConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assign(*rows_of(sizes), config)
 
 
-def test_no_readable_image():
+def test_no_readable_image() -> None:
     path, label = rows_of([5, 5])
     with pytest.raises(ValueError, match=r"No image is left to train on"):
         assign(path, label, SplitConfig(method="random"), usable=np.zeros(10, bool))
 
 
-def test_duplicates_count_once_for_a_class():
+def test_duplicates_count_once_for_a_class() -> None:
     path, label = rows_of([9, 9])
     content = np.where(label == 0, np.arange(18), 99)
     with pytest.raises(ValueError, match="Class class 1 has 1 different images"):
         assign(path, label, SplitConfig(), content=content)
 
 
-def test_a_class_of_three_will_do():
+def test_a_class_of_three_will_do() -> None:
     path, label = rows_of([3, 50])
     counts = table(assign(path, label, SplitConfig()), label)
     assert counts[0].tolist() == [0, 1, 1, 1]
 
 
-def test_no_validation_or_test_asked():
+def test_no_validation_or_test_asked() -> None:
     path, label = rows_of([2, 5])
     split = assign(path, label, SplitConfig(validation=0, test=0))
     assert (split == 0).all()
 
 
-def test_fractions_of_exactly_one_pass_the_check():
+def test_fractions_of_exactly_one_pass_the_check() -> None:
     path, label = rows_of([500, 500])
     for config in (
         SplitConfig(train=0.7, validation=0.1, test=0.2),
@@ -359,7 +376,7 @@ def test_fractions_of_exactly_one_pass_the_check():
         assert (assign(path, label, config) >= 0).all()
 
 
-def test_hash_keys_are_the_same_for_ever():
+def test_hash_keys_are_the_same_for_ever() -> None:
     # From blake2b(b"0\0order\0a.jpg"), so that a list made today is the list made tomorrow.
     assert hash_keys(["a.jpg"], seed=0, use="order").tolist() == [1_798_948_592_294_547_972]
     assert hash_keys([], seed=0, use="order").shape == (0,)
@@ -369,7 +386,7 @@ def test_hash_keys_are_the_same_for_ever():
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=30))
-def test_count_duplicates(rows):
+def test_count_duplicates(rows: list[tuple[int, int]]) -> None:
     content = np.array([c for c, _ in rows], np.uint64)
     label = np.array([k for _, k in rows], np.int32)
     first = {}

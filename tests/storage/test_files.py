@@ -1,8 +1,11 @@
 """Files on every backend: one conformance check for all of them."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from helpers import all_files
 from dtl import storage
 
 
-def test_files(root):
+def test_files(root: str) -> None:
     url = storage.join(root, "a/b.bin")
     assert not storage.exists(url)
     storage.write_bytes(url, b"0123456789")
@@ -27,7 +30,9 @@ def test_files(root):
     assert not storage.exists(url)
 
 
-def test_a_file_is_digested_again_where_it_has_changed_and_only_there(root, monkeypatch):
+def test_a_file_is_digested_again_where_it_has_changed_and_only_there(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = storage.join(root, "weights.npz")
     with pytest.raises(FileNotFoundError, match="No such file"):
         storage.sha256(url)
@@ -39,7 +44,7 @@ def test_a_file_is_digested_again_where_it_has_changed_and_only_there(root, monk
     assert storage.sha256(url) == expected
 
 
-def test_an_interrupted_write_leaves_the_old_file(root):
+def test_an_interrupted_write_leaves_the_old_file(root: str) -> None:
     url = storage.join(root, "a.json")
     storage.write_bytes(url, b"old")
     with pytest.raises(TypeError):
@@ -47,7 +52,9 @@ def test_an_interrupted_write_leaves_the_old_file(root):
     assert all_files(root) == {"a.json": b"old"}
 
 
-def test_the_old_file_is_there_until_the_new_one_is(root, monkeypatch):
+def test_the_old_file_is_there_until_the_new_one_is(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if root.startswith("memory://"):
         pytest.skip("what is in memory goes with the process in any case")
     url = storage.join(root, "a.json")
@@ -59,12 +66,12 @@ def test_the_old_file_is_there_until_the_new_one_is(root, monkeypatch):
     assert all_files(root) == {"a.json": b"new"}
 
 
-def test_which_places_replace_at_once_for_certain(root):
+def test_which_places_replace_at_once_for_certain(root: str) -> None:
     in_two_steps = root.startswith(("memory://", "webhdfs://"))  # behind webhdfs:// may be HttpFS
     assert storage.replaces_atomically(storage.join(root, "a.json")) is not in_two_steps
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     url = str(tmp_path / "a.json")
     storage.write_bytes(url, b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -77,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert all_files(str(tmp_path)) == {"a.json": b"old"}
 
 
-def test_sha256(root):
+def test_sha256(root: str) -> None:
     url = storage.join(root, "weights.npz")
     data = np.random.default_rng(0).bytes(9_000_000)  # more than a block
     storage.write_bytes(url, data)
@@ -86,7 +93,7 @@ def test_sha256(root):
         storage.sha256(storage.join(root, "nothing.npz"))
 
 
-def test_local_copy(root):
+def test_local_copy(root: str) -> None:
     url = storage.join(root, "weights.h5")
     storage.write_bytes(url, b"weights")
     with storage.local_copy(url) as path:
@@ -101,26 +108,26 @@ def test_local_copy(root):
         pass
 
 
-def test_check_writable(root):
+def test_check_writable(root: str) -> None:
     url = storage.join(root, "out/deep")
     storage.check_writable(url)
     storage.write_bytes(storage.join(url, "a"), b"")  # S3 has no empty folders to walk through
     assert [path for path, _ in storage.walk(root)] == ["out/deep/a"]
 
 
-def test_an_unwritable_place(tmp_path):
+def test_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     # Root may write anywhere, but not below a file.
     with pytest.raises(PermissionError, match=r"Cannot write to .*/file/out: .* another `out`, or"):
         storage.check_writable(str(tmp_path / "file" / "out"))
 
 
-def test_unknown_scheme():
+def test_unknown_scheme() -> None:
     with pytest.raises(ValueError, match=r"Unknown scheme hfds:// in 'hfds://a/b'\. Known: file, "):
         storage.filesystem("hfds://a/b")
 
 
-def test_absolute(tmp_path, monkeypatch):
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("photos/") == str(tmp_path / "photos")
     assert storage.absolute("file:///data/photos") == "/data/photos"
@@ -129,7 +136,7 @@ def test_absolute(tmp_path, monkeypatch):
     assert not storage.is_local("memory://photos")
 
 
-def test_walk(root):
+def test_walk(root: str) -> None:
     for path in ("b/2.jpg", "b/1.jpg", "a/deep/er/3.jpg", "c.txt"):
         storage.write_bytes(storage.join(root, path), path.encode())
     found = list(storage.walk(root))
@@ -138,7 +145,7 @@ def test_walk(root):
     assert list(storage.walk(storage.join(root, "b"))) == [("1.jpg", 7), ("2.jpg", 7)]
 
 
-def test_walk_of_nothing(root):
+def test_walk_of_nothing(root: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"No such folder: .*/none\."):
         list(storage.walk(storage.join(root, "none")))
     url = storage.join(root, "photo.jpg")
@@ -147,7 +154,7 @@ def test_walk_of_nothing(root):
         list(storage.walk(url))
 
 
-def test_walk_follows_links(tmp_path):
+def test_walk_follows_links(tmp_path: Path) -> None:
     (tmp_path / "elsewhere/cats").mkdir(parents=True)
     (tmp_path / "elsewhere/cats/1.jpg").write_text("12345")
     photos = tmp_path / "photos"
@@ -161,7 +168,7 @@ def test_walk_follows_links(tmp_path):
     assert sorted(storage.walk(str(tmp_path / "link"))) == expected
 
 
-def test_walk_refuses_links_in_a_circle(tmp_path):
+def test_walk_refuses_links_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "a/to_b").symlink_to("../b")
