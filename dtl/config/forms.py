@@ -94,30 +94,25 @@ def build(*layers: Mapping[str, Any]) -> Config:
         ...
     dtl.config.errors.UserError: Unknown key train.learning_rat. Did you mean learning_rate? ...
     """
-    merged: dict[str, dict[str, Any]] = {}
-    top: dict[str, Any] = {}
-    hints = hints_of(Config)
+    merged: dict[str, Any] = {}
+    kinds = hints_of(Config)
     for layer in layers:
         for name, value in layer.items():
             if isinstance(value, Mapping):
                 value = drop_retired(name, value)
-            if name in RETIRED and not value:
-                continue
-            if name not in hints:
-                raise UserError(_unknown(name, "", list(hints)))
-            kind = hints[name]
-            if not dataclasses.is_dataclass(kind):
-                top[name] = value
-                continue
-            if not isinstance(value, Mapping):
-                raise UserError(f"[{name}] must be a table of options. Received: {value!r}.")
-            known = [spec.name for spec in dataclasses.fields(kind)]
-            for key in value:
-                if key not in known:
-                    raise UserError(_unknown(key, f"{name}.", known))
-            merged.setdefault(name, {}).update(value)
-    sections = {name: hints[name](**values) for name, values in merged.items()}
-    return Config(**top, **sections)
+                if name in RETIRED and not value:
+                    continue
+            _check_known(name, "", kinds)
+            if dataclasses.is_dataclass(kinds[name]):
+                if not isinstance(value, Mapping):
+                    raise UserError(f"[{name}] must be a table of options. Received: {value!r}.")
+                for key in value:
+                    _check_known(key, f"{name}.", hints_of(kinds[name]))
+                value = {**merged.get(name, {}), **value}
+            merged[name] = value
+    for name in merged.keys() & {k for k, v in kinds.items() if dataclasses.is_dataclass(v)}:
+        merged[name] = kinds[name](**merged[name])
+    return Config(**merged)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -159,7 +154,8 @@ def to_fingerprint(section: Section) -> dict[str, Any]:
     return to_dict(section) | dict(RETIRED.get(section._name, {}))
 
 
-def _unknown(key: str, prefix: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, 1)
-    hint = f"Did you mean {close[0]}? " if close else ""
-    return f"Unknown key {prefix}{key}. {hint}Known: {', '.join(known)}."
+def _check_known(key: str, prefix: str, known: Mapping[str, Any]) -> None:
+    if key not in known:
+        close = difflib.get_close_matches(key, known, 1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UserError(f"Unknown key {prefix}{key}. {hint}Known: {', '.join(known)}.")
