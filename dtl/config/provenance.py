@@ -104,15 +104,6 @@ def check_same(
     Raises
     ------
     DifferentSettingsError
-
-    Examples
-    --------
-    >>> check_same({"seed": 0}, {"seed": 1}, "The split is another", "Give `seed` as it was.")
-    Traceback (most recent call last):
-        ...
-    dtl.config.errors.DifferentSettingsError: The split is another:
-      seed: asked for 0, stored 1
-    Give `seed` as it was.
     """
     if found := differences(wanted, stored):
         message = "\n  ".join([f"{problem}:", *found])

@@ -124,20 +124,19 @@ def fetch(
     dataset = DATASETS[name]
     if md5:
         dataset = replace(dataset, md5=md5.lower(), n_bytes=0)
-    wanted: dict[str, Any] = {"dataset": name, "md5": dataset.md5, "layout": layout}
-    wanted["seed"] = settings.seed
+    fingerprint = {"dataset": name, "md5": dataset.md5, "layout": layout, "seed": settings.seed}
     if layout == "split":
-        wanted["split"] = asdict(settings.split)
+        fingerprint["split"] = asdict(settings.split)
     if layout == "tars":
-        wanted["shard_mib"] = settings.pack.shard_mib
-    ledger = Ledger(settings.out, IMAGES, wanted)
+        fingerprint["shard_mib"] = settings.pack.shard_mib
+    ledger = Ledger(settings.out, IMAGES, fingerprint)
     if ledger.claim(overwrite=settings.overwrite) is Claim.FINISHED:
         log.info("fetch: done before")
         return
-    with _archive(name, dataset, source or dataset.url, scratch) as archive:
-        listed = _list(archive, dataset, settings.seed)
+    with _open_archive(name, dataset, source or dataset.url, scratch) as archive:
+        listed = _list_archive(archive, dataset, settings.seed)
         if layout == "split":
-            listed = _split(listed, settings)
+            listed = _move_to_splits(listed, settings)
         if layout == "tars":
             packing.write_tars(settings.out, listed, settings.pack)
         else:
@@ -150,14 +149,14 @@ def fetch(
 
 
 @contextlib.contextmanager
-def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator[str]:
+def _open_archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator[str]:
     """Yield the checked archive: in its place, or downloaded, and then removed after its use."""
     by_http = source.startswith(("http://", "https://"))
     if not by_http and not storage.is_file(source):
         raise FileNotFoundError(f"No such file: {source}. Check `source`.")
     if not by_http and storage.is_local(source):
         archive = Path(storage.absolute(source))
-        _check(archive, dataset)
+        _check_archive(archive, dataset)
         yield str(archive)
         return
     folder = Path(scratch or Path.home() / ".cache" / "dtl")
@@ -169,7 +168,7 @@ def _archive(name: str, dataset: Dataset, source: str, scratch: str) -> Iterator
         partial = archive.with_suffix(".tar.partial")
         _download(source, partial, _open_http if by_http else _open_file, dataset.n_bytes)
         try:
-            _check(partial, dataset)
+            _check_archive(partial, dataset)
         except UserError:
             partial.unlink()
             raise
@@ -245,7 +244,7 @@ def _open_file(url: str, start: int) -> tuple[IO[bytes], int, int | None]:
     return storage.open_at(url, start), start, n_bytes
 
 
-def _check(archive: Path, dataset: Dataset) -> None:
+def _check_archive(archive: Path, dataset: Dataset) -> None:
     _check_size(str(archive), archive.stat().st_size, dataset.n_bytes)
     if dataset.md5 == "none":
         return
@@ -269,7 +268,7 @@ def _check_size(source: str, n_bytes: int | None, expected_bytes: int) -> None:
 # --- what is in it -------------------------------------------------------------------------------
 
 
-def _list(archive: str, dataset: Dataset, seed: int) -> ImageList:
+def _list_archive(archive: str, dataset: Dataset, seed: int) -> ImageList:
     listed = listing.list_images(ImagesConfig(url=archive), seed, keep_order=False)
     known = np.array([re.fullmatch(dataset.image, str(path)) is not None for path in listed.path])
     if not known.any():
@@ -281,23 +280,23 @@ def _list(archive: str, dataset: Dataset, seed: int) -> ImageList:
             "%d members of the archive are left out:\n  %s",
             len(left_out), "\n  ".join(f"{path}: {why}" for path, why in sorted(left_out)),
         )  # fmt: skip
-    return _take(listed, known)
+    return _select(listed, known)
 
 
-def _split(listed: ImageList, settings: Config) -> ImageList:
+def _move_to_splits(listed: ImageList, settings: Config) -> ImageList:
     """Return the same images, with paths in folders of their splits."""
     with storage.Reader(tars.locate_listed(listed)) as reader:
         hashes = [formats.hash_content(reader.read(row)) for row in range(len(listed))]
     rows = split.assign_splits(
         listed, settings.split, settings.seed, content_hash=np.array(hashes, np.uint64)
     )
-    kept = _take(replace(listed, given_split=rows), rows != NO_SPLIT)
+    kept = _select(replace(listed, given_split=rows), rows != NO_SPLIT)
     path = [f"{SPLITS[k]}/{path}" for k, path in zip(kept.given_split, kept.path, strict=True)]
     log.info("split: %s", split.describe(rows))
     return replace(kept, path=np.array(path, np.dtypes.StringDType()))
 
 
-def _take(listed: ImageList, rows: Any) -> ImageList:
+def _select(listed: ImageList, rows: Any) -> ImageList:
     columns = ("path", "label", "given_split", "size_bytes", "tar", "offset")
     return replace(listed, **{name: getattr(listed, name)[rows] for name in columns})
 
