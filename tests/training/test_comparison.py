@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import MakeStore
+from helpers import MakeStore, gaussian_store
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -20,6 +20,7 @@ from dtl import config
 from dtl.cluster.spread import tree_inputs
 from dtl.config import CompareConfig, TrainConfig
 from dtl.config.provenance import differences
+from dtl.features.store import FeatureStore
 from dtl.images.values import TRAIN, VALIDATION
 from dtl.pipeline import command_line
 from dtl.pipeline.results import Results
@@ -32,21 +33,23 @@ CONFIG = TrainConfig(epochs=20.0, batch_size=16)
 COMPARED = CompareConfig(frequencies=(1, 5), shards=(1, 4))
 
 
-@pytest.fixture
-def compared(make_store: MakeStore, threads: Client) -> Comparison:
-    store = make_store(n_images=1500, chunk_images=150, distance=0.5)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    url = str(tmp_path_factory.mktemp("comparison") / "features.zarr")
+    return gaussian_store(url, n_images=1500, chunk_images=150, distance=0.5)
+
+
+@pytest.fixture(scope="module")
+def compared(store: FeatureStore, threads: Client) -> Comparison:
     return comparison.compare(TrainingSpec(store, CONFIG, "fc2", 0), COMPARED, threads)
 
 
-def test_every_way_is_compared_with_the_optimum(
-    make_store: MakeStore, compared: Comparison
-) -> None:
+def test_every_way_is_compared_with_the_optimum(store: FeatureStore, compared: Comparison) -> None:
     assert [c.name for c in compared.contenders] == [
         "L-BFGS", "SGD, 1 shard", "synchronous SGD, 4 shards", "averaged every 5, 4 shards",
         "scikit-learn",
     ]  # fmt: skip
     optimum, *others = compared.contenders
-    store = make_store(n_images=1500, chunk_images=150, distance=0.5, name="again.zarr")
     split, x, y = (store.read(name) for name in ("split", "fc2", "label"))
     x = x.astype(np.float64)
     l2, n = CONFIG.l2, int((split == TRAIN).sum())

@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import MakeStore, a_worker_is_killed, local_cluster
+from helpers import MakeStore, a_worker_is_killed, gaussian_store, local_cluster
 
 from dtl import config, storage
 from dtl.cluster import connection
@@ -30,24 +31,26 @@ CONFIG = TrainConfig(epochs=9.0, batch_size=16, n_shards=3)
 TUNED = TuneConfig(learning_rates=(1e-5, 1e-3, 0.05, 1e9), l2s=(1e-4, 0.3, 30.0), eta=3)
 
 
-@pytest.fixture(autouse=True)
-def early_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "FIRST_EPOCHS", 1.0)
+@pytest.fixture(autouse=True, scope="module")
+def early_cuts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "FIRST_EPOCHS", 1.0)
+        yield
 
 
-@pytest.fixture
-def store(make_store: MakeStore) -> FeatureStore:
+def few_rows(url: Path) -> FeatureStore:
     """Few rows, many features: a penalty is worth it."""
-    return few_rows(make_store)
-
-
-def few_rows(make_store: MakeStore, name: str = "features.zarr") -> FeatureStore:
-    return make_store(
-        n_images=600, n_features=60, n_classes=3, distance=0.35, shares=(0.4, 0.5, 0.1), name=name
+    return gaussian_store(
+        str(url), n_images=600, n_features=60, n_classes=3, distance=0.35, shares=(0.4, 0.5, 0.1)
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return few_rows(tmp_path_factory.mktemp("tuning") / "features.zarr")
+
+
+@pytest.fixture(scope="module")
 def found(store: FeatureStore, threads: Client) -> Tuning:
     return tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), TUNED, threads)
 
@@ -148,10 +151,10 @@ def test_a_search_by_accuracy(store: FeatureStore, threads: Client) -> None:
     assert min(at_two[o] for o in through) >= max(at_two[o] for o in at_two if o not in through)
 
 
-def test_test_rows_make_no_difference(make_store: MakeStore, threads: Client) -> None:
+def test_test_rows_make_no_difference(tmp_path: Path, threads: Client) -> None:
     founds = []
     for name in ("a.zarr", "b.zarr"):
-        store = few_rows(make_store, name)
+        store = few_rows(tmp_path / name)
         if founds:
             split = store.read("split")
             store.write_split(np.where(split == TEST, -1, split), store.split_fingerprint)
@@ -342,7 +345,9 @@ def test_all_diverge(store: FeatureStore, threads: Client) -> None:
         tuning.tune(TrainingSpec(store, CONFIG, "fc2", 0), tuned, threads)
 
 
-def test_what_cannot_be_tuned_is_told_before_the_work(store: FeatureStore) -> None:
+def test_what_cannot_be_tuned_is_told_before_the_work(tmp_path: Path) -> None:
+    store = few_rows(tmp_path / "features.zarr")
+
     def refused(said: str, settings: TrainConfig = CONFIG, tuned: TuneConfig = TUNED) -> None:
         with pytest.raises(ValueError, match=said):
             tuning.tune(
