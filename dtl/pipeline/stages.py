@@ -21,7 +21,7 @@ from dtl.training.values import Comparison, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
-_Stored = TypeVar("_Stored", Comparison, Evaluation, Tuning)
+_Stored = TypeVar("_Stored", Comparison, Evaluation, Head, Tuning)
 
 
 def run_stages(run: Run) -> tuple[FeatureStore, Evaluation]:
@@ -76,13 +76,9 @@ def train(run: Run, store: FeatureStore) -> Head:
     c, results = run.options, run.results
     splitting.split_images(store, c.split, c.seed)
     spec = run.training_spec(store)
-    head = results.head()
+    head = reuse("training", results.head(), spec.provenance)
     if head is not None:
-        found = differences(spec.provenance, head.provenance)
-        if not found:
-            log.info("training: done before")
-            return head
-        log.info("training again, for the settings differ:\n  %s", "\n  ".join(found))
+        return head
     started = time.monotonic()
     # A checkpoint that cannot be used is refused before a cluster is started.
     resume(results.checkpoint, spec.provenance, Checkpoint.from_bytes, overwrite=c.overwrite)
@@ -100,8 +96,8 @@ def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
     from dtl.evaluation import scoring
 
     results = run.results
-    asked = {"head_sha256": head.fingerprint, "n_mistakes": scoring.N_MISTAKES}
-    scores = reuse("evaluation", results.evaluation(), asked)
+    wanted = {"head_sha256": head.fingerprint, "n_mistakes": scoring.N_MISTAKES}
+    scores = reuse("evaluation", results.evaluation(), wanted)
     if scores is not None:
         return scores
     started = time.monotonic()
@@ -124,9 +120,12 @@ def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> Non
     storage.write_bytes(run.results.report, page.render(gathered).encode())
 
 
-def reuse(stage: str, stored: _Stored | None, asked: Mapping[str, Any]) -> _Stored | None:
-    """Return a stored result if it follows from what is asked for now, else None."""
-    if stored is None or differences(asked, stored.provenance):
+def reuse(stage: str, stored: _Stored | None, wanted: Mapping[str, Any]) -> _Stored | None:
+    """Return a stored result if it has the fingerprint that is wanted now, else None."""
+    if stored is None:
+        return None
+    if found := differences(wanted, stored.provenance):
+        log.info("%s again, for the settings differ:\n  %s", stage, "\n  ".join(found))
         return None
     log.info("%s: done before", stage)
     return stored

@@ -1,7 +1,10 @@
 """The configuration: one declaration of every option, checked where it is made."""
 
+from __future__ import annotations
+
 import tomllib
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 import tomli_w
@@ -27,26 +30,26 @@ SHARE = st.one_of(
 )
 
 
-def nested(key, value):
+def nested(key: str, value: object) -> dict[str, Any]:
     section, _, name = key.rpartition(".")
     return {section: {name: value}} if section else {name: value}
 
 
-def read(config, key):
+def read(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = getattr(config, name)
     return config
 
 
 @pytest.mark.parametrize("key", OPTIONS)
-def test_every_option_has_help_and_its_default_is_allowed(key):
+def test_every_option_has_help_and_its_default_is_allowed(key: str) -> None:
     option = OPTIONS[key]
     assert len(option.help) > 10
     assert not option.help.endswith(".")
     assert read(build(nested(key, option.default)), key) == option.default == read(build(), key)
 
 
-def test_flags_are_unique_and_short_for_the_main_keys():
+def test_flags_are_unique_and_short_for_the_main_keys() -> None:
     flags = [option.flag for option in OPTIONS.values()]
     assert len(set(flags)) == len(flags)
     assert OPTIONS["images.url"].flag == "--images"
@@ -68,8 +71,16 @@ def test_flags_are_unique_and_short_for_the_main_keys():
     average_optimizer=st.booleans(),
 )
 def test_toml_round_trip(
-    out, seed, layers, resize, max_skipped, train, validation, learning_rate, average_optimizer
-):
+    out: str,
+    seed: int,
+    layers: list[str],
+    resize: str,
+    max_skipped: float,
+    train: float | str,
+    validation: float | str,
+    learning_rate: float,
+    average_optimizer: bool,
+) -> None:
     config = build(
         {
             "out": out,
@@ -87,7 +98,7 @@ def test_toml_round_trip(
     assert tomli_w.dumps(to_dict(again)) == text
 
 
-def test_the_saved_configuration_has_every_key():
+def test_the_saved_configuration_has_every_key() -> None:
     saved = tomllib.loads(tomli_w.dumps(to_dict(Config())))
     keys = {
         f"{name}.{key}" if isinstance(value, dict) else name
@@ -97,7 +108,7 @@ def test_the_saved_configuration_has_every_key():
     assert keys == set(OPTIONS)
 
 
-def test_later_layers_win_key_by_key():
+def test_later_layers_win_key_by_key() -> None:
     file = {"seed": 1, "train": {"epochs": 5, "l2": 0.5}}
     line = {"train": {"epochs": 7}}
     config = build(file, {}, line)
@@ -105,7 +116,7 @@ def test_later_layers_win_key_by_key():
     assert build(line, file).train.epochs == 5.0
 
 
-def test_layers_are_left_as_they_were():
+def test_layers_are_left_as_they_were() -> None:
     file = {"train": {"epochs": 5}}
     build(file, {"train": {"epochs": 7, "l2": 0.0}})
     assert file == {"train": {"epochs": 5}}
@@ -166,7 +177,7 @@ def test_layers_are_left_as_they_were():
         ({"cluster": {"n_workers": 0}}, r"cluster\.n_workers must be 1 or more"),
     ],
 )
-def test_what_is_wrong_is_named(tables, message):
+def test_what_is_wrong_is_named(tables: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(tables)
 
@@ -174,7 +185,7 @@ def test_what_is_wrong_is_named(tables, message):
 @pytest.mark.parametrize(
     "tables", [{section: dict(values)} for section, values in RETIRED.items()], ids=list(RETIRED)
 )
-def test_a_stored_configuration_with_retired_options_is_still_one(tables):
+def test_a_stored_configuration_with_retired_options_is_still_one(tables: dict[str, Any]) -> None:
     assert build(tables) == build()
     ((section, values),) = tables.items()
     for name in values:
@@ -183,12 +194,12 @@ def test_a_stored_configuration_with_retired_options_is_still_one(tables):
         assert f"{section}.{name}" not in OPTIONS
 
 
-def test_a_fingerprint_has_the_retired_options():
+def test_a_fingerprint_has_the_retired_options() -> None:
     assert to_fingerprint(build().train) == {**to_dict(build().train), **RETIRED["train"]}
     assert to_fingerprint(build().split) == to_dict(build().split)
 
 
-def test_invalid_toml_names_the_file():
+def test_invalid_toml_names_the_file() -> None:
     with pytest.raises(ValueError, match=r"run\.toml is not valid TOML: .* \(at line 2, column "):
         parse_toml("seed = 1\nout  \n", "run.toml")
 
@@ -214,20 +225,20 @@ def test_invalid_toml_names_the_file():
         ("split.train", "rest", "rest"),
     ],
 )
-def test_text_of_the_command_line(key, text, value):
+def test_text_of_the_command_line(key: str, text: str, value: object) -> None:
     parsed = parse_text(OPTIONS[key], text)
     assert parsed == value
     assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize("key", OPTIONS)
-def test_text_of_every_default_is_the_default(key):
+def test_text_of_every_default_is_the_default(key: str) -> None:
     default = OPTIONS[key].default
     text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     assert read(build(nested(key, parse_text(OPTIONS[key], text))), key) == default
 
 
-def test_the_layer_to_train_on():
+def test_the_layer_to_train_on() -> None:
     layers = {"features": {"layers": ["fc1", "fc2"]}}
     assert build(layers).layer == "fc1"
     assert build(layers, {"train": {"layer": "fc2"}}).layer == "fc2"
@@ -235,10 +246,10 @@ def test_the_layer_to_train_on():
         build(layers, {"train": {"layer": "fc3"}})
 
 
-def test_one_layer_may_be_given_as_text():
+def test_one_layer_may_be_given_as_text() -> None:
     assert build({"features": {"layers": "fc1"}}).features.layers == ("fc1",)
 
 
-def test_a_configuration_does_not_change():
+def test_a_configuration_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
-        build().train.epochs = 3.0
+        build().train.epochs = 3.0  # type: ignore[misc]

@@ -21,8 +21,8 @@ def compare(run: Run, _: argparse.Namespace) -> None:
     comparison.check(c.train, c.compare)
     store = _split_store(run)
     spec = run.training_spec(store)
-    asked = comparison.provenance(spec, c.compare)
-    compared = reuse("comparison", results.comparison(), asked)
+    wanted = comparison.provenance(spec, c.compare)
+    compared = reuse("comparison", results.comparison(), wanted)
     if compared is None:
         from dtl.report import page
 
@@ -38,14 +38,14 @@ def tune(run: Run, _: argparse.Namespace) -> None:
     tuning.check(c.train, c.tune, c.seed)
     store = _split_store(run)
     spec = run.training_spec(store)
-    asked = tuning.provenance(spec, c.tune)
-    found = reuse("tuning", results.tuning(), asked)
+    wanted = tuning.provenance(spec, c.tune)
+    found = reuse("tuning", results.tuning(), wanted)
     if found is None:
         from dtl.report import page
 
         tuning.check_store(spec)
         # A checkpoint that cannot be used is refused before a cluster is started.
-        resume(results.tuning_checkpoint, asked, tuning.Search.from_bytes, overwrite=c.overwrite)
+        resume(results.tuning_checkpoint, wanted, tuning.Search.from_bytes, overwrite=c.overwrite)
         started = time.monotonic()
         found = tuning.tune(
             spec, c.tune, run.client, checkpoint=results.tuning_checkpoint, overwrite=c.overwrite

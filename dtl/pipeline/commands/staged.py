@@ -109,13 +109,13 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     store.check_options(run.extraction)
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
     options = config.to_fingerprint(c.train) | {"layer": c.layer}
-    asked = {
+    wanted = {
         "train": {name: options.get(name) for name in made["train"]},
         "split": splitting.fingerprint_split(c.split, c.seed),
         "seed": c.seed,
     }
     check_same(
-        asked, made, "The head was trained with other options",
+        wanted, made, "The head was trained with other options",
         "Give these options as they were, or run the train stage with them.",
     )  # fmt: skip
     scoring.check_trained_on(store, head)
