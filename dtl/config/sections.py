@@ -11,15 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dtl.config.options import (
-    MEMORY,
-    NAME,
-    NO_URL,
-    Rule,
-    Section,
-    at_least,
-    option,
-)
+from dtl.config.options import MEMORY, NAME, NO_URL, Rule, Section, at_least, option
 from dtl.config.training import CompareConfig, TrainConfig, TuneConfig
 
 
@@ -38,21 +30,16 @@ class ClusterConfig(Section):
 
     _name: typing.ClassVar = "cluster"
     address: str = option(
-        "local",
-        "local, yarn, or a running scheduler's tcp://host:port or tls://host:port",
-        Rule(
-            lambda value: value in ("local", "yarn") or value.startswith(("tcp://", "tls://")),
-            "local, yarn, tcp://host:port or tls://host:port",
-        ),
-    )
+        "local", "local, yarn, or a running scheduler's tcp://host:port or tls://host:port",
+        Rule(lambda v: v in ("local", "yarn") or v.startswith(("tcp://", "tls://")),
+             "local, yarn, tcp://host:port or tls://host:port"),
+    )  # fmt: skip
     n_workers: int = option(
-        1, "processes of a local cluster, or containers of YARN; each loads the network",
-        at_least(1),
-    )  # fmt: skip
+        1, "processes, or containers of YARN; each loads the network", at_least(1)
+    )
     threads_per_worker: int = option(
-        0, "threads of each worker, at least 2; 0: processors shared out, or YARN's vcores",
-        at_least(0),
-    )  # fmt: skip
+        0, "threads of each, at least 2; 0: processors shared out, or YARN's vcores", at_least(0)
+    )
     memory_limit: str = option(
         "auto", "memory of each worker, such as 6GiB; auto: memory shared out, or the container's",
         Rule(lambda value: value == "auto" or MEMORY.allows(value), f"auto, or {MEMORY.words}"),
@@ -78,19 +65,13 @@ class YarnConfig(Section):
     scheduler_memory: str = option("1GiB", "memory of the Dask scheduler's container", MEMORY)
     driver_memory: str = option("2GiB", "memory of a submitted driver's container", MEMORY)
     adaptive_max: int = option(
-        0, "most workers, if their number follows the work; 0: always cluster.n_workers",
-        at_least(0),
-    )  # fmt: skip
+        0, "most workers, if their number follows the work; 0: always n_workers", at_least(0)
+    )
     env: tuple[str, ...] = option(
         (), "environment variables of all containers, NAME=VALUE",
-        Rule(
-            lambda values: all(re.match(r"[A-Za-z_]\w*=", value) for value in values),
-            "texts of the form NAME=VALUE",
-        ),
+        Rule(lambda v: all(re.match(r"[^\W\d]\w*=", x) for x in v), "texts of the form NAME=VALUE"),
     )  # fmt: skip
-    files: tuple[str, ...] = option(
-        (), "files for the folder of each container; archives are unpacked there"
-    )
+    files: tuple[str, ...] = option((), "files for each container's folder; archives are unpacked")
 
 
 @dataclass(frozen=True)
@@ -114,9 +95,7 @@ class ImagesConfig(Section):
     resize: Literal["stretch", "crop"] = option(
         "stretch", "to the network's size: stretch, or scale the short side and crop the middle"
     )
-    max_pixels: int = option(
-        100_000_000, "pixels of the largest image that is decoded, not skipped", at_least(1)
-    )
+    max_pixels: int = option(100_000_000, "pixels above which an image is skipped", at_least(1))
     max_skipped: float = option(
         0.01, "fraction of unreadable images above which the run fails",
         Rule(lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
@@ -144,9 +123,7 @@ class FeaturesConfig(Section):
     )
     dtype: Literal["float32", "float16"] = option("float32", "number format of stored features")
     batch_images: int = option(16, "images of one pass through the network", at_least(1))
-    chunk_images: int = option(
-        256, "images of one chunk of the store, the unit of work", at_least(1)
-    )
+    chunk_images: int = option(256, "images of one stored chunk, the unit of work", at_least(1))
 
 
 @dataclass(frozen=True)
@@ -167,9 +144,8 @@ class SplitConfig(Section):
         0.2, "test images: a fraction (0.2), a number (6000), or rest", _SHARE
     )
     train_per_class: int = option(
-        0, "training images of every class, as papers have it; 0: as split.train says",
-        at_least(0),
-    )  # fmt: skip
+        0, "training images of every class, as in papers; 0: as split.train says", at_least(0)
+    )
     duplicates: Literal["together", "drop"] = option(
         "together", "identical files: all in one split, or all but the first dropped"
     )
@@ -188,9 +164,7 @@ class Config(Section):
     """A whole run."""
 
     out: str = option(NO_URL, "folder for everything that the run makes")
-    seed: int = option(
-        0, "seed of the order, the split, the batches and random weights", at_least(0)
-    )
+    seed: int = option(0, "seed of the order, the split, batches and random weights", at_least(0))
     overwrite: bool = option(False, "replace results that were made with other settings")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)

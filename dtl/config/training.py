@@ -21,68 +21,50 @@ class TrainConfig(Section):
     solver: Literal["averaging", "lbfgs"] = option(
         "averaging", "averaging: local SGD; lbfgs: the exact optimum, in one pass per step"
     )
-    n_shards: int = option(
-        0, "replicas that train side by side; 0: one per chunk, at most 8", at_least(0)
-    )
+    n_shards: int = option(0, "replicas side by side; 0: one per chunk, at most 8", at_least(0))
     epochs: float = option(40.0, "passes over the training rows", above(0))
     batch_size: int = option(32, "rows of one step", at_least(1))
     averaging_frequency: int = option(10, "batches between two averages", at_least(1))
     averaging_frequency_end: int = option(
-        0, "batches between two averages at the end, reached geometrically; 0: as at the start",
-        at_least(0),
-    )  # fmt: skip
+        0, "the same at the end, reached geometrically; 0: as at the start", at_least(0)
+    )
     shards_per_task: int = option(
         0, "neighbouring shards that one task trains in turn; 0: up to 4, if threads stay busy",
-        Rule(
-            lambda value: value >= 0 and value & (value - 1) == 0,
-            "0, 1, 2, 4 or another power of two",
-        ),
+        Rule(lambda v: v >= 0 and v & (v - 1) == 0, "0, 1, 2, 4 or another power of two"),
     )  # fmt: skip
     aggregation_depth: int = option(2, "levels of the tree that averages", at_least(1))
     optimizer: Literal["nesterov", "adam", "rmsprop", "adadelta"] = option(
         "nesterov", "optimizer of the local steps, as in Keras; each needs its own learning rate"
     )
-    learning_rate: float = option(
-        0.02, "learning rate of the first step, or after the warm-up", above(0)
-    )
+    learning_rate: float = option(0.02, "learning rate at first, after any warm-up", above(0))
     schedule: Literal["cosine", "constant", "exponential", "steps"] = option(
         "cosine", "learning rate over time: cosine ends at 0, exponential at a hundredth"
     )
     learning_rate_steps: str = option(
         "", "for steps: epoch:rate, such as 10:0.01,20:0.001; each rate holds from its epoch on"
     )
-    warmup_epochs: float = option(
-        0.0, "passes in which the learning rate rises from 0", at_least(0)
-    )
+    warmup_epochs: float = option(0.0, "passes in which the rate rises from 0", at_least(0))
     momentum: float = option(0.9, "momentum of nesterov; 0 is plain SGD", BELOW_1)
     l2: float = option(1e-2, "penalty l2/2 * sum(kernel ** 2)", at_least(0))
     hidden_units: int = option(
-        0, "units of a hidden layer with ReLU, below the softmax layer; 0: none", at_least(0)
+        0, "units of a hidden layer with ReLU; 0: no such layer", at_least(0)
     )
     hidden_start: Literal["random", "network"] = option(
         "random", "first weights of the hidden layer; network: of the next layer, fc2 after fc1"
     )
-    dropout: float = option(
-        0.0, "share of the softmax layer's inputs that a step leaves out", BELOW_1
-    )
-    label_smoothing: float = option(
-        0.0, "share of a label that is spread evenly over all classes", BELOW_1
-    )
+    dropout: float = option(0.0, "share of the softmax layer's inputs left out of a step", BELOW_1)
+    label_smoothing: float = option(0.0, "share of a label spread evenly over all classes", BELOW_1)
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: a row of a rare class counts more, as in scikit-learn"
     )
-    clip_norm: float = option(
-        0.0, "norm to which a larger gradient is scaled down; 0: no limit", at_least(0)
-    )
+    clip_norm: float = option(0.0, "largest norm of a gradient; 0: no limit", at_least(0))
     average_optimizer: bool = option(
         True, "average the optimizer's state too; false: reset it after every average"
     )
     outer_momentum: float = option(
         0.0, "Nesterov momentum over the averages (BMUF, DiLoCo); 0: none", BELOW_1
     )
-    patience: int = option(
-        0, "validations without a better one after which training stops; 0: never", at_least(0)
-    )
+    patience: int = option(0, "worse validations in a row that end training; 0: never", at_least(0))
     stop_on: Literal["validation_loss", "validation_accuracy"] = option(
         "validation_loss", "measure of a better validation: a lower loss, or a higher accuracy"
     )
@@ -152,9 +134,8 @@ class CompareConfig(Section):
         (1, 4, 8), "replicas that train side by side, at most one per chunk", each(at_least(1))
     )
     sklearn_mib: int = option(
-        2048, "MiB of features that scikit-learn may hold on the driver; 0: leave it out",
-        at_least(0),
-    )  # fmt: skip
+        2048, "MiB of features for scikit-learn on the driver; 0: leave it out", at_least(0)
+    )
 
 
 @dataclass(frozen=True)
@@ -183,10 +164,7 @@ class TuneConfig(Section):
         (), "values of train.averaging_frequency; empty: as train says",
         each(at_least(1), may_be_empty=True),
     )  # fmt: skip
-    eta: int = option(
-        3, "trials of which one goes on after a cut, the best; 1: all go on to the end",
-        at_least(1),
-    )  # fmt: skip
+    eta: int = option(3, "trials per cut of which the best goes on; 1: all do", at_least(1))
 
     def _conflicts(self) -> Iterator[str]:
         if self.method == "random" and min(self.l2s) == 0:
