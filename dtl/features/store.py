@@ -321,7 +321,7 @@ class FeatureStore:
 
     def clean(self) -> None:
         """Remove the half-written files that a killed process left."""
-        storage.clean(self.url)
+        storage.remove_partials(self.url)
 
     def write_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
         """Store the split of every row, and the split's fingerprint."""

@@ -9,8 +9,7 @@ from dtl.storage.files import (
     absolute,
     asynchronous,
     check_writable,
-    clean,
-    clear,
+    empty_folder,
     exists,
     filesystem,
     is_file,
@@ -22,6 +21,7 @@ from dtl.storage.files import (
     read_bytes,
     read_start,
     remove,
+    remove_partials,
     replaces_atomically,
     sha256,
     size,
@@ -33,7 +33,8 @@ from dtl.storage.ranges import Extent, Ranges, Reader, Window, read_ahead, read_
 
 __all__ = [
     "Extent", "Ranges", "Reader", "Window", "absolute", "asynchronous", "check_writable",
-    "clean", "clear", "exists", "filesystem", "is_file", "is_local", "join", "local_copy",
+    "empty_folder", "exists", "filesystem", "is_file", "is_local", "join", "local_copy",
     "open_at", "put", "read_ahead", "read_bytes", "read_file", "read_start", "remove",
-    "replaces_atomically", "sha256", "size", "use_hdfs_client", "walk", "write_bytes",
+    "remove_partials", "replaces_atomically", "sha256", "size", "use_hdfs_client", "walk",
+    "write_bytes",
 ]  # fmt: skip

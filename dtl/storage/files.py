@@ -255,7 +255,7 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def clear(url: str, keep: str) -> None:
+def empty_folder(url: str, keep: str) -> None:
     """Empty a folder, but keep one file, and hidden files such as a lock."""
     fs, path = filesystem(url)
     for inside in fs.ls(path, detail=False):
@@ -320,7 +320,7 @@ def _walk(fs: Any, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, int
                 yield path, int(files[name]["size"])
 
 
-def clean(url: str) -> None:
+def remove_partials(url: str) -> None:
     """Remove half-written files that a killed process left below a folder."""
     fs, path = filesystem(url)
     if not fs.async_impl:  # object stores have none, and would take long to list

@@ -69,9 +69,9 @@ class Ledger:
         if found is Claim.REPLACE:
             # Not complete from the first file on that goes, whenever this process is killed.
             self._write({**(self._read() or {}), "complete": False})
-            storage.clear(self.url, keep=self.name)
+            storage.empty_folder(self.url, keep=self.name)
         elif storage.exists(self.url):
-            storage.clean(self.url)
+            storage.remove_partials(self.url)
         if found in (Claim.ABSENT, Claim.REPLACE):
             self._write({**self.wanted, "complete": False})
         return found

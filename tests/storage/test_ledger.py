@@ -58,7 +58,7 @@ def test_killed_while_the_other_pieces_are_removed(
     def die(url: str, keep: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "clear", die)
+    monkeypatch.setattr(storage, "empty_folder", die)
     other = Ledger(str(tmp_path), NAME, {"seed": 2})
     with pytest.raises(KeyboardInterrupt):
         other.claim(overwrite=True)
