@@ -178,6 +178,7 @@ def page(report: ReportInput) -> Page:
 # --- numbers -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=7), st.sampled_from([1, 3, 7]))
 def test_smooth_is_the_mean_of_what_is_finite_in_reach(values: list[float], width: int) -> None:
     found = smooth(np.array(values), width)
