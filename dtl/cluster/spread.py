@@ -68,7 +68,7 @@ class Session:
         root : (callable, ...), optional
             Takes the place of `merge` at the root, with the further arguments after the list.
         """
-        fan_in = _fan_in(len(values), depth)
+        fan_in = _choose_fan_in(len(values), depth)
         function, *arguments = root or (merge,)
         level, values = 0, list(values)
         while len(values) > fan_in:
@@ -84,25 +84,25 @@ def _return(value: Any) -> Any:
     return value
 
 
-def tree_inputs(n_parts: int, depth: int = 2) -> int:
-    """How many values the tasks of a `Session.reduce` take in all.
+def count_tree_inputs(n_values: int, depth: int = 2) -> int:
+    """Count the values that all tasks of a `Session.reduce` take.
 
     Examples
     --------
-    >>> tree_inputs(8, depth=2)  # two sums of four; then one of these two
+    >>> count_tree_inputs(8, depth=2)  # two sums of four; then one of these two
     10
     """
-    fan_in, total = _fan_in(n_parts, depth), n_parts
-    while n_parts > 1:
-        n_parts = -(-n_parts // fan_in)
-        total += n_parts if n_parts > 1 else 0
-    return total
+    fan_in, total = _choose_fan_in(n_values, depth), 0
+    while n_values > fan_in:
+        total += n_values
+        n_values = -(-n_values // fan_in)
+    return total + n_values
 
 
-def _fan_in(n: int, depth: int) -> int:
-    """The smallest power of two whose tree of `depth` levels holds n leaves."""
+def _choose_fan_in(n_values: int, depth: int) -> int:
+    """Return the smallest power of two with which a tree of `depth` levels holds all values."""
     fan_in = 2
-    while fan_in**depth < n:
+    while fan_in**depth < n_values:
         fan_in *= 2
     return fan_in
 
@@ -110,38 +110,38 @@ def _fan_in(n: int, depth: int) -> int:
 _MOST_IN_A_GROUP = 4
 
 
-def group_shards(client: Client, n_parts: int, size: int = 0) -> list[range]:
-    """Runs of neighbouring parts, for a task each.
+def group_shards(client: Client, n_shards: int, size: int = 0) -> list[range]:
+    """Group neighbouring shards, for a task each.
 
-    What is computed does not depend on it, only how much the tasks cost beside it.
+    Groups save the cost of tasks; what is computed does not depend on them.
 
     Parameters
     ----------
     size : int
-        A power of two, as `Session.reduce` wants it; 0: the largest, up to 4, that leaves no thread
-        idle which would otherwise work. Workers that join later may find nothing to do.
+        A power of two, as `Session.reduce` wants it; 0: the largest, up to 4, that keeps as many
+        threads busy as groups of one. Workers that join later may get no group.
     """
     n_threads = sum(worker["nthreads"] for worker in known_workers(client).values())
-    size = size or group_size(n_parts, n_threads or n_parts)
-    return [range(i, min(i + size, n_parts)) for i in range(0, n_parts, size)]
+    size = size or choose_group_size(n_shards, n_threads or n_shards)
+    return [range(i, min(i + size, n_shards)) for i in range(0, n_shards, size)]
 
 
-def group_size(n_parts: int, n_threads: int) -> int:
-    """The largest size of groups with which threads are done as early as with groups of one.
+def choose_group_size(n_shards: int, n_threads: int) -> int:
+    """Return the largest size of groups with which threads end as early as with groups of one.
 
     Examples
     --------
-    >>> [group_size(8, n_threads) for n_threads in (1, 2, 3, 4, 8)]
+    >>> [choose_group_size(8, n_threads) for n_threads in (1, 2, 3, 4, 8)]
     [4, 4, 1, 2, 1]
     """
 
-    def in_turn(size: int) -> int:
-        """Parts that the busiest thread takes: only the last group may be smaller."""
-        n_full, rest = divmod(n_parts - 1, size)
+    def count_turns(size: int) -> int:
+        """Count the shards of the busiest thread; only the last group may be smaller."""
+        n_full, rest = divmod(n_shards - 1, size)
         n_turns, others = divmod(n_full, n_threads)
         return n_turns * size + (size if others else rest + 1)
 
     size = _MOST_IN_A_GROUP
-    while in_turn(size) > in_turn(1):
+    while count_turns(size) > count_turns(1):
         size //= 2
     return size

@@ -12,7 +12,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dtl.cluster.spread import group_shards, tree_inputs
+from dtl.cluster.spread import count_tree_inputs, group_shards
 from dtl.config import CompareConfig, TrainConfig, to_fingerprint
 from dtl.config.errors import MissingExtraError, UserError
 from dtl.evaluation import scoring
@@ -241,7 +241,7 @@ def _curve(history: list[Round], seconds: float, l2: float) -> tuple[tuple[float
 def _pass_bytes(head: Head, n_tasks: int) -> int:
     """Count the bytes of a pass: float32 parameters to all tasks, float64 gradients back."""
     n = head.kernel.size + head.bias.size
-    return n * (4 * (1 + n_tasks) + 8 * (tree_inputs(n_tasks) + 1))
+    return n * (4 * (1 + n_tasks) + 8 * (count_tree_inputs(n_tasks) + 1))
 
 
 def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:
@@ -250,7 +250,7 @@ def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:
     They go to all tasks and to the last average, and from every task to its average.
     """
     n = (head.kernel.size + head.bias.size) * (1 + len(OPTIMIZERS[config.optimizer].state))
-    return 4 * n * (n_tasks + 1 + tree_inputs(n_tasks, config.aggregation_depth))
+    return 4 * n * (n_tasks + 1 + count_tree_inputs(n_tasks, config.aggregation_depth))
 
 
 # --- scikit-learn --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dtl import config
-from dtl.cluster.spread import tree_inputs
+from dtl.cluster.spread import count_tree_inputs
 from dtl.config import CompareConfig, TrainConfig
 from dtl.config.provenance import differences
 from dtl.features.store import FeatureStore
@@ -115,7 +115,7 @@ def test_tree_inputs_are_those_of_the_tree(n: int, depth: int) -> None:
     first = True
     while level > 1 or first:
         total, level, first = total + level, -(-level // fan_in), False
-    assert tree_inputs(n, depth) == total
+    assert count_tree_inputs(n, depth) == total
 
 
 def test_two_classes_have_the_same_optimum(make_store: MakeStore, threads: Client) -> None:
