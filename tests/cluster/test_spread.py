@@ -10,7 +10,7 @@ from helpers import local_cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtl.cluster.spread import Session, group_shards
+from dtl.cluster.spread import Session, choose_group_size, group_shards
 
 
 @pytest.fixture(scope="module")
