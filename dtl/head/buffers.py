@@ -1,7 +1,8 @@
 """Reuse of the memory of large arrays that come and go.
 
 Fresh pages are zeroed on first touch, which takes longer than copying or adding numbers into them:
-it was half of a round of local SGD. Dask's worker processes return freed memory at once
+without this a round of 4096 features and 257 classes takes 1.28 times the processor time (one of
+512 and 19 the same). Dask's worker processes return freed memory at once
 (``MALLOC_TRIM_THRESHOLD_``), so every round would pay again.
 """
 

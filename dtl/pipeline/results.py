@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -149,7 +150,7 @@ class Results:
 
     def comparison(self) -> Comparison | None:
         """Read the comparison; None if there is none."""
-        return self._parse("compare.json", training_values.comparison_from_json)
+        return self._parse("compare.json", functools.partial(training_values.from_json, Comparison))
 
     def write_comparison(self, value: Comparison, html: str) -> None:
         """Store a comparison; its page first, so that a comparison always has its own."""
@@ -158,7 +159,7 @@ class Results:
 
     def tuning(self) -> Tuning | None:
         """Read the search for options; None if there was none."""
-        return self._parse("tune.json", training_values.tuning_from_json)
+        return self._parse("tune.json", functools.partial(training_values.from_json, Tuning))
 
     def write_tuning(self, value: Tuning, html: str) -> None:
         """Store a search, its page first; remove its checkpoint, and the report without it."""

@@ -58,10 +58,11 @@ class Checkpoint:
         with reading("checkpoint"):
             arrays, meta = from_npz(data)
             groups = split_groups(arrays)
+            history = {name: column.tolist() for name, column in groups["history"].items()}
             return cls(
                 params=groups["params"],
                 best=groups.get("best", {}),
-                history=tuple(from_columns(groups["history"])),
+                history=tuple(from_columns(history)),
                 seconds=float(meta["seconds"]),
                 provenance=meta["provenance"],
             )

@@ -85,10 +85,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     solver, n_shards, epochs, batch_size, averaging_frequency, learning_rate, momentum, l2, ...
         The options of `dtl.config.TrainConfig` by their names, with their defaults, but for those
-        that speak of a store or of validation; README.md's table says what each is. They are
+        that speak of a store or of validation; OPTIONS.md says what each is. They are
         checked by `fit`. A "chunk" is a block of rows here.
     random_state : int, RandomState or None, default 0
-        Of the order of the rows; an int is what ``--seed`` is. None: another order each time.
+        Of the order of the rows; an int is `seed` of a run. None: another order each time.
     client : distributed.Client, optional
         Where to train. None: within a Dask task, that task's cluster; else the current client;
         and where there is none, threads of this process for as long as `fit` takes. Copies to
@@ -209,7 +209,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._map(_probabilities, X, np.dtype(np.float64), len(self.classes_))
 
     def predict(self, X: da.Array | ArrayLike) -> da.Array | NDArray[Any]:
-        """The likeliest label (n_rows,) of each row; lazy for a Dask array."""
+        """Return the likeliest label (n_rows,) of each row; lazy for a Dask array."""
         check_is_fitted(self)
         return self._map(_predict, X, self.classes_.dtype, None, classes=self.classes_)
 
@@ -282,7 +282,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 @contextmanager
 def _connect(client: Client | None) -> Iterator[Client]:
-    """The client given, the task's, the current one, or one of threads of this process."""
+    """Yield the client given, the task's, the current one, or one of threads of this process."""
     if client is not None:
         yield client
         return

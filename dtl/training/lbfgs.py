@@ -7,6 +7,7 @@ tree that adds the gradients up. Rows never reach the driver, but parameters and
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class GradientSum:
         Rows, right ones and cross-entropy, of the training and of the validation rows.
     losses : dict of shard to float
         Mean cross-entropy of each shard's training rows.
-    step_s, sum_s : float
+    step_s, merge_s : float
         Seconds of the slowest task, and of adding up, from level to level.
     """
 
@@ -56,7 +57,7 @@ class GradientSum:
     scores: NDArray[np.float64]
     losses: Mapping[int, float]
     step_s: float = 0.0
-    sum_s: float = 0.0
+    merge_s: float = 0.0
 
 
 def group_gradient(params: Params, group: Sequence[Shard]) -> GradientSum:
@@ -98,15 +99,8 @@ def add(a: GradientSum, b: GradientSum) -> GradientSum:
         a.scores + b.scores,
         {**a.losses, **b.losses},
         max(a.step_s, b.step_s),
-        max(a.sum_s, b.sum_s),
+        max(a.merge_s, b.merge_s),
     )
-
-
-def add_all(sums: list[GradientSum]) -> GradientSum:
-    """Add the sums of neighbouring groups."""
-    started = time.perf_counter()
-    total = averaging.pairwise(sums, add)
-    return replace(total, sum_s=total.sum_s + time.perf_counter() - started)
 
 
 def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool = True) -> Fitted:
@@ -153,11 +147,12 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
         def record(intermediate_result: Any) -> None:
             nonlocal before, last
             x, value = intermediate_result.x.copy(), intermediate_result.fun
-            step = next(s for s in reversed(objective.steps) if s.value == value)
+            sums = [total for _, _, total in objective.steps]
+            _, gradient, step = next(s for s in reversed(objective.steps) if s[0] == value)
             now = time.monotonic()
             elapsed, last = now - last, now
-            step_s = sum(s.step_s for s in objective.steps)
-            sum_s = sum(s.sum_s for s in objective.steps)
+            step_s = sum(total.step_s for total in sums)
+            merge_s = sum(total.merge_s for total in sums)
             norm = float(np.linalg.norm(x[:n_kernel]))
             change = float(np.linalg.norm((x - before)[:n_kernel]))
             before = x
@@ -174,13 +169,13 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
                     update_ratio=change / norm if norm else 0.0,
                     spread=0.0,
                     step_s=step_s,
-                    average_s=sum_s,
-                    wait_s=max(elapsed - step_s - sum_s, 0.0),
+                    average_s=merge_s,
+                    wait_s=max(elapsed - step_s - merge_s, 0.0),
                     kernel_norm=norm,
                     **local_sgd.combine_scores([[step.scores]], inputs.has_validation),
                 )
             )
-            advance(1, f"objective {value:.6f}, gradient {step.gradient:.1e}")
+            advance(1, f"objective {value:.6f}, gradient {gradient:.1e}")
 
         # On the driver too, a sum's last bits depend on the number of threads.
         with blas.one_blas_thread():
@@ -207,16 +202,7 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
     return Fitted(_params(found.x, shape), history)
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """Numbers of one evaluation."""
-
-    value: float
-    gradient: float
-    scores: NDArray[np.float64]
-    losses: Mapping[int, float]
-    step_s: float
-    sum_s: float
+_ADD_ALL = functools.partial(local_sgd.merge_all, merge=add)
 
 
 class _Objective:
@@ -231,7 +217,7 @@ class _Objective:
     ) -> None:
         self._groups, self._shape, self._l2, self._session = groups, shape, l2, session
         self.n_evaluations = 0
-        self.steps: list[_Step] = []
+        self.steps: list[tuple[float, float, GradientSum]] = []
 
     def __call__(self, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         number, session = self.n_evaluations, self._session
@@ -242,16 +228,13 @@ class _Objective:
             for g, group in enumerate(self._groups)
         ]
         total: GradientSum
-        total = session.reduce(sums, add_all, name=f"add-gradients-{number}").result()
+        total = session.reduce(sums, _ADD_ALL, name=f"add-gradients-{number}").result()
         n = total.scores[0, 0]
         kernel = x[: total.kernel.size]
         value = float(total.scores[0, 2] / n + 0.5 * self._l2 * (kernel @ kernel))
         gradient = np.concatenate([total.kernel.ravel(), total.bias]) / n
         gradient[: kernel.size] += self._l2 * kernel
-        self.steps.append(
-            _Step(value, float(np.abs(gradient).max()), total.scores, total.losses, total.step_s,
-                  total.sum_s)
-        )  # fmt: skip
+        self.steps.append((value, float(np.abs(gradient).max()), total))
         return value, gradient
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from dtl.head.schedules import Steps
 from dtl.head.softmax import Params, log_softmax
 from dtl.training.sharding import Shard, local_batches
 
+Timed = TypeVar("Timed")
+"""A result with seconds of merging, `merge_s`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
@@ -37,14 +40,14 @@ class Contribution:
     mean : Mean
     losses : dict of shard to float
         Of those that have training rows.
-    step_s, average_s : float
+    step_s, merge_s : float
         Seconds of the steps of the slowest task, and of merging, from level to level.
     """
 
     mean: Mean = field(default_factory=Mean)
     losses: Mapping[int, float] = field(default_factory=dict)
     step_s: float = 0.0
-    average_s: float = 0.0
+    merge_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def take_steps(
     # A diverging learning rate ends in infinities, which the driver reports.
     with one_blas_thread(), np.errstate(all="ignore"):
         total = averaging.pairwise(map(train, group), merge)
-    return replace(total, step_s=took, average_s=time.perf_counter() - started - took)
+    return replace(total, step_s=took, merge_s=time.perf_counter() - started - took)
 
 
 def merge(a: Contribution, b: Contribution) -> Contribution:
@@ -114,16 +117,17 @@ def merge(a: Contribution, b: Contribution) -> Contribution:
         averaging.merge(a.mean, b.mean),
         {**a.losses, **b.losses},
         max(a.step_s, b.step_s),
-        max(a.average_s, b.average_s),
+        max(a.merge_s, b.merge_s),
     )
 
 
-def merge_all(contributions: list[Contribution]) -> Contribution:
-    """Merge the contributions of neighbouring groups."""
+def merge_all(values: list[Timed], merge: Callable[[Timed, Timed], Timed]) -> Timed:
+    """Merge what neighbouring groups returned, and add the seconds to their `merge_s`."""
     started = time.perf_counter()
     with one_blas_thread(), np.errstate(all="ignore"):
-        total = averaging.pairwise(contributions, merge)
-    return replace(total, average_s=total.average_s + time.perf_counter() - started)
+        total: Any = averaging.pairwise(values, merge)
+    merged: Timed = replace(total, merge_s=total.merge_s + time.perf_counter() - started)
+    return merged
 
 
 def average(contributions: list[Contribution], before: Averaged, config: TrainConfig) -> Averaged:
@@ -134,7 +138,7 @@ def average(contributions: list[Contribution], before: Averaged, config: TrainCo
     UserError
         If no shard has training rows.
     """
-    total, started = merge_all(contributions), time.perf_counter()
+    total, started = merge_all(contributions, merge), time.perf_counter()
     if not total.mean.n_samples:
         raise UserError("No replica had training rows to learn from. Check the split.")
     params = dict(total.mean.params)
@@ -151,7 +155,7 @@ def average(contributions: list[Contribution], before: Averaged, config: TrainCo
             kernel_norm=norm,
             spread=distance / norm if norm else 0.0,
             step_s=total.step_s,
-            average_s=total.average_s + time.perf_counter() - started,
+            average_s=total.merge_s + time.perf_counter() - started,
         ),
     )
 

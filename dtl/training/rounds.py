@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -101,9 +102,12 @@ class RoundTasks:
             for g, group in enumerate(self.inputs.groups)
         ]  # fmt: skip
         after = self.session.reduce(
-            parts, local_sgd.merge_all, name=f"average-{name}", depth=config.aggregation_depth,
+            parts,
+            functools.partial(local_sgd.merge_all, merge=local_sgd.merge),
+            name=f"average-{name}",
+            depth=config.aggregation_depth,
             root=(local_sgd.average, before, config),
-        )  # fmt: skip
+        )
         return after, submit(operator.attrgetter("stats"), after, name=f"stats-{name}")
 
     def submit_params(self, averaged: Future, name: str) -> Future:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
+from dtl.features.streaming import StoredFeatures
 from dtl.head.averaging import Moments
 from dtl.head.model import standardise
 from dtl.head.softmax import Rows
 from dtl.images.values import TRAIN, VALIDATION
-from dtl.training.streaming import StoredFeatures
 
 
 @dataclass(frozen=True, eq=False)

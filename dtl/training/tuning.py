@@ -37,7 +37,7 @@ from dtl.training import trainer
 from dtl.training.checkpoint import resume
 from dtl.training.rounds import ROUNDS_AHEAD, RoundTasks
 from dtl.training.spec import TrainingSpec
-from dtl.training.values import Rung, Trial, Tuning, trial_from_dict
+from dtl.training.values import Rung, Trial, Tuning, from_plain
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Search:
         with reading("checkpoint"):
             arrays, meta = from_npz(data)
             return cls(
-                tuple(map(trial_from_dict, meta["trials"])),
+                tuple(from_plain(Trial, values) for values in meta["trials"]),
                 {int(k): params for k, params in split_groups(arrays).items()},
                 meta["provenance"],
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from numpy.typing import NDArray
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,10 @@ def to_columns(history: Sequence[Round]) -> dict[str, list[Any]]:
     return {f.name: [getattr(row, f.name) for row in history] for f in fields(Round)}
 
 
-def from_columns(columns: Mapping[str, NDArray[Any]]) -> list[Round]:
-    """Return the rounds whose fields `to_columns` returned, as arrays."""
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    found = (dict(zip(columns, row, strict=True)) for row in rows)
-    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in found]
+def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Round]:
+    """Return the rounds whose fields `to_columns` returned."""
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in rows]
 
 
 def history_to_bytes(history: Sequence[Round]) -> bytes:
@@ -81,8 +81,7 @@ def history_from_bytes(data: bytes) -> list[Round]:
     """Read what `history_to_bytes` wrote."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in rows]
+    return from_columns(pq.read_table(io.BytesIO(data)).to_pydict())
 
 
 @dataclass(frozen=True)
@@ -193,30 +192,20 @@ def to_json(value: Comparison | Tuning) -> bytes:
     return (json.dumps(asdict(value), indent=1) + "\n").encode()
 
 
-def comparison_from_json(data: bytes) -> Comparison:
-    """Read a comparison that `to_json` wrote."""
-    values = json.loads(data)
-    return Comparison(
-        tuple(
-            Contender(**(c | {"curve": tuple((s, o) for s, o in c["curve"])}))
-            for c in values["contenders"]
-        ),
-        values["provenance"],
-    )
+def from_json(kind: type[_Value], data: bytes) -> _Value:
+    """Read what `to_json` wrote of a value of this type."""
+    value: _Value = from_plain(kind, json.loads(data))
+    return value
 
 
-def tuning_from_json(data: bytes) -> Tuning:
-    """Read a search that `to_json` wrote."""
-    values = json.loads(data)
-    return Tuning(
-        trials=tuple(map(trial_from_dict, values["trials"])),
-        cuts=tuple(values["cuts"]),
-        metric=values["metric"],
-        hints=tuple(values["hints"]),
-        provenance=values["provenance"],
-    )
-
-
-def trial_from_dict(values: Mapping[str, Any]) -> Trial:
-    """Return the trial of which `asdict` made these values."""
-    return Trial(**{**values, "rungs": tuple(Rung(**rung) for rung in values["rungs"])})
+def from_plain(kind: Any, value: Any) -> Any:
+    """Return the value of which `asdict` and JSON made this one, by the types of its fields."""
+    # By hand: pydantic's TypeAdapter makes 1.0 of 1, and takes longer to import than to read.
+    if hasattr(kind, "__dataclass_fields__"):
+        hints = get_type_hints(kind)
+        return kind(**{name: from_plain(hints[name], v) for name, v in value.items()})
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        of = itertools.repeat(kinds[0]) if kinds[-1] is Ellipsis else kinds
+        return tuple(from_plain(k, v) for k, v in zip(of, value, strict=False))
+    return value

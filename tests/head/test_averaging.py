@@ -1,5 +1,10 @@
 """Averages and moments as data that adds up: the order and the chunks do not matter."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,9 +20,10 @@ from dtl.head.averaging import (
     outer_step,
     pairwise,
 )
+from dtl.head.softmax import Params
 
 
-def replicas(seed, n, shape=(4, 3)):
+def replicas(seed: int, n: int, shape: tuple[int, ...] = (4, 3)) -> list[Params]:
     rng = np.random.default_rng(seed)
     return [
         {
@@ -28,11 +34,11 @@ def replicas(seed, n, shape=(4, 3)):
     ]
 
 
-def means(all_params, weights):
+def means(all_params: list[Params], weights: list[int]) -> list[Mean]:
     return [Mean.of(p, n) for p, n in zip(all_params, weights, strict=True)]
 
 
-def expected_scatter(all_params, weights):
+def expected_scatter(all_params: list[Params], weights: list[int]) -> float:
     """By the definition, in float64; of all kernels as one."""
     kernels = [name for name in all_params[0] if name.endswith("kernel")]
     as_one = np.array([np.concatenate([p[k].ravel() for k in kernels]) for p in all_params], "f8")
@@ -44,8 +50,8 @@ WEIGHTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=17).filter(any)
 
 
 @given(st.integers(1, 40), st.integers(0, 4))
-def test_the_tree_is_the_same_however_runs_were_merged(n, level):
-    def join(a, b):
+def test_the_tree_is_the_same_however_runs_were_merged(n: int, level: int) -> None:
+    def join(a: Any, b: Any) -> str:
         return f"({a} {b})"
 
     leaves, width = [str(i) for i in range(n)], 2**level
@@ -53,17 +59,17 @@ def test_the_tree_is_the_same_however_runs_were_merged(n, level):
     assert pairwise(runs, join) == pairwise(leaves, join)
 
 
-def test_pairs_are_merged_as_soon_as_they_are_there():
+def test_pairs_are_merged_as_soon_as_they_are_there() -> None:
     held, most = 0, 0
 
-    def leaves():
+    def leaves() -> Iterator[int]:
         nonlocal held, most
         for _ in range(64):
             held += 1
             most = max(most, held)
             yield 1
 
-    def add(a, b):
+    def add(a: Any, b: Any) -> int:
         nonlocal held
         held -= 1
         return a + b
@@ -72,14 +78,14 @@ def test_pairs_are_merged_as_soon_as_they_are_there():
     assert most == 7
 
 
-def test_nothing_to_merge():
+def test_nothing_to_merge() -> None:
     with pytest.raises(ValueError, match="nothing to merge"):
         pairwise([], merge)
 
 
 @settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 99))
-def test_a_mean_is_weighted_by_samples(weights, seed):
+def test_a_mean_is_weighted_by_samples(weights: list[int], seed: int) -> None:
     all_params = replicas(seed, len(weights))
     total = pairwise(means(all_params, weights), merge)
     assert total.n_samples == sum(weights)
@@ -93,7 +99,9 @@ def test_a_mean_is_weighted_by_samples(weights, seed):
 
 @settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 99), st.integers(0, 4))
-def test_a_mean_has_the_same_bits_whatever_a_task_takes(weights, seed, level):
+def test_a_mean_has_the_same_bits_whatever_a_task_takes(
+    weights: list[int], seed: int, level: int
+) -> None:
     parts, width = means(replicas(seed, len(weights)), weights), 2**level
     runs = [pairwise(parts[k : k + width], merge) for k in range(0, len(parts), width)]
     once, twice = pairwise(parts, merge), pairwise(runs, merge)
@@ -102,7 +110,7 @@ def test_a_mean_has_the_same_bits_whatever_a_task_takes(weights, seed, level):
         np.testing.assert_array_equal(twice.params[name], once.params[name], strict=True)
 
 
-def test_scatter_and_distance_are_of_both_kernels():
+def test_scatter_and_distance_are_of_both_kernels() -> None:
     rng, weights = np.random.default_rng(0), [3, 1, 0, 5]
     top = replicas(0, 4)
     below = [{"hidden_kernel": rng.normal(size=(200, 100)).astype(np.float32)} for _ in weights]
@@ -118,14 +126,14 @@ def test_scatter_and_distance_are_of_both_kernels():
     assert change == pytest.approx(np.linalg.norm(flat - first), rel=1e-5)
 
 
-def test_replicas_close_together_have_an_exact_scatter():
+def test_replicas_close_together_have_an_exact_scatter() -> None:
     (one,), far = replicas(0, 1, (300, 257)), np.float32(1e-4)
     all_params = [{name: v + far * k for name, v in one.items()} for k in range(4)]
     total = pairwise(means(all_params, [5, 5, 5, 5]), merge)
     assert total.scatter == pytest.approx(expected_scatter(all_params, [5] * 4), rel=1e-4)
 
 
-def test_empty_shards_are_harmless():
+def test_empty_shards_are_harmless() -> None:
     (one,) = replicas(0, 1)
     broken = {name: np.full_like(value, np.nan) for name, value in one.items()}
     empty, full = Mean.of(broken, 0), Mean.of(one, 7)
@@ -137,7 +145,7 @@ def test_empty_shards_are_harmless():
     assert pairwise([empty, empty], merge).n_samples == 0
 
 
-def test_merging_changes_no_part():
+def test_merging_changes_no_part() -> None:
     parts = means(replicas(0, 3), [3, 3, 3])
     before = [part.params["kernel"].copy() for part in parts]
     pairwise(parts, merge)
@@ -145,7 +153,7 @@ def test_merging_changes_no_part():
         np.testing.assert_array_equal(part.params["kernel"], kernel, strict=True)
 
 
-def test_more_numbers_than_a_block_against_numpy():
+def test_more_numbers_than_a_block_against_numpy() -> None:
     all_params, weights = replicas(1, 8, (1000, 257)), [5, 0, 7, 1, 1, 30_607, 3, 2]
     total = pairwise(means(all_params, weights), merge)
     for name, value in total.params.items():
@@ -156,7 +164,7 @@ def test_more_numbers_than_a_block_against_numpy():
 
 
 @pytest.mark.parametrize("n", [1, 2, 8])
-def test_equal_replicas_come_back_bit_for_bit(n):
+def test_equal_replicas_come_back_bit_for_bit(n: int) -> None:
     (params,) = replicas(3, 1)
     total = pairwise([Mean.of(params, 19_607 + k) for k in range(n)], merge)
     assert total.scatter == 0
@@ -165,7 +173,7 @@ def test_equal_replicas_come_back_bit_for_bit(n):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_outer_step_is_kerass_nesterov_on_the_negative_change(momentum):
+def test_outer_step_is_kerass_nesterov_on_the_negative_change(momentum: float) -> None:
     import keras
 
     rounds = [r | {"hidden_bias": r["bias"] + 1} for r in replicas(5, 6)]
@@ -181,7 +189,7 @@ def test_outer_step_is_kerass_nesterov_on_the_negative_change(momentum):
             np.testing.assert_allclose(state[name], weight.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone():
+def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone() -> None:
     before, after = replicas(0, 2)
     after["kernel_velocity"] = np.ones((4, 3), np.float32)
     copies = [{name: v.copy() for name, v in p.items()} for p in (before, after)]
@@ -193,14 +201,14 @@ def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone():
             np.testing.assert_array_equal(params[name], copy[name])
 
 
-def rows_of(seed, n, offset=0.0):
+def rows_of(seed: int, n: int, offset: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(n, 5)) * [1, 10, 0.1, 3, 1e3] + offset).astype(np.float32)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99), st.lists(st.integers(0, 30), max_size=5), st.floats(-1e3, 1e3))
-def test_moments_do_not_depend_on_chunks(seed, cuts, offset):
+def test_moments_do_not_depend_on_chunks(seed: int, cuts: list[int], offset: float) -> None:
     rows = rows_of(seed, 30, offset)
     chunks = np.split(rows, sorted(cuts))
     moments = merge_moments([Moments.of(chunk) for chunk in chunks])
@@ -212,7 +220,7 @@ def test_moments_do_not_depend_on_chunks(seed, cuts, offset):
     assert moments.scale().dtype == np.float32
 
 
-def test_standardised_as_scikit_learn_does():
+def test_standardised_as_scikit_learn_does() -> None:
     rows = rows_of(0, 500, offset=7)
     rows[:, 2] = 0.3  # a constant feature
     moments = merge_moments([Moments.of(chunk) for chunk in np.array_split(rows, 7)])
@@ -224,20 +232,20 @@ def test_standardised_as_scikit_learn_does():
 
 @settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 40))
-def test_a_constant_feature_has_scale_one(value, n):
+def test_a_constant_feature_has_scale_one(value: float, n: int) -> None:
     rows = np.full((n, 1), value, np.float32)
     for parts in ([rows], np.array_split(rows, 3)):
         assert merge_moments([Moments.of(part) for part in parts]).scale().tolist() == [1]
 
 
-def test_large_numbers_with_small_deviations():
+def test_large_numbers_with_small_deviations() -> None:
     # The textbook formula, mean of squares minus square of the mean, is left with no digit here.
     rows = 1e8 + np.tile([[-1.0], [1.0]], (500, 1))
     moments = merge_moments([Moments.of(chunk) for chunk in np.array_split(rows, 9)])
     assert moments.m2[0] == pytest.approx(1000)
 
 
-def test_moments_of_no_rows():
+def test_moments_of_no_rows() -> None:
     moments = Moments.of(np.zeros((0, 3), np.float32))
     assert moments.n == 0
     assert moments.scale().tolist() == [1, 1, 1]

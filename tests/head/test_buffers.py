@@ -1,8 +1,11 @@
 """Memory that is used again, and never while an array is on it."""
 
+from __future__ import annotations
+
 import gc
 import pickle
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,18 +16,18 @@ SHAPE = (513, 257)
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits():
+def nothing_waits() -> Iterator[None]:
     buffers._waiting.clear()
     buffers._last_given.clear()
     yield
     buffers._waiting.clear()
 
 
-def address(array):
+def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_a_view_keeps_the_memory():
+def test_a_view_keeps_the_memory() -> None:
     array = buffers.empty(SHAPE, np.float32)
     array[:] = 1
     view = array[100:200].reshape(-1)
@@ -38,7 +41,7 @@ def test_a_view_keeps_the_memory():
     assert (np.asarray(held) == 1).all()
 
 
-def test_memory_is_used_again_by_other_dtypes_and_shapes_of_its_size():
+def test_memory_is_used_again_by_other_dtypes_and_shapes_of_its_size() -> None:
     array = buffers.empty(SHAPE, np.float64)
     where = address(array)
     del array
@@ -50,14 +53,14 @@ def test_memory_is_used_again_by_other_dtypes_and_shapes_of_its_size():
     assert again.flags.writeable
 
 
-def test_no_more_waits_than_is_allowed(monkeypatch):
+def test_no_more_waits_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_MOST_BYTES", 2 * 4 * SHAPE[0] * SHAPE[1])
     arrays = [buffers.empty(SHAPE, np.float32) for _ in range(5)]
     del arrays
     assert [len(same) for same in buffers._waiting.values()] == [2]
 
 
-def test_sizes_that_nobody_wants_make_room(monkeypatch):
+def test_sizes_that_nobody_wants_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     n_bytes = 4 * SHAPE[0] * SHAPE[1]
     monkeypatch.setattr(buffers, "_MOST_BYTES", 8 * n_bytes)
     shapes = [(k, *SHAPE) for k in (1, 2, 3, 4)]
@@ -71,7 +74,7 @@ def test_sizes_that_nobody_wants_make_room(monkeypatch):
     assert sum(map(len, buffers._waiting.values())) == 3
 
 
-def test_arrays_pickle_as_others_do():
+def test_arrays_pickle_as_others_do() -> None:
     array = buffers.empty((200_000,), np.float32)
     array[:] = np.arange(200_000)
     kept: list[pickle.PickleBuffer] = []
@@ -82,10 +85,10 @@ def test_arrays_pickle_as_others_do():
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(array)), array, strict=True)
 
 
-def test_threads_never_share_an_array():
+def test_threads_never_share_an_array() -> None:
     wrong = []
 
-    def work(value):
+    def work(value: float) -> None:
         for _ in range(300):
             array = buffers.empty(SHAPE, np.float32)
             array[:] = value

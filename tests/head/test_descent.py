@@ -1,7 +1,10 @@
 """Every optimizer against Keras' own of the same name, and what is done to its gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +17,15 @@ from dtl.head.descent import descend, gradient_norm, stack_heads, take_head
 from dtl.head.model import WEIGHTS
 from dtl.head.optimizers import OPTIMIZERS
 from dtl.head.schedules import Steps, stack_steps
-from dtl.head.softmax import balanced_weights, loss_and_gradient, zero_params
+from dtl.head.softmax import Params, balanced_weights, loss_and_gradient, zero_params
 
 DEFAULTS = TrainConfig()
 RATES = {"adam": 1e-2, "rmsprop": 1e-2, "adadelta": 1.0}
 
 
-def problem(n=60, n_features=5, n_classes=4, seed=0):
+def problem(
+    n: int = 60, n_features: int = 5, n_classes: int = 4, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(n_classes, n_features))
     labels = rng.integers(0, n_classes, n).astype(np.int32)
@@ -28,7 +33,7 @@ def problem(n=60, n_features=5, n_classes=4, seed=0):
     return features, labels
 
 
-def start(n_features=5, n_classes=4, seed=1, n_units=0):
+def start(n_features: int = 5, n_classes: int = 4, seed: int = 1, n_units: int = 0) -> Params:
     params = zero_params(n_features, n_classes)
     if n_units:
         params = hidden.random_params(n_features, n_units, n_classes, seed)
@@ -45,13 +50,13 @@ def steps_of(
     return Steps(config, tuple((rate,) for rate in rates), (config.l2,), first, seed)
 
 
-def some_batches(n_steps, n=60, seed=1):
+def some_batches(n_steps: int, n: int = 60, seed: int = 1) -> list[np.ndarray]:
     # Of different sizes: the mean loss is over rows, not over batches.
     rng = np.random.default_rng(seed)
     return [rng.permutation(n)[: 16 - i % 5] for i in range(n_steps)]
 
 
-def keras_optimizer(name, momentum):
+def keras_optimizer(name: str, momentum: float) -> Any:
     import keras
 
     return {
@@ -62,7 +67,14 @@ def keras_optimizer(name, momentum):
     }[name]()
 
 
-def descend_with_keras(config, params, features, labels, batches, rates):
+def descend_with_keras(
+    config: TrainConfig,
+    params: Params,
+    features: np.ndarray,
+    labels: np.ndarray,
+    batches: Sequence[np.ndarray],
+    rates: Sequence[float],
+) -> tuple[list[np.ndarray], float]:
     """Keras' optimizer on the gradients that central differences vouch for."""
     import keras
 
@@ -88,7 +100,7 @@ def descend_with_keras(config, params, features, labels, batches, rates):
     ids=str,
 )
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_twenty_steps_are_kerass(optimizer, options):
+def test_twenty_steps_are_kerass(optimizer: str, options: dict[str, Any]) -> None:
     config = TrainConfig(optimizer=optimizer, **options)
     features, labels = problem()
     batches = some_batches(20)
@@ -104,7 +116,7 @@ def test_twenty_steps_are_kerass(optimizer, options):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_blocks_change_nothing(optimizer):
+def test_blocks_change_nothing(optimizer: str) -> None:
     """More rows than one block has, the last block short, and one row a block."""
     config = TrainConfig(optimizer=optimizer, clip_norm=2.0)
     for n_features, n_classes in ((600, 257), (2, 70_000)):
@@ -122,7 +134,7 @@ def test_blocks_change_nothing(optimizer):
     ids=str,
 )
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
+def test_a_hidden_layer_learns_as_keras_model_does(optimizer: str, options: dict[str, Any]) -> None:
     config = TrainConfig(optimizer=optimizer, hidden_units=300, **options)
     # More than one block of the hidden kernel, the last one short.
     features, labels = problem(60, 500)
@@ -140,7 +152,7 @@ def test_a_hidden_layer_learns_as_keras_model_does(optimizer, options):
         assert np.linalg.norm(params[name] - value) < 1e-3 * moved
 
 
-def test_dropout_leaves_out_that_share_of_the_hidden_units():
+def test_dropout_leaves_out_that_share_of_the_hidden_units() -> None:
     """A unit that is left out of the only row learns nothing, above it or below."""
     features, labels = np.ones((1, 3), np.float32), np.zeros(1, np.int32)
     config = TrainConfig(momentum=0.0, dropout=0.25, l2=0.0)
@@ -155,7 +167,7 @@ def test_dropout_leaves_out_that_share_of_the_hidden_units():
 
 @pytest.mark.parametrize("n_units", [0, 6])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_goes_on_where_it_stopped_to_the_same_bits(optimizer, n_units):
+def test_goes_on_where_it_stopped_to_the_same_bits(optimizer: str, n_units: int) -> None:
     config = TrainConfig(optimizer=optimizer, dropout=0.3)
     features, labels = problem()
     batches, rates = some_batches(7), [0.01] * 7
@@ -177,14 +189,14 @@ def test_goes_on_where_it_stopped_to_the_same_bits(optimizer, n_units):
         np.testing.assert_array_equal(params[name], whole[name])
 
 
-def test_what_is_of_no_optimizer_is_left_out():
+def test_what_is_of_no_optimizer_is_left_out() -> None:
     features, labels = problem()
     before = start() | {"kernel_outer_velocity": np.ones((5, 4), np.float32)}
     params, _ = descend(before, features, labels, some_batches(2), steps_of([0.1] * 2))
     assert list(params) == ["kernel", "bias", "kernel_velocity", "bias_velocity"]
 
 
-def test_no_batches_change_nothing():
+def test_no_batches_change_nothing() -> None:
     features, labels = problem()
     params, loss = descend(start(), features, labels, [], steps_of([]))
     assert np.isnan(loss)
@@ -193,7 +205,7 @@ def test_no_batches_change_nothing():
     assert not params["kernel_velocity"].any()
 
 
-def test_every_batch_needs_its_learning_rate():
+def test_every_batch_needs_its_learning_rate() -> None:
     features, labels = problem()
     with pytest.raises(ValueError, match="shorter"):
         descend(zero_params(5, 4), features, labels, [np.arange(3)] * 2, steps_of([0.1]))
@@ -201,7 +213,7 @@ def test_every_batch_needs_its_learning_rate():
 
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_gradient_norm_without_the_gradient(l2, weighted):
+def test_gradient_norm_without_the_gradient(l2: float, weighted: bool) -> None:
     rng = np.random.default_rng(0)
     features, labels = problem()
     features = features.astype(np.float64)
@@ -222,7 +234,9 @@ def test_gradient_norm_without_the_gradient(l2, weighted):
 
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize("l2", [1e-2, 1e-1])
-def test_converges_to_scikit_learns_logistic_regression(l2, class_weight):
+def test_converges_to_scikit_learns_logistic_regression(
+    l2: float, class_weight: str | None
+) -> None:
     features, labels = problem(200, seed=3)
     kept = (labels != 2) | (np.arange(200) % 5 == 0)  # unbalanced
     features, labels = features[kept], labels[kept]
@@ -242,13 +256,13 @@ def test_converges_to_scikit_learns_logistic_regression(l2, class_weight):
     np.testing.assert_allclose(bias, best.intercept_ - best.intercept_.mean(), atol=2e-4)
 
 
-def test_dropout_leaves_out_that_share_and_keeps_the_mean():
+def test_dropout_leaves_out_that_share_and_keeps_the_mean() -> None:
     """With one step of SGD from zeros the kernel is a known combination of the inputs."""
     n_features = 20_000
     features, labels = np.ones((4, n_features), np.float32), np.zeros(4, np.int32)
     config = TrainConfig(momentum=0.0, dropout=0.25, l2=0.0)
 
-    def kernel(**where):
+    def kernel(**where: Any) -> np.ndarray:
         before = zero_params(n_features, 2)
         params, _ = descend(
             before, features, labels, [np.arange(4)], steps_of([1.0], config, **where)
@@ -275,7 +289,9 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean():
 )
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(5, 4), (300, 130)])
-def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, options):
+def test_stacked_heads_take_the_steps_that_each_takes_alone(
+    shape: tuple[int, ...], optimizer: str, options: dict[str, Any]
+) -> None:
     config = TrainConfig(optimizer=optimizer, **options)
     features, labels = problem(60, *shape)
     batches = some_batches(12)
@@ -299,7 +315,7 @@ def test_stacked_heads_take_the_steps_that_each_takes_alone(shape, optimizer, op
             np.testing.assert_allclose(one[name], head[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_stacked_head_that_diverges_spoils_no_other():
+def test_a_stacked_head_that_diverges_spoils_no_other() -> None:
     features, labels = problem()
     batches, rates = some_batches(60), (0.1, 1e9, 0.1)
     together = stack_heads([start() for _ in rates])

@@ -1,6 +1,9 @@
 """The model with a hidden layer: its start, its gradient against central differences."""
 
+from __future__ import annotations
+
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl.head import hidden
-from dtl.head.softmax import log_softmax, residuals
+from dtl.head.softmax import Params, log_softmax, residuals
 
 N_CLASSES = 3
 
 
-def problem(seed, n=12, n_features=4, n_units=5):
+def problem(
+    seed: int, n: int = 12, n_features: int = 4, n_units: int = 5
+) -> tuple[Params, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     params = {
         name: rng.normal(size=shape)
@@ -28,7 +33,7 @@ def problem(seed, n=12, n_features=4, n_units=5):
     return params, rng.normal(size=(n, n_features)), rng.integers(0, N_CLASSES, n), kept
 
 
-def loss(params, features, labels, scale):
+def loss(params: Params, features: np.ndarray, labels: np.ndarray, scale: Any) -> float:
     """Summed cross-entropy, where dropout multiplies the units by `scale`."""
     units = np.maximum(features @ params["hidden_kernel"] + params["hidden_bias"], 0) * scale
     log_p = log_softmax(units @ params["kernel"] + params["bias"])
@@ -37,7 +42,7 @@ def loss(params, features, labels, scale):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 99), st.sampled_from([0.0, 0.3]))
-def test_gradient_against_central_differences(seed, dropout):
+def test_gradient_against_central_differences(seed: int, dropout: float) -> None:
     params, features, labels, kept = problem(seed)
     scale = kept / (1 - dropout) if dropout else 1.0
     taken = hidden.units(params["hidden_kernel"], params["hidden_bias"], features) * scale
@@ -63,7 +68,7 @@ def test_gradient_against_central_differences(seed, dropout):
             assert gradient[index] == pytest.approx((above - below) / (2 * h), abs=1e-6)
 
 
-def test_logits_with_a_hidden_layer_and_without():
+def test_logits_with_a_hidden_layer_and_without() -> None:
     params, features, _, _ = problem(0)
     units = np.maximum(features @ params["hidden_kernel"] + params["hidden_bias"], 0)
     np.testing.assert_allclose(
@@ -73,7 +78,7 @@ def test_logits_with_a_hidden_layer_and_without():
     np.testing.assert_allclose(hidden.logits(top, units), units @ params["kernel"] + params["bias"])
 
 
-def test_the_random_start_keeps_the_size_of_what_goes_through():
+def test_the_random_start_keeps_the_size_of_what_goes_through() -> None:
     params = hidden.random_params(1000, 500, N_CLASSES, seed=3)
     assert {value.dtype for value in params.values()} == {np.dtype(np.float32)}
     kernel = params["hidden_kernel"]
@@ -85,7 +90,7 @@ def test_the_random_start_keeps_the_size_of_what_goes_through():
     assert not hidden.logits(params, features).any()  # all classes are alike probable
 
 
-def test_the_random_start_follows_from_the_seed_on_any_machine():
+def test_the_random_start_follows_from_the_seed_on_any_machine() -> None:
     kernel = hidden.random_params(64, 32, N_CLASSES, seed=1)["hidden_kernel"]
     assert hashlib.sha256(kernel.astype("<f4").tobytes()).hexdigest()[:16] == "f999e04692977d08"
     assert (hidden.random_params(64, 32, N_CLASSES, seed=2)["hidden_kernel"] != kernel).any()

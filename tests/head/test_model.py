@@ -1,8 +1,11 @@
 """The values between the stages: what a head is, and that its bytes say all of it."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from dtl.head.model import Head
 from dtl.images.values import ImageList
 
 
-def make_head(seed=0, n_features=7, n_classes=3, **changes):
+def make_head(seed: int = 0, n_features: int = 7, n_classes: int = 3, **changes: Any) -> Head:
     rng = np.random.default_rng(seed)
     head = Head(
         kernel=rng.normal(size=(n_features, n_classes)).astype(np.float32),
@@ -26,7 +29,9 @@ def make_head(seed=0, n_features=7, n_classes=3, **changes):
     return dataclasses.replace(head, **changes)
 
 
-def make_hidden_head(seed=0, n_features=7, n_units=4, n_classes=3):
+def make_hidden_head(
+    seed: int = 0, n_features: int = 7, n_units: int = 4, n_classes: int = 3
+) -> Head:
     rng = np.random.default_rng(seed)
     return make_head(
         seed, n_features, n_classes,
@@ -38,7 +43,7 @@ def make_hidden_head(seed=0, n_features=7, n_units=4, n_classes=3):
 
 @settings(deadline=None)
 @given(st.integers(0, 99), st.integers(1, 9), st.integers(0, 4), st.integers(1, 5))
-def test_head_round_trip(seed, n_features, n_units, n_classes):
+def test_head_round_trip(seed: int, n_features: int, n_units: int, n_classes: int) -> None:
     head = make_head(seed, n_features, n_classes)
     if n_units:
         head = make_hidden_head(seed, n_features, n_units, n_classes)
@@ -52,7 +57,7 @@ def test_head_round_trip(seed, n_features, n_units, n_classes):
     assert again.fingerprint == head.fingerprint
 
 
-def test_the_same_head_gives_the_same_bytes():
+def test_the_same_head_gives_the_same_bytes() -> None:
     data = make_head().to_bytes()
     reordered = dict(reversed(make_head().provenance.items()))
     assert make_head(provenance=reordered).to_bytes() == data
@@ -61,7 +66,7 @@ def test_the_same_head_gives_the_same_bytes():
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_anyone_can_read_a_head():
+def test_anyone_can_read_a_head() -> None:
     with np.load(io.BytesIO(make_hidden_head().to_bytes()), allow_pickle=False) as arrays:
         assert {"hidden_bias", "hidden_kernel"} == {*arrays} - {
             "bias", "kernel", "mean", "meta", "scale",
@@ -80,17 +85,17 @@ def test_anyone_can_read_a_head():
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_head_fingerprint_changes_with_what_is_in_it(change):
+def test_head_fingerprint_changes_with_what_is_in_it(change: dict[str, Any]) -> None:
     assert make_head(**change).fingerprint != make_head().fingerprint
 
 
-def npz(**arrays):
+def npz(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
-def npy(array):
+def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
@@ -129,19 +134,19 @@ BAD_JSON = {name: np.zeros(1) for name in ("kernel", "bias", "mean", "scale")}
         "{}",
     ],
 )
-def test_other_bytes_are_no_head(data):
+def test_other_bytes_are_no_head(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"^Not a head that dtl wrote: .+\.$"):
         Head.from_bytes(data)
 
 
-def test_pickles_are_not_loaded():
+def test_pickles_are_not_loaded() -> None:
     with pytest.raises(ValueError, match=r"Not a head that dtl wrote: .*allow_pickle=False"):
         Head.from_bytes(npz(**BAD_JSON, meta=np.array([{}], object)))
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99))
-def test_folded_equals_logits(seed):
+def test_folded_equals_logits(seed: int) -> None:
     features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
     head = make_head(seed)
     ((kernel, bias),) = head.folded()
@@ -151,7 +156,7 @@ def test_folded_equals_logits(seed):
 
 @settings(deadline=None)
 @given(st.integers(0, 99))
-def test_folded_equals_logits_of_hidden_units(seed):
+def test_folded_equals_logits_of_hidden_units(seed: int) -> None:
     features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
     head = make_hidden_head(seed)
     standardised = (features - head.mean) / head.scale
@@ -164,7 +169,7 @@ def test_folded_equals_logits_of_hidden_units(seed):
     np.testing.assert_allclose(folded, expected, atol=2e-5)
 
 
-def test_logits_by_hand_and_of_float16():
+def test_logits_by_hand_and_of_float16() -> None:
     head = Head(
         kernel=np.array([[1, -1], [0, 2]], np.float32),
         bias=np.array([0.5, 0], np.float32),
@@ -177,7 +182,7 @@ def test_logits_by_hand_and_of_float16():
     assert logits.tolist() == [[1.5, 5.0]]
 
 
-def make_list(**changes):
+def make_list(**changes: Any) -> ImageList:
     images = ImageList(
         root="/photos",
         path=np.array(["a/1.jpg", "b/2.jpg"], np.dtypes.StringDType()),
@@ -189,7 +194,7 @@ def make_list(**changes):
     return dataclasses.replace(images, **changes)
 
 
-def test_list_fingerprint_knows_all_but_the_place():
+def test_list_fingerprint_knows_all_but_the_place() -> None:
     images = make_list()
     assert len(images) == 2
     assert make_list(root="s3://bucket", left_out=(("x", "y"),)).fingerprint == images.fingerprint

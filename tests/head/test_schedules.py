@@ -1,6 +1,9 @@
 """Schedules: what rounds and rates add up to, and what is refused."""
 
+from __future__ import annotations
+
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +15,7 @@ from dtl.head.schedules import round_lengths
 
 
 @given(st.integers(1, 3000), st.integers(1, 60), st.integers(1, 60))
-def test_rounds_cover_all_steps_and_get_shorter(n_steps, first, last):
+def test_rounds_cover_all_steps_and_get_shorter(n_steps: int, first: int, last: int) -> None:
     last = min(first, last)
     lengths = round_lengths(n_steps, first, last)
     assert sum(lengths) == n_steps
@@ -21,7 +24,7 @@ def test_rounds_cover_all_steps_and_get_shorter(n_steps, first, last):
     assert min(lengths[:-1], default=last) >= last  # only what is left may be less
 
 
-def test_rounds_shrink_geometrically():
+def test_rounds_shrink_geometrically() -> None:
     lengths = round_lengths(100_000, 64, 1)
     quarter = [0, 0, 0, 0]
     done = 0
@@ -49,7 +52,7 @@ def test_rounds_shrink_geometrically():
         ("1:inf", "a rate is not above 0, or not finite"),
     ],
 )
-def test_steps_that_are_none(text, told):
+def test_steps_that_are_none(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=rf"steps must be epoch:rate.*{told}"):
         parse_steps(text)
 
@@ -73,6 +76,6 @@ def test_steps_that_are_none(text, told):
     ],
     ids=str,
 )
-def test_options_that_do_not_go_together(options, told):
+def test_options_that_do_not_go_together(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         TrainConfig(**options)

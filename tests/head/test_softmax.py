@@ -1,5 +1,9 @@
 """Softmax regression: its gradient against differences, its weights against scikit-learn."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +13,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from dtl.head.softmax import balanced_weights, log_softmax, loss_and_gradient, residuals
 
 
-def problem(n=60, n_features=5, n_classes=4, seed=0, dtype=np.float64):
+def problem(
+    n: int = 60, n_features: int = 5, n_classes: int = 4, seed: int = 0, dtype: Any = np.float64
+) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(n_classes, n_features))
     labels = rng.integers(0, n_classes, n).astype(np.int32)
@@ -26,7 +32,9 @@ def problem(n=60, n_features=5, n_classes=4, seed=0, dtype=np.float64):
     st.sampled_from([0.0, 0.1]),
     st.sampled_from([None, np.array([0.2, 1.0, 3.0])]),
 )
-def test_gradient_against_central_differences(seed, l2, smoothing, weights):
+def test_gradient_against_central_differences(
+    seed: int, l2: float, smoothing: float, weights: np.ndarray | None
+) -> None:
     features, labels, kernel, bias = problem(n=12, n_features=3, n_classes=3, seed=seed)
     options = (l2, smoothing, weights)
     _, kernel_gradient, bias_gradient = loss_and_gradient(kernel, bias, features, labels, *options)
@@ -44,7 +52,7 @@ def test_gradient_against_central_differences(seed, l2, smoothing, weights):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_logits_of_ten_thousand(dtype):
+def test_logits_of_ten_thousand(dtype: Any) -> None:
     logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [1e4, 1e4, 0]], dtype)
     log_p = log_softmax(logits)
     assert log_p.dtype == dtype
@@ -53,7 +61,7 @@ def test_logits_of_ten_thousand(dtype):
     np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1, rtol=1e-6)
 
 
-def test_loss_and_gradient_of_huge_logits_are_finite():
+def test_loss_and_gradient_of_huge_logits_are_finite() -> None:
     features = np.array([[1e4], [-1e4]])
     kernel, bias = np.array([[1.0, -1.0]]), np.zeros(2)
     right = loss_and_gradient(kernel, bias, features, np.array([0, 1]))
@@ -64,7 +72,7 @@ def test_loss_and_gradient_of_huge_logits_are_finite():
     np.testing.assert_allclose(wrong[1], [[1e4, -1e4]])
 
 
-def test_smoothed_and_weighted_loss_is_the_mean_of_targets_times_logarithms():
+def test_smoothed_and_weighted_loss_is_the_mean_of_targets_times_logarithms() -> None:
     features, labels, kernel, bias = problem()
     weights = np.array([0.5, 1, 2, 4])
     targets = 0.9 * np.eye(4)[labels] + 0.1 / 4
@@ -73,7 +81,7 @@ def test_smoothed_and_weighted_loss_is_the_mean_of_targets_times_logarithms():
     assert loss == pytest.approx((weights[labels] * losses).mean())
 
 
-def test_residuals_of_a_row_add_up_to_zero():
+def test_residuals_of_a_row_add_up_to_zero() -> None:
     _, labels, _, _ = problem()
     log_p = log_softmax(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))
     residual = residuals(log_p, labels, 0.3, np.array([0.5, 1, 2, 4], np.float32))
@@ -83,7 +91,7 @@ def test_residuals_of_a_row_add_up_to_zero():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
-def test_balanced_weights_are_scikit_learns(labels):
+def test_balanced_weights_are_scikit_learns(labels: np.ndarray) -> None:
     labels = np.array(labels)
     classes = np.unique(labels)
     expected = compute_class_weight("balanced", classes=classes, y=labels)

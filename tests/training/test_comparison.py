@@ -27,7 +27,7 @@ from dtl.pipeline.results import Results
 from dtl.report import page
 from dtl.training import comparison
 from dtl.training.spec import TrainingSpec
-from dtl.training.values import Comparison, comparison_from_json, to_json
+from dtl.training.values import Comparison, from_json, to_json
 
 CONFIG = TrainConfig(epochs=20.0, batch_size=16)
 COMPARED = CompareConfig(frequencies=(1, 5), shards=(1, 4))
@@ -166,7 +166,7 @@ def test_scikit_learn_can_be_left_out(make_store: MakeStore, threads: Client) ->
 
 
 def test_json_gives_the_same_comparison(compared: Comparison) -> None:
-    assert comparison_from_json(to_json(compared)) == compared
+    assert from_json(Comparison, to_json(compared)) == compared
 
 
 def test_page_has_every_way_and_fetches_nothing(compared: Comparison) -> None:

@@ -25,7 +25,7 @@ from dtl.pipeline.results import Results
 from dtl.report import page
 from dtl.training import trainer, tuning
 from dtl.training.spec import TrainingSpec
-from dtl.training.values import Rung, Trial, Tuning, to_json, tuning_from_json
+from dtl.training.values import Rung, Trial, Tuning, from_json, to_json
 
 CONFIG = TrainConfig(epochs=9.0, batch_size=16, n_shards=3)
 TUNED = TuneConfig(learning_rates=(1e-5, 1e-3, 0.05, 1e9), l2s=(1e-4, 0.3, 30.0), eta=3)
@@ -397,7 +397,7 @@ def test_options_that_make_no_sense(table: dict[str, Any], said: str) -> None:
 
 
 def test_json_gives_the_same_tuning(found: Tuning) -> None:
-    assert tuning_from_json(to_json(found)) == found
+    assert from_json(Tuning, to_json(found)) == found
 
 
 def test_page_has_every_trial_and_fetches_nothing(found: Tuning) -> None:
@@ -450,7 +450,7 @@ def test_command_finds_options_that_train_takes(
     assert shown.endswith(f"Page: {out}/tune.html\n")
     assert (out / "tune.html").exists()
     before = (out / "tune.json").read_bytes()
-    best = tuning_from_json(before).trials[0]
+    best = from_json(Tuning, before).trials[0]
 
     # What it says to do, it has done: the head has the scores of the trial.
     [line] = re.findall(r"Train with it: dtl (train .*)", shown)

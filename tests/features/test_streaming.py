@@ -11,13 +11,14 @@ import pytest
 from helpers import MakeStore
 
 from dtl.config import TrainConfig
+from dtl.features import streaming
 from dtl.features.store import FeatureStore
+from dtl.features.streaming import StoredFeatures
 from dtl.head.averaging import Moments
 from dtl.images.values import TRAIN, VALIDATION
-from dtl.training import local_sgd, sharding, streaming, trainer
+from dtl.training import local_sgd, sharding, trainer
 from dtl.training.sharding import Shard
 from dtl.training.spec import TrainingSpec
-from dtl.training.streaming import StoredFeatures
 
 CONFIG = TrainConfig(n_shards=3, epochs=4.0, batch_size=16, averaging_frequency=5)
 
