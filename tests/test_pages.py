@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from distributed import Client, LocalCluster
 from helpers import COLOURS, CUT, draw
 
 from dtl import config
+from dtl.config.retired import RETIRED
 from dtl.pipeline import command_line, commands
 from dtl.pipeline.arguments import parse_arguments
 
@@ -262,6 +264,25 @@ def test_every_command_of_dtl_is_in_a_page() -> None:
     text = "".join(page.read_text() for page in PAGES)
     for name in commands.COMMANDS:
         assert f"dtl {name}" in text or f"`{name}`" in text or f"make {name}" in text, name
+
+
+def test_names_of_code_in_the_page_about_it_exist() -> None:
+    page = ROOT / "dtl" / "README.md"
+    folders = "|".join(path.name for path in page.parent.iterdir() if path.is_dir())
+    keys = {option.key for option in config.options()}
+    retired = {f"{section}.{name}" for section, table in RETIRED.items() for name in table}
+    text = page.read_text()
+    named = set(re.findall(rf"`((?:{folders})(?:\.\w+)+)`", text))
+    assert {key for key in retired if f"`{key}`" not in text} == set(), "not in the changelog"
+    assert {name for name in named - keys - retired if not resolves(f"dtl.{name}")} == set()
+
+
+def resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def anchors(page: Path) -> set[str]:
