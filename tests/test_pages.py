@@ -16,9 +16,10 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
 from helpers import COLOURS, CUT, draw
 
 from dtl import config
@@ -128,7 +129,8 @@ SETS_UP = ("export ", "source ", ". ")
 """Beginnings of commands that only change the shell."""
 
 SNIPPETS = {
-    "client = Client(": f"{SELF}::test_the_notebook_runs",
+    "featurization.featurize(": f"{SELF}::test_the_notebook_runs",
+    "make_bag(": f"{SELF}::test_the_bag_runs",
     "from dtl import SoftmaxRegression": f"{SELF}::test_the_scikit_learn_example_runs",
     "xarray.open_zarr(": f"{HDFS}::test_a_whole_run_from_hdfs_to_hdfs",
     "with MiniCluster(":
@@ -390,25 +392,38 @@ def scheduler() -> Iterator[str]:
         yield running.scheduler_address
 
 
+def run_snippet(snippet: str, here: dict[str, str]) -> dict[str, Any]:
+    """Run Python of a page with other texts in place of some."""
+    text = code(snippet)
+    for shown, other in here.items():
+        assert shown in text
+        text = text.replace(shown, other)
+    names: dict[str, Any] = {}
+    try:
+        exec(text, names)
+    finally:
+        if "client" in names:
+            names["client"].close()
+    return names
+
+
 def test_the_notebook_runs(scheduler: str, folder: Path, tmp_path: Path) -> None:
-    text = code("client = Client(")
-    for shown, here in {
+    here = {
         "tcp://scheduler:8786": scheduler,
         "hdfs:///data/photos": str(folder / "photos"),
         '"layers": ["fc2"]': '"layers": ["block1_pool"], "weights": "random"',
         '"fc2"': '"block1_pool"',
         "hdfs:///user/me": str(tmp_path),
-    }.items():
-        assert shown in text
-        text = text.replace(shown, here)
-    names: dict[str, object] = {}
-    try:
-        exec(text, names)
-        assert names["scores"].scores["test"].accuracy > 0.9  # type: ignore[attr-defined]
-    finally:
-        client = names.get("client")
-        if isinstance(client, Client):
-            client.close()
+    }
+    names = run_snippet("featurization.featurize(", here)
+    assert names["scores"].scores["test"].accuracy > 0.9
+
+
+def test_the_bag_runs(scheduler: str, folder: Path) -> None:
+    here = {"tcp://scheduler:8786": scheduler, "hdfs:///data/photos": str(folder / "photos")}
+    brightness = run_snippet("make_bag(", here)["brightness"]
+    assert len(brightness) == 48
+    assert all(path.endswith(".jpg") and 0 < mean < 255 for path, mean in brightness)
 
 
 @pytest.mark.slow
