@@ -27,7 +27,7 @@ def _lines() -> Iterator[str]:
     yield "wins over the file, and the file over the run that a command goes on with."
     yield "A list has commas on the command line, and is a list in TOML."
     sections = typing.get_type_hints(Config)
-    for section, options in itertools.groupby(config.options(), lambda option: option.section):
+    for section, options in itertools.groupby(config.list_options(), lambda option: option.section):
         yield ""
         yield f"## [{section}]" if section else "## Every stage"
         yield ""

@@ -248,7 +248,7 @@ def test_the_command_line_takes_every_command(command: str) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "OPTIONS.md"], ids=in_page)
 def test_every_option_in_the_text_exists(page: Path) -> None:
-    known = {option.flag for option in config.options()}
+    known = {option.flag for option in config.list_options()}
     # Of `dtl` and its commands, of minicluster.py, and of Slurm.
     known |= {"--config", "--debug", "--help", "--help-all", "--model", "--wait"}
     known |= {"--to", "--from", "--md5", "--scratch", "--layout"}

@@ -1,6 +1,14 @@
 """Options: declared once, read from TOML and the command line, and compared with stored results."""
 
-from dtl.config.forms import Option, build, options, parse_text, parse_toml, to_dict, to_fingerprint
+from dtl.config.forms import (
+    Option,
+    build,
+    list_options,
+    parse_text,
+    parse_toml,
+    to_dict,
+    to_fingerprint,
+)
 from dtl.config.options import NO_URL, parse_memory
 from dtl.config.retired import RETIRED
 from dtl.config.sections import (
@@ -31,7 +39,7 @@ __all__ = [
     "TuneConfig",
     "YarnConfig",
     "build",
-    "options",
+    "list_options",
     "parse_memory",
     "parse_text",
     "parse_toml",

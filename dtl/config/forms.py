@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtl.config.errors import UserError
-from dtl.config.options import Section, hints_of, members_of
+from dtl.config.options import Section, get_types, list_members
 from dtl.config.retired import RETIRED, drop_retired
 from dtl.config.sections import Config
 
@@ -49,9 +49,9 @@ class Option:
         if typing.get_origin(self.type) is tuple:
             return "A,B"
         names = {bool: "true|false", int: "N", float: "X"}
-        return "|".join(names[member] for member in members_of(self.type) if member is not str) or (
-            "URL" if self.key in ("out", "images.url", "train.start_from") else "TEXT"
-        )
+        is_url = self.key in ("out", "images.url", "train.start_from")
+        forms = [names[member] for member in list_members(self.type) if member is not str]
+        return "|".join(forms) or ("URL" if is_url else "TEXT")
 
     @property
     def default_text(self) -> str:
@@ -66,13 +66,13 @@ class Option:
         return f"{self.help} (default: {self.default_text})" if self.default_text else self.help
 
 
-def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
+def list_options(section: type = Config, prefix: str = "") -> Iterator[Option]:
     """Yield all options in the order of declaration."""
-    hints = hints_of(section)
+    hints = get_types(section)
     for spec in dataclasses.fields(section):
         kind = hints[spec.name]
         if dataclasses.is_dataclass(kind):
-            yield from options(typing.cast(type, kind), f"{spec.name}.")
+            yield from list_options(typing.cast(type, kind), f"{spec.name}.")
         else:
             yield Option(prefix + spec.name, kind, spec.default, spec.metadata["help"])
 
@@ -95,7 +95,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
     dtl.config.errors.UserError: Unknown key train.learning_rat. Did you mean learning_rate? ...
     """
     merged: dict[str, Any] = {}
-    kinds = hints_of(Config)
+    kinds = get_types(Config)
     for layer in layers:
         for name, value in layer.items():
             if isinstance(value, Mapping):
@@ -107,7 +107,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
                 if not isinstance(value, Mapping):
                     raise UserError(f"[{name}] must be a table of options. Received: {value!r}.")
                 for key in value:
-                    _check_known(key, f"{name}.", hints_of(kinds[name]))
+                    _check_known(key, f"{name}.", get_types(kinds[name]))
                 value = {**merged.get(name, {}), **value}
             merged[name] = value
     for name in merged.keys() & {k for k, v in kinds.items() if dataclasses.is_dataclass(v)}:
@@ -125,7 +125,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 def parse_text(option: Option, text: str) -> Any:
     """Turn a command line's text into the option's type."""
-    for kind in members_of(option.type):
+    for kind in list_members(option.type):
         try:
             if kind is bool:
                 return {"true": True, "false": False}[text.lower()]

@@ -85,7 +85,7 @@ class Section:
     _name: typing.ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name, kind in hints_of(type(self)).items():
+        for name, kind in get_types(type(self)).items():
             value = getattr(self, name)
             if dataclasses.is_dataclass(kind):
                 continue
@@ -105,13 +105,13 @@ class Section:
         return iter(())
 
 
-def hints_of(section: type) -> dict[str, Any]:
+def get_types(section: type) -> dict[str, Any]:
     """Return the types of a section's options by name."""
     names = {spec.name for spec in dataclasses.fields(section)}
     return {k: v for k, v in typing.get_type_hints(section).items() if k in names}
 
 
-def members_of(kind: Any) -> tuple[Any, ...]:
+def list_members(kind: Any) -> tuple[Any, ...]:
     """Return the types that an option may have, in the order in which a text is tried."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         # A whole number is tried before a fraction: "5000" is a count, "0.5" a share.
@@ -120,7 +120,7 @@ def members_of(kind: Any) -> tuple[Any, ...]:
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
-    for member in members_of(kind):
+    for member in list_members(kind):
         if typing.get_origin(member) is Literal:
             if value in typing.get_args(member):
                 return value
@@ -132,9 +132,9 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
             values = [value] if type(value) in kinds else value
             if isinstance(values, list | tuple) and all(type(v) in kinds for v in values):
                 return tuple(map(item, values))
-        elif member is float and type(value) is int and len(members_of(kind)) == 1:
+        elif member is float and type(value) is int and len(list_members(kind)) == 1:
             return float(value)
         elif type(value) is member:
             return value
-    expected = " or ".join(_IN_WORDS[m] for m in members_of(kind))
+    expected = " or ".join(_IN_WORDS[m] for m in list_members(kind))
     raise UserError(f"{key} must be {expected}. Received: {value!r}.")

@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
     def _hint(self, word: str) -> str:
-        for option in config.options():
+        for option in config.list_options():
             if option.flag == word:
                 users = [name for name, command in COMMANDS.items() if command.accepts(option.key)]
                 return f". {word} is an option of {', '.join(users)}, not of {self.command}"
@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.ArgumentParser:
     """Make the parser of a command, which explains all of its options, or the common ones."""
     width = min(shutil.get_terminal_size().columns, 100)
-    taken = {option.key: option for option in config.options() if command.accepts(option.key)}
+    taken = {option.key: option for option in config.list_options() if command.accepts(option.key)}
     used = [key for key in taken if command.uses(key)]
     explained = (
         {*used} if everything or len(used) <= len(COMMON) else {*COMMON, *command.explained.split()}

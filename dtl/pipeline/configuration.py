@@ -45,7 +45,7 @@ def read_options(arguments: argparse.Namespace, command: Command) -> Config:
 
 def _nested(arguments: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    for option in config.options():
+    for option in config.list_options():
         if option.key in arguments:
             *section, name = option.key.split(".")
             table = given.setdefault(section[0], {}) if section else given

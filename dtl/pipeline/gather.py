@@ -17,7 +17,7 @@ from dtl.head.model import Head
 from dtl.images import formats, split
 from dtl.images.values import SPLITS
 from dtl.pipeline.results import Results
-from dtl.pipeline.stages import warnings_about
+from dtl.pipeline.stages import list_warnings
 from dtl.report.page import ReportInput
 from dtl.storage import Extent
 from dtl.training.values import Tuning
@@ -26,7 +26,7 @@ _PICTURE_SIDE = 256
 """Pixels of the longer side of a mistake's picture in the report."""
 
 
-def report_input(
+def gather_report(
     results: Results, settings: Config, store: FeatureStore, head: Head, scores: Evaluation
 ) -> ReportInput:
     """Gather what the report shows, with the pictures of the mistakes."""
@@ -55,12 +55,12 @@ def report_input(
         n_duplicates=n_duplicates,
         n_conflicting=n_conflicting,
         timings=results.timings(),
-        warnings=warnings_about(store),
-        tuning=tuning_of(results.tuning(), head.provenance),
+        warnings=list_warnings(store),
+        tuning=select_tuning(results.tuning(), head.provenance),
     )
 
 
-def tuning_of(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
+def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
     """Return a search if it has the features and the split of a head, else None."""
     names = ("features", "weights_sha256", "split", "layer")
     if found is None or differences(

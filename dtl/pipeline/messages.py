@@ -34,7 +34,7 @@ def _flags() -> Mapping[str, str]:
     from dtl import config  # only where there is something to say: `--help` answers sooner
 
     of_fetch = {"source": "--from", "md5": "--md5"}
-    return {option.key: option.flag for option in config.options()} | of_fetch
+    return {option.key: option.flag for option in config.list_options()} | of_fetch
 
 
 class _ToStderr(logging.StreamHandler[Any]):

@@ -66,7 +66,7 @@ class Run:
             quieten_dask()
             o = self.options
             self._client = self._stack.enter_context(
-                connection.connect(o.cluster, o.yarn, file_systems=hdfs_urls(o))
+                connection.connect(o.cluster, o.yarn, file_systems=list_hdfs_urls(o))
             )
             register_setup(self._client, storage.use_hdfs_client, o.storage.hdfs_client)
         return self._client
@@ -112,7 +112,7 @@ class Run:
         self.results.write_config(replace(self.options, overwrite=False))
 
 
-def hdfs_urls(options: Config) -> list[str]:
+def list_hdfs_urls(options: Config) -> list[str]:
     """List the places on HDFS that the options name."""
     urls = (options.images.url, options.out, options.features.weights, options.train.start_from)
     return [url for url in urls if url.startswith("hdfs://")]

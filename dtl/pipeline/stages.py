@@ -113,10 +113,10 @@ def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> Non
     if storage.exists(run.results.report):
         log.info("report: done before")
         return
-    from dtl.pipeline.gather import report_input
+    from dtl.pipeline.gather import gather_report
     from dtl.report import page  # Bokeh, which a finished run does not need
 
-    gathered = report_input(run.results, run.options, store, head, scores)
+    gathered = gather_report(run.results, run.options, store, head, scores)
     storage.write_bytes(run.results.report, page.render(gathered).encode())
 
 
@@ -131,7 +131,7 @@ def reuse(stage: str, stored: _Stored | None, wanted: Mapping[str, Any]) -> _Sto
     return stored
 
 
-def warnings_about(store: FeatureStore) -> list[str]:
+def list_warnings(store: FeatureStore) -> list[str]:
     """List what makes the scores mean less than they seem to."""
     if store.attrs["weights"] != "random":
         return []

@@ -8,16 +8,16 @@ from dtl.evaluation.values import Evaluation
 from dtl.training.values import Comparison, Tuning
 
 
-def scores_table(scores: Evaluation) -> str:
+def format_scores(scores: Evaluation) -> str:
     """Lay out the scores of each split."""
     rows: list[tuple[str, ...]] = [("", "images", "accuracy", "top-5", "mean recall", "log loss")]
     for name, s in scores.scores.items():
         shares = (f"{value:.1%}" for value in (s.accuracy, s.top5, s.mean_recall))
         rows.append((name, f"{s.n_images}", *shares, f"{s.log_loss:.3f}"))
-    return columns(rows, right={1, 2, 3, 4, 5})
+    return align_columns(rows, right={1, 2, 3, 4, 5})
 
 
-def comparison_table(compared: Comparison) -> str:
+def format_comparison(compared: Comparison) -> str:
     """Lay out accuracies, validation loss, distances from the optimum, and costs."""
     splits = list(compared.contenders[0].accuracy)
     rows: list[tuple[str, ...]] = [
@@ -36,10 +36,10 @@ def comparison_table(compared: Comparison) -> str:
         )
         for c in compared.contenders
     ]
-    return columns(rows, right=set(range(1, len(rows[0]))))
+    return align_columns(rows, right=set(range(1, len(rows[0]))))
 
 
-def trials_table(found: Tuning) -> str:
+def format_trials(found: Tuning) -> str:
     """Lay out trials, the best first, and their scores when they ended."""
     rows: list[tuple[str, ...]] = [
         ("", "learning rate", "l2", "dropout", "frequency", "epochs", "val. loss", "validation",
@@ -53,10 +53,10 @@ def trials_table(found: Tuning) -> str:
             accuracies = (f"{a:.1%}" for a in (last.validation_accuracy, last.train_accuracy))
             scores = (f"{last.epoch:.3g}", f"{last.validation_loss:.5g}", *accuracies)
         rows.append((f"{number}", *(f"{value:g}" for value in options), *scores))
-    return columns(rows, right=set(range(len(rows[0]))))
+    return align_columns(rows, right=set(range(len(rows[0]))))
 
 
-def columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:
+def align_columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:
     """Lay rows out in columns, some of them aligned to the right.
 
     By hand: rich.table takes as many lines, wraps at 80 columns in a pipe unless it is told a

@@ -15,7 +15,7 @@ from dtl.config import (
     RETIRED,
     Config,
     build,
-    options,
+    list_options,
     parse_text,
     parse_toml,
     to_dict,
@@ -23,7 +23,7 @@ from dtl.config import (
 )
 from dtl.config.errors import UserError
 
-OPTIONS = {option.key: option for option in options()}
+OPTIONS = {option.key: option for option in list_options()}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SHARE = st.one_of(
     st.floats(0, 1, exclude_max=True), st.integers(0, 2**40), st.just("rest"), st.just(0)

@@ -27,7 +27,7 @@ from dtl.features.values import ExtractionSpec
 from dtl.images import formats, listing, packing, tars
 from dtl.images.values import ImageList
 from dtl.pipeline import command_line
-from dtl.pipeline.gather import report_input
+from dtl.pipeline.gather import gather_report
 from dtl.pipeline.results import Results
 from dtl.training import trainer
 from dtl.training.spec import TrainingSpec
@@ -304,7 +304,7 @@ def test_predictions_and_the_pictures_of_a_report(
     mistakes = tuple(
         Mistake(str(path), "test", "red", "green", 0.5) for path in store.read("path")[:5]
     )
-    gathered = report_input(out, c, store, head, replace(scores, mistakes=mistakes))
+    gathered = gather_report(out, c, store, head, replace(scores, mistakes=mistakes))
     assert gathered.pictures == {
         m.path: formats.thumbnail((pictures / m.path).read_bytes(), 256) for m in mistakes
     }

@@ -49,7 +49,7 @@ def test_help_of_a_command_is_short_and_has_its_options_only(
     assert len(text.splitlines()) <= 60
     assert f"usage: dtl {name} {command.example}\n" in text
     everything = ends(capsys, 0, name, "--help-all")
-    for option in config.options():
+    for option in config.list_options():
         # A further option's name stands without its section.
         named = option.flag.removeprefix(f"--{option.section}.") in text
         assert named or not command.uses(option.key)
@@ -83,5 +83,5 @@ def test_the_page_of_options_is_what_the_code_says() -> None:
 
 
 def test_every_option_has_its_flag_in_messages() -> None:
-    for option in config.options():
+    for option in config.list_options():
         assert name_flags(f"Set `{option.key}`.") == f"Set {option.flag}."

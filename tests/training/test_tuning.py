@@ -474,9 +474,9 @@ def test_command_finds_options_that_train_takes(
 
 
 def test_a_report_shows_no_search_on_other_features(found: Tuning, store: FeatureStore) -> None:
-    from dtl.pipeline.gather import tuning_of
+    from dtl.pipeline.gather import select_tuning
 
     made_from = TrainingSpec(store, CONFIG, "fc2", 0).provenance
-    assert tuning_of(found, made_from) is found
-    assert tuning_of(found, made_from | {"layer": "fc1"}) is None
-    assert tuning_of(None, made_from) is None
+    assert select_tuning(found, made_from) is found
+    assert select_tuning(found, made_from | {"layer": "fc1"}) is None
+    assert select_tuning(None, made_from) is None

@@ -11,7 +11,7 @@ from dtl.config.errors import UserError
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
-from dtl.pipeline.tables import columns
+from dtl.pipeline.tables import align_columns
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def summarize(run: Run, _: argparse.Namespace) -> None:
             note = f"cut here: {description.n_features[layer.name]} features"
         shape = " x ".join(str(n) for n in layer.output_shape)
         rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
-    print_line(columns(rows, right={3}))
+    print_line(align_columns(rows, right={3}))
     height, width = description.input_size
     trained = "a softmax layer, features x classes"
     if n_units := run.options.train.hidden_units:

@@ -10,7 +10,7 @@ from dtl.features.store import FeatureStore
 from dtl.pipeline.messages import name_flags, print_line
 from dtl.pipeline.run import Run
 from dtl.pipeline.stages import reuse
-from dtl.pipeline.tables import comparison_table, trials_table
+from dtl.pipeline.tables import format_comparison, format_trials
 from dtl.training import comparison, tuning
 from dtl.training.checkpoint import resume
 
@@ -29,7 +29,7 @@ def compare(run: Run, _: argparse.Namespace) -> None:
         comparison.check_store(spec, c.compare)
         compared = comparison.compare(spec, c.compare, run.client)
         results.write_comparison(compared, page.render_comparison(compared, _title(store)))
-    print_line(f"{comparison_table(compared)}\n\nPage: {results.comparison_page}")
+    print_line(f"{format_comparison(compared)}\n\nPage: {results.comparison_page}")
 
 
 def tune(run: Run, _: argparse.Namespace) -> None:
@@ -57,7 +57,7 @@ def tune(run: Run, _: argparse.Namespace) -> None:
     results.write_tuned(chosen)
     hints = "".join(f"\n{name_flags(hint)}" for hint in found.hints)
     print_line(
-        f"{trials_table(found)}\n{hints}\n"
+        f"{format_trials(found)}\n{hints}\n"
         f"Best: --train.learning-rate {chosen.learning_rate} --train.l2 {chosen.l2} "
         f"--train.dropout {chosen.dropout} "
         f"--train.averaging-frequency {chosen.averaging_frequency}\n"

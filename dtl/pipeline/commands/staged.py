@@ -15,7 +15,7 @@ from dtl.head.model import Head
 from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.run import Run
-from dtl.pipeline.tables import scores_table
+from dtl.pipeline.tables import format_scores
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 def run_all(run: Run, _: argparse.Namespace) -> None:
     """Run every stage, and print the scores."""
     store, scores = stages.run_stages(run)
-    for warning in stages.warnings_about(store):
+    for warning in stages.list_warnings(store):
         print_line(f"\nWarning: {warning}")
-    print_line(f"\n{scores_table(scores)}\n\nReport: {run.results.report}")
+    print_line(f"\n{format_scores(scores)}\n\nReport: {run.results.report}")
     if run.dashboard:
         print_line(f"Dask dashboard (while it ran): {run.dashboard}")
 
@@ -84,7 +84,7 @@ def evaluate(run: Run, _: argparse.Namespace) -> None:
     store, head = run.results.store(), run.results.trained_head()
     _check_made_with(run, store, head)
     run.begin()
-    print_line(scores_table(stages.evaluate(run, store, head)))
+    print_line(format_scores(stages.evaluate(run, store, head)))
 
 
 def report(run: Run, _: argparse.Namespace) -> None:

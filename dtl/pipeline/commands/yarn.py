@@ -12,7 +12,7 @@ import tomli_w
 
 from dtl import config, storage
 from dtl.pipeline.messages import print_line
-from dtl.pipeline.run import Run, hdfs_urls
+from dtl.pipeline.run import Run, list_hdfs_urls
 
 
 def submit(run: Run, arguments: argparse.Namespace) -> int:
@@ -31,7 +31,7 @@ def submit(run: Run, arguments: argparse.Namespace) -> int:
             c.yarn,
             ["run", "--config", file.name],
             [str(file)],
-            file_systems=hdfs_urls(c),
+            file_systems=list_hdfs_urls(c),
         )
     print_line(app_id)
     if not arguments.wait:
