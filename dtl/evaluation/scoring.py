@@ -15,7 +15,7 @@ from dtl.cluster.spread import Session
 from dtl.config.provenance import check_same
 from dtl.evaluation import metrics
 from dtl.evaluation.metrics import Counts
-from dtl.evaluation.values import Evaluation, Mistake
+from dtl.evaluation.values import N_MISTAKES, Evaluation, Mistake
 from dtl.features.store import FeatureStore
 from dtl.head import blas
 from dtl.head.model import Head
@@ -23,9 +23,6 @@ from dtl.head.softmax import log_softmax
 from dtl.images.values import SPLITS
 
 log = logging.getLogger(__name__)
-
-N_MISTAKES = 24
-"""Most confident mistakes that the report shows as pictures."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,9 @@ from typing import Any
 
 from dtl.images.values import SPLITS
 
+N_MISTAKES = 24
+"""Most confident mistakes that an evaluation keeps, and the report shows as pictures."""
+
 
 @dataclass(frozen=True)
 class Mistake:

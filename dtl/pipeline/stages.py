@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from dtl import storage
 from dtl.config.provenance import differences
-from dtl.evaluation.values import Evaluation
+from dtl.evaluation.values import N_MISTAKES, Evaluation
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
@@ -93,13 +93,13 @@ def train(run: Run, store: FeatureStore) -> Head:
 
 def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
     """Score the head."""
-    from dtl.evaluation import scoring
-
     results = run.results
-    wanted = {"head_sha256": head.fingerprint, "n_mistakes": scoring.N_MISTAKES}
+    wanted = {"head_sha256": head.fingerprint, "n_mistakes": N_MISTAKES}
     scores = reuse("evaluation", results.evaluation(), wanted)
     if scores is not None:
         return scores
+    from dtl.evaluation import scoring
+
     started = time.monotonic()
     scores = scoring.evaluate(store, head, run.client)
     results.write_evaluation(scores)

@@ -89,7 +89,7 @@ def test_a_finished_command_starts_nothing_and_changes_nothing(
     assert contents(out) == before
     assert "dashboard" not in (done.stdout + done.stderr)
     imported = set(re.findall(r"\| +([a-z][\w.]*)", done.stderr))
-    heavy = {"bokeh", "keras", "pandas", "scipy.optimize", "skein", "sklearn", "tensorflow"}
+    heavy = {"bokeh", "distributed", "keras", "pandas", "scipy", "skein", "sklearn", "tensorflow"}
     assert not imported & heavy
     for stage in ("features", "training", "evaluation", "report"):
         assert f"{stage}: done before" in done.stderr
