@@ -40,7 +40,7 @@ class Session:
             return self.submit(_return, value, name=name)
 
     def wait(self, futures: Iterable[Future]) -> None:
-        """Wait until all are computed or have failed; their results raise what went wrong."""
+        """Wait until all are computed or have failed; a failed one raises when it is read."""
         with self.client.as_current():  # it need not be the default one
             wait(list(futures))
 

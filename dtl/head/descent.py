@@ -96,10 +96,10 @@ def descend(
 ) -> tuple[Params, float]:
     r"""Take steps of an optimizer, from parameters and state that stay as they are.
 
-    The gradient :math:`g` is that of `softmax.loss_and_gradient` on a batch, or with a hidden layer
-    that of `hidden.residuals`, clipped to the norm `clip_norm`. Dropout is of the inputs of the
-    softmax layer: features, or hidden units. All rules are Keras' with its defaults; the default
-    one is, with velocity :math:`v` and momentum :math:`m`,
+    The gradient :math:`g` is that of ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)`` of a batch,
+    of both kernels if there is a hidden layer, clipped to the norm `clip_norm`. Dropout is of the
+    inputs of the softmax layer: features, or hidden units. All rules are Keras' with its defaults;
+    the default one is, with velocity :math:`v` and momentum :math:`m`,
 
     .. math:: v \leftarrow m v - \eta g, \qquad W \leftarrow W + m v - \eta g.
 

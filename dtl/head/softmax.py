@@ -89,49 +89,6 @@ def residuals(
     return residual
 
 
-def loss_and_gradient(
-    kernel: NDArray[Any],
-    bias: NDArray[Any],
-    features: NDArray[Any],
-    labels: NDArray[np.integer[Any]],
-    l2: float = 0.0,
-    label_smoothing: float = 0.0,
-    class_weights: NDArray[Any] | None = None,
-) -> tuple[float, NDArray[Any], NDArray[Any]]:
-    """Return the objective and its gradient.
-
-    The objective is ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)``. The steps of training,
-    which compute in place, are tested against this plain reference.
-
-    scikit-learn's ``LogisticRegression(C=1 / (l2 * n))`` minimises the same, and with
-    `balanced_weights` its ``class_weight="balanced"``.
-
-    Parameters
-    ----------
-    kernel : (n_features, n_classes) float
-    bias : (n_classes,) float
-    features : (n, n_features) float
-    labels : (n,) int
-    label_smoothing, class_weights
-        As `residuals` has them; the mean is over n rows whatever their weights.
-
-    Returns
-    -------
-    loss : float
-    kernel_gradient, bias_gradient
-        Of the shapes of `kernel` and `bias`.
-    """
-    n = len(labels)
-    log_p = log_softmax(features @ kernel + bias)
-    losses = (label_smoothing - 1) * log_p[np.arange(n), labels]
-    losses -= label_smoothing * log_p.mean(axis=1)
-    if class_weights is not None:
-        losses *= class_weights[labels]
-    loss = losses.mean() + 0.5 * l2 * (kernel * kernel).sum()
-    residual = residuals(log_p, labels, label_smoothing, class_weights) / n
-    return float(loss), features.T @ residual + l2 * kernel, residual.sum(axis=0)
-
-
 def balanced_weights(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """Return class weights that make all classes count alike, and leave the sum over rows as it is.
 

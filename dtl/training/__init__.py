@@ -1,1 +1,5 @@
-"""Rows to a head: averaging rounds, the exact optimum, tuning, the estimator."""
+"""Rows to a head, on the workers.
+
+It gives `spec.TrainingSpec` and `trainer.train`; `tuning.tune` and `comparison.compare`, which
+train several times; and `estimator.SoftmaxRegression` for Dask and NumPy arrays.
+"""

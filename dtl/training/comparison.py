@@ -128,10 +128,10 @@ def check(config: TrainConfig, compared: CompareConfig) -> None:
     Raises
     ------
     UserError
-        For a hidden layer, an objective that L-BFGS does not minimise, or a training that ends
-        before its last round or with another's weights.
+        For a hidden layer, an objective that L-BFGS does not minimise, or options that end a
+        training before its last round or choose another round's weights.
     MissingExtraError
-        If scikit-learn is asked for and not installed.
+        If scikit-learn is to be compared and is not installed.
     """
     if config.hidden_units:
         raise UserError(
@@ -144,7 +144,7 @@ def check(config: TrainConfig, compared: CompareConfig) -> None:
                 f"compare trains every way to its last round; `train.{name}` = {value} is for "
                 f"training alone. Give {usual}."
             )
-    replace(config, solver="lbfgs")  # says which options that has not
+    replace(config, solver="lbfgs")  # refuses options that L-BFGS does not have
     if compared.sklearn_mib and importlib.util.find_spec("sklearn") is None:
         raise MissingExtraError(
             "Comparing needs scikit-learn. Install it: pip install scikit-learn; or leave it out: "
@@ -175,7 +175,7 @@ def check_store(spec: TrainingSpec, compared: CompareConfig) -> None:
 def list_ways(compared: CompareConfig, n_chunks: int) -> list[tuple[int, int]]:
     """Return the pairs of shards and averaging frequency that are compared.
 
-    The average of one replica is that replica, so there is only one way to train a single shard.
+    The average of one replica is that replica, so a single shard is trained at one frequency only.
 
     Examples
     --------
@@ -275,7 +275,7 @@ def _solve_by_sklearn(
     from sklearn.linear_model import LogisticRegression
 
     n, present = len(labels), np.unique(labels)
-    # Of two classes it learns one kernel w, their difference: ours are -w/2 and w/2, whose
+    # For two classes it learns one kernel w, their difference: ours are -w/2 and w/2, whose
     # penalty is half of w's.
     penalty = l2 / 2 if len(present) == 2 else l2
     model = LogisticRegression(
@@ -286,7 +286,7 @@ def _solve_by_sklearn(
         coef = np.concatenate([-coef, coef]) / 2
         intercept = np.concatenate([-intercept, intercept]) / 2
     kernel = np.zeros_like(like.kernel)
-    # A class without training rows is out of reach: so improbable that no loss shows it.
+    # A class without training rows gets a bias so low that no loss shows it.
     bias = np.full_like(like.bias, intercept.min() - 30)
     kernel[:, present], bias[present] = coef.T, intercept
     return replace(like, kernel=kernel, bias=bias)

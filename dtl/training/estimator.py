@@ -94,7 +94,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         and where there is none, threads of this process for as long as `fit` takes. Copies to
         other processes are without it, and clones share it.
     verbose : bool, default False
-        Show how far `fit` is.
+        Show the progress of `fit`.
 
     Attributes
     ----------
@@ -110,10 +110,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Notes
     -----
-    A Dask array's blocks are not put in another order: every shard gets whole blocks, so they
-    should be fair samples. Rows sorted by class must be shuffled before. Rows stay on the workers,
-    in float32, besides the blocks until these have been read. The rows of a NumPy array are
-    shuffled, and sent in tasks; for what is larger than a gigabyte, use Dask arrays.
+    Every shard gets whole blocks of a Dask array, in their order, so blocks should be fair samples:
+    shuffle rows that are sorted by class. Rows stay on the workers, in float32; a block is released
+    when its shard has been made. The rows of a NumPy array are shuffled, and sent in tasks. For
+    more than a gigabyte, use Dask arrays.
 
     Examples
     --------

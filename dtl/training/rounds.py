@@ -187,7 +187,6 @@ def run(
                 )
             history.append(done)
             if tally.add(done):
-                # The futures of a round have its number for name; a repeated one is the same.
                 best = session.submit(
                     local_sgd.pick_weights,
                     tasks.submit_params(averaged, f"{done.round}"),
@@ -216,7 +215,7 @@ def _finish_rounds(
 ) -> Iterator[tuple[Round, Future]]:
     """Yield the rounds after the first `n_done`, in their order, and what the next starts from.
 
-    Some more are always submitted; they are thrown away where nobody asks for them.
+    Some more are always submitted; they are thrown away if the caller stops.
     """
     n_train = tasks.inputs.n_train
     used = n_train > 0

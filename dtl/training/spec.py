@@ -1,4 +1,4 @@
-"""Values of the trainer: what a head follows from, what workers hold, and what comes out."""
+"""Values of the trainer: its specification, its inputs on the workers, and its results."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MOST_SHARDS = 8
 _NOT_IN_THE_HEAD = (
     "start_from", "checkpoint_every", "features_in", "shards_per_task", "aggregation_depth",
 )  # fmt: skip
-"""Options that do not change a head; of the one that it starts from, the content does."""
+"""Options that do not change a head; `start_from` does by the content of its file."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSpec:
     """All that a head follows from.
 
-    Make it once the store has its split: what is read of the store is kept.
+    Make it after the split is stored: it reads the store once.
 
     Parameters
     ----------

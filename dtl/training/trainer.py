@@ -1,12 +1,12 @@
-"""The third stage: a head on the features, by local SGD on the workers and averaging.
+"""The third stage: training of a head on the features, by local SGD and averaging.
 
 A round is: every shard takes `averaging_frequency` steps from the current parameters, on its own
 rows, and a tree merges the results to their average. Parameters stay on the workers; the driver
 submits rounds ahead and reads only losses, and now and then parameters for a checkpoint. A task
-takes a group of shards, one after another, where there are more shards than threads. Random numbers
+takes a group of shards, one after another, if there are more shards than threads. Random numbers
 come from (seed, shard, epoch), and the order of sums from the number of shards, so the head has the
 same bits on any number of workers. It also has them when workers are lost on the way: Dask then
-computes again what they held.
+computes their results again.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def fit(
 
 
 def prepare(spec: TrainingSpec, session: Session) -> Inputs:
-    """Check what can be checked of a store, and bring its rows to the workers.
+    """Check a store, and bring its rows to the workers.
 
     Raises
     ------

@@ -1,14 +1,14 @@
-"""The options of training that validate best, by successive halving.
+"""Search for the options of training that validate best, by successive halving.
 
-A trial is the training that `trainer.fit` would do with its options, looked at on the way: at each
-cut the best go on from where they are and the others end. Its learning rate follows the schedule of
-the whole training from the start, not one of its own for every cut. So what a trial has at the last
-cut is what training with its options gives; the price is that at an early cut no learning rate has
-come down yet. With a first cut after 4 of 40 epochs what learns slowly was dropped, and the best of
-20 trials missed (4,000 images, 512 features, 19 classes); with one after 13 it was found.
+A trial is the training that `trainer.fit` does with its options, scored on the way: at each cut the
+best trials continue and the others end. Its learning rate follows the schedule of the whole
+training, not one that restarts at every cut. So a trial that reaches the last cut has the scores
+that training with its options gives. The price is that learning rates are still high at an early
+cut. With a first cut after 4 of 40 epochs slow learners were dropped, the best of 20 trials among
+them (4,000 images, 512 features, 19 classes); with a first cut after 13 it was found.
 
-Trials that take the same batches, with the same dropout, and are averaged as often, are trained as
-one where that is faster: a stack of heads, which differ in learning rate and penalty.
+Trials with the same batches, dropout and averaging frequency are trained as one where that is
+faster: as a stack of heads, which differ in learning rate and penalty.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 _STACKED = 1 << 20
 """Numbers in the kernel of a stack, at most.
 
-Narrow heads gain: 8 trials of 512 x 19 in one stack were 5.5 times as fast as each alone, those of
-4096 x 19 3.3 times. Wide ones do not: those of 4096 x 257 in stacks of 2 were 0.98 times as fast.
+Narrow heads gain: 8 trials of 512 x 19 in one stack were 5.5 times as fast as each alone, 8 of
+4096 x 19 3.3 times. Wide heads do not: 4096 x 257 in stacks of 2 were 0.98 times as fast.
 tests/bench/test_tune.py measures it.
 """
 
@@ -56,20 +56,21 @@ _NOT_IN_A_TRIAL = (
     "learning_rate", "l2", "dropout", "averaging_frequency",
     "keep", "patience", "max_seconds", "validate_every",
 )  # fmt: skip
-"""Options of training that no trial follows from: it has its own, or is compared at cuts only."""
+"""Options that no trial follows from: it has values of its own, or is compared at cuts only."""
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search after a cut that was not the last.
+    """The state of a search after a cut that was not the last.
 
     Parameters
     ----------
     trials : tuple of Trial
-        All of them, in the order of `trials`.
+        All of them, in the order of `list_trials`.
     heads : dict of int to Params
-        All that the next round starts from, of the trials that go on, by their place in that order.
+        Parameters that the trials which continue start from, by their place in that order.
     provenance : dict
+        The fingerprint of the search.
     """
 
     trials: tuple[Trial, ...]
@@ -121,9 +122,9 @@ def tune(
     Parameters
     ----------
     spec : TrainingSpec
-        Its split has validation rows; test rows are not looked at. Its options are of all that is
-        not searched for. `stop_on` says what a better validation is; `keep` and `patience` are for
-        training alone.
+        Its split must have validation rows; test rows are not read. Its options hold for all that
+        is not searched for, and `stop_on` defines a better validation; `keep` and `patience` are
+        not read.
     tuned : TuneConfig
     client : distributed.Client
     checkpoint : str

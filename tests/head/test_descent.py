@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import descend_keras_model
+from helpers import descend_keras_model, loss_and_gradient
 from sklearn.linear_model import LogisticRegression
 
 from dtl.config import TrainConfig
@@ -17,7 +17,7 @@ from dtl.head.descent import descend, gradient_norm, stack_heads, take_head
 from dtl.head.model import WEIGHTS
 from dtl.head.optimizers import OPTIMIZERS
 from dtl.head.schedules import Steps, stack_steps
-from dtl.head.softmax import Params, balanced_weights, loss_and_gradient, zero_params
+from dtl.head.softmax import Params, balanced_weights, zero_params
 
 DEFAULTS = TrainConfig()
 RATES = {"adam": 1e-2, "rmsprop": 1e-2, "adadelta": 1.0}

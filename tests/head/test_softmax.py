@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import loss_and_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from dtl.head.softmax import balanced_weights, log_softmax, loss_and_gradient, residuals
+from dtl.head.softmax import balanced_weights, log_softmax, residuals
 
 
 def problem(

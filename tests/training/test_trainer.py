@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import MakeStore, a_worker_is_killed, descend_keras_model, local_cluster
+from helpers import (
+    MakeStore,
+    a_worker_is_killed,
+    descend_keras_model,
+    local_cluster,
+    loss_and_gradient,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dtl.config import TrainConfig
 from dtl.features.store import FeatureStore
-from dtl.head import hidden, softmax
+from dtl.head import hidden
 from dtl.head.model import WEIGHTS, Head
 from dtl.head.schedules import Plan
 from dtl.images.values import TRAIN, VALIDATION
@@ -258,7 +264,7 @@ def test_outer_momentum_and_adam_against_keras(
     adam = keras.optimizers.Adam(0.01)
     for step, batch in enumerate(batches, 1):
         kernel, bias = (w.numpy() for w in inside)
-        _, *gradients = softmax.loss_and_gradient(kernel, bias, x[batch], y[batch], config.l2)
+        _, *gradients = loss_and_gradient(kernel, bias, x[batch], y[batch], config.l2)
         adam.apply(gradients, inside)
         if step % 3 == 0 or step == n_steps:
             outer.apply([w - v for w, v in zip(outside, inside, strict=True)], outside)
