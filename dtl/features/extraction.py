@@ -21,8 +21,8 @@ from dtl.head.model import Head
 from dtl.images.reading import open_images
 from dtl.storage import Extent
 
-# Keras takes seconds and half a gigabyte to import, so only the functions that workers run import
-# `dtl.features.networks`: the driver and a command that finds its work done stay light.
+# Keras takes seconds and half a gigabyte to import, so only functions that workers run import
+# `dtl.features.networks`: the driver, and a command that finds its work done, stay light.
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def check_head(head: Head, spec: ExtractionSpec) -> None:
 def extract(
     files: Sequence[str | Extent], extractor: Extractor
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:
-    """Compute the features of image files, on a worker; one call of a process at a time computes.
+    """Compute the features of image files, on a worker; calls in one process take turns.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def extract(
     content_hash : (n_images,) uint64
         64 bits of the bytes' BLAKE2b; 0 where there are none.
     errors : list of str
-        Why an image cannot be used, or nothing.
+        Why an image cannot be used; empty if it can.
 
     Raises
     ------
@@ -152,7 +152,6 @@ def extract(
             f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
             f"{extractor.weights_sha256}. Give all workers one file."
         )
-
     n_images, batch_images = len(files), extractor.batch_images
     content_hash = np.zeros(n_images, np.uint64)
     errors = [""] * n_images
@@ -179,13 +178,10 @@ def extract(
 
 
 def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:
+    common = [p for p in ("float16", "bfloat16", "float32") if all(p in a for a in available)]
     if wanted == "auto":
-        return next(
-            p
-            for p in ("float16", "bfloat16", "float32")
-            if all(p in precisions for precisions in available)
-        )
-    if not all(wanted in precisions for precisions in available):
+        return common[0]
+    if wanted not in common:
         raise UserError(
             f"features.precision = {wanted}: not every worker's processor computes it at speed. "
             f"They have: {available}. Use auto or float32."
