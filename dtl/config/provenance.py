@@ -12,7 +12,7 @@ _ADVICE = "Give the settings as they were, choose another `out`, or set `overwri
 
 
 class Claim(Enum):
-    """What a command finds where its result is to be, and so what it does next."""
+    """State of a result's place, and so what a command does next."""
 
     ABSENT = "nothing is stored: begin"
     BEGUN = "a part of the wanted result is stored: go on"

@@ -43,18 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command and its arguments.
-
-    Returns
-    -------
-    argparse.Namespace
-        `command`, `debug`, the command's own arguments, and the given options, each by its key.
-
-    Raises
-    ------
-    SystemExit
-        With status 0 after ``--help``, and 2 for arguments that the command does not have.
-    """
+    """Parse a command and its arguments; options that are given lie under their keys."""
     parser = argparse.ArgumentParser(
         prog="dtl",
         description="Folders of labelled photographs to an image classifier, on Dask.",

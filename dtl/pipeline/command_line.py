@@ -15,22 +15,10 @@ if typing.TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run the command of the process, or of `argv`.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The command and its arguments; those of the process if not given.
-
-    Returns
-    -------
-    int
-        The exit status: 0, 1 after an error, 130 after Ctrl-C.
-
-    Raises
-    ------
-    SystemExit
-        With status 0 after ``--help``, and 2 for arguments that the command does not have.
+    Returns the exit status: 0, 1 after an error, 130 after Ctrl-C. Arguments that the command does
+    not have, and ``--help``, raise `SystemExit`.
     """
     command: Command | None = None
     debug = False

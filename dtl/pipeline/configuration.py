@@ -18,13 +18,6 @@ def read_options(arguments: argparse.Namespace, command: Command) -> Config:
 
     A later one wins: the defaults, the command's own, the run's that it goes on with, the file's
     (``--config``), the command line's.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file, or the run to go on with, is not there.
-    UserError
-        For an option that is unknown or out of range.
     """
     given = _nested(arguments)
     layers: list[Mapping[str, Any]] = [command.base]

@@ -59,13 +59,7 @@ class Results:
         self.head_files = tuple(map(self._place, ("head.npz", "head-best.npz", "head-last.npz")))
 
     def config(self) -> dict[str, Any]:
-        """Read the options of the run, as tables.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there has been no run.
-        """
+        """Read the options of the run, as tables."""
         data = self._read("config.toml")
         if data is None:
             raise FileNotFoundError(f"No config.toml in {self.url}. Start with `dtl run`.")
@@ -82,13 +76,7 @@ class Results:
         self._write("config.toml", tomli_w.dumps(config.to_dict(value)).encode())
 
     def store(self) -> FeatureStore:
-        """Open the finished feature store.
-
-        Raises
-        ------
-        FileNotFoundError, UserError
-            If there is none, or it is not finished.
-        """
+        """Open the feature store, which must be finished."""
         store = FeatureStore.open(self.features)
         if pending := store.pending_chunks():
             raise UserError(
@@ -102,13 +90,7 @@ class Results:
         return self._parse("head.npz", Head.from_bytes)
 
     def trained_head(self) -> Head:
-        """Read the head.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is none.
-        """
+        """Read the head, which must be there."""
         if (head := self.head()) is None:
             raise FileNotFoundError(f"No head.npz in {self.url}. Run the train stage first.")
         return head
@@ -122,12 +104,8 @@ class Results:
     ) -> None:
         """Store a head, and remove the checkpoint that led to it.
 
-        The head is written last, so that it always has its own history and its own other head.
-
-        Parameters
-        ----------
-        other : Head, optional
-            Head of the best validation if `keep` is ``last``; of the last round if ``best``.
+        The head is written last, so that it always has its own history and its own `other` head:
+        of the best validation if `keep` is ``last``, of the last round if ``best``.
         """
         self._write("history.parquet", training_values.history_to_bytes(history))
         for name, kept in (("best", "last"), ("last", "best")):

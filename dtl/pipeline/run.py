@@ -95,13 +95,7 @@ class Run:
             self._locked = True
 
     def begin(self) -> None:
-        """Lock the results' folder, and save the configuration there.
-
-        Raises
-        ------
-        UserError
-            If the training would start from a head that it replaces.
-        """
+        """Lock the results' folder, and save the configuration there."""
         start = self.options.train.start_from
         if start and (url := head_url(start)) in self.results.head_files:
             raise UserError(
