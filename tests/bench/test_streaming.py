@@ -24,6 +24,7 @@ from dtl import config
 from dtl.cluster import connection
 from dtl.features.store import FeatureStore
 from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
 
 def peak():
     # Of this program: getrusage counts what was there before exec, too.
@@ -38,9 +39,9 @@ if __name__ == "__main__":
     store = FeatureStore.open(sys.argv[1])
     with connection.connect(c.cluster) as client:
         started = time.monotonic()
-        head, history = trainer.train(
-            store, c.train, "fc2", 0, client, checkpoint=sys.argv[1] + ".checkpoint.npz"
-        )
+        spec = TrainingSpec(store, c.train, "fc2", 0)
+        checkpoint = sys.argv[1] + ".checkpoint.npz"
+        history = trainer.train(spec, client, checkpoint=checkpoint).history
         seconds = time.monotonic() - started
         workers = list(client.run(peak).values())
     print(json.dumps({
