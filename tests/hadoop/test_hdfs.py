@@ -228,7 +228,7 @@ def test_names_with_odd_characters(hadoop: MiniCluster) -> None:
 def test_real_photographs_from_hdfs_to_hdfs(
     hadoop: MiniCluster, data: Path, real_options: list[str], real_run: tuple[Path, str]
 ) -> None:
-    """A run that began on a disk goes on here: its first and last chunks are still to be computed."""
+    """A run that began on a disk goes on here, with its first and last chunks."""
     put(data / "caltech256", f"{hadoop.url}/photographs")
     out, local = f"{hadoop.url}/photographs_out", Results(str(real_run[0]))
     put(real_run[0] / "features.zarr", f"{out}/features.zarr")
