@@ -19,6 +19,7 @@ def test_every_chunk_comes_once(threads: Client) -> None:
     assert list(map_chunks(threads, double, [3], plus=1)) == [7]
 
 
+@pytest.mark.slow
 def test_two_thousand_tiny_chunks(threads: Client) -> None:
     found = list(map_chunks(threads, abs, range(-2000, 0)))
     assert sorted(found) == list(range(1, 2001))

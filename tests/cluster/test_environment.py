@@ -30,6 +30,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return python, folder / "out" / "env.tar"
 
 
+@pytest.mark.slow
 def test_the_archive_works_in_any_folder(packed: tuple[Path, Path], tmp_path: Path) -> None:
     with tarfile.open(packed[1]) as tar:
         tar.extractall(tmp_path / "elsewhere", filter="tar")
@@ -45,6 +46,7 @@ def test_the_archive_works_in_any_folder(packed: tuple[Path, Path], tmp_path: Pa
     assert module.startswith(prefix)
 
 
+@pytest.mark.slow
 def test_an_unchanged_environment_is_not_packed_again(packed: tuple[Path, Path]) -> None:
     python, url = packed
     before = url.stat()

@@ -62,6 +62,7 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     assert contents(folder) == before | {own: b"my own"}
 
 
+@pytest.mark.slow
 def test_the_task_is_neither_trivial_nor_hopeless(drawn: Path) -> None:
     """To who sees only coarse colours."""
     pixels, labels = [], []

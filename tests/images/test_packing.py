@@ -132,6 +132,7 @@ sys.exit(pipeline.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_pack_goes_on_to_the_same_bytes(
     large: Path, tmp_path: Path, threads: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +233,7 @@ def featurize(url: Path, out: Path, client: Client) -> FeatureStore:
     return store
 
 
+@pytest.mark.slow
 def test_features_and_head_have_the_same_bits(
     pictures: Path, tmp_path: Path, processes: Client
 ) -> None:
@@ -264,6 +266,7 @@ def test_features_and_head_have_the_same_bits(
     assert len(heads) == 1
 
 
+@pytest.mark.slow
 def test_a_store_that_was_begun_goes_on_from_other_tars(
     pictures: Path, tmp_path: Path, processes: Client
 ) -> None:
@@ -281,6 +284,7 @@ def test_a_store_that_was_begun_goes_on_from_other_tars(
         np.testing.assert_array_equal(again.read("block1_pool"), expected.read("block1_pool"))
 
 
+@pytest.mark.slow
 def test_predictions_and_the_pictures_of_a_report(
     pictures: Path, tmp_path: Path, processes: Client
 ) -> None:

@@ -253,6 +253,7 @@ def test_everything_in_memory_of_one_process(
     assert "Report: memory://results/report.html" in printed.out
 
 
+@pytest.mark.slow
 def test_the_demo_without_imagenet_weights_says_so(tmp_path: Path) -> None:
     """The whole demo is run by hand and in `make demo`; this is its fallback, cut short."""
     if (Path.home() / ".keras/models/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5").exists():

@@ -221,6 +221,7 @@ def test_rows_sorted_by_class_are_shuffled() -> None:
     assert max(model.history_[0].shard_loss) < 1.5 * min(model.history_[0].shard_loss)
 
 
+@pytest.mark.slow
 def test_same_bits_on_any_workers(threads: Client, one_thread: Client) -> None:
     x, y = blobs(n=900, n_features=40)
 

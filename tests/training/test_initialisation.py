@@ -59,6 +59,7 @@ def store(vgg16: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Featu
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
     store: FeatureStore, vgg16: keras.Model, threads: Client
 ) -> None:
@@ -77,6 +78,7 @@ def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
     assert not hidden.logits(params, x).any()
 
 
+@pytest.mark.slow
 def test_learns_from_there_to_the_same_bits_in_worker_processes(
     store: FeatureStore, threads: Client, processes: Client
 ) -> None:

@@ -70,6 +70,7 @@ def test_averaging_comes_close_to_it(make_store: MakeStore, threads: Client) -> 
     assert exact.provenance["train"]["solver"] == "lbfgs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [1, 2, 4])
 @pytest.mark.parametrize("processes", [False, True])
 def test_same_bits_on_any_workers(
@@ -88,6 +89,7 @@ def test_same_bits_on_any_workers(
     assert head.to_bytes() == expected.to_bytes()
 
 
+@pytest.mark.slow
 def test_same_bits_when_a_worker_is_killed_on_the_way(
     make_store: MakeStore, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

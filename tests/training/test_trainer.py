@@ -158,6 +158,7 @@ def test_features_are_standardised_by_the_training_rows(
     assert np.allclose(head.scale, scaler.scale_, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [1, 2, 4])
 @pytest.mark.parametrize("processes", [False, True])
 def test_same_bits_on_any_workers(
@@ -178,6 +179,7 @@ def test_same_bits_on_any_workers(
         assert head.to_bytes() == other.to_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"features_in": "memory"}, {"features_in": "store"}, {"hidden_units": 12, "dropout": 0.3}],

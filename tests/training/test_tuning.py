@@ -165,6 +165,7 @@ def test_test_rows_make_no_difference(tmp_path: Path, threads: Client) -> None:
 # --- the same on any workers ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [1, 4])
 def test_same_bits_on_any_workers(store: FeatureStore, found: Tuning, n_workers: int) -> None:
     with local_cluster(n_workers) as local, Client(local) as client:
@@ -172,6 +173,7 @@ def test_same_bits_on_any_workers(store: FeatureStore, found: Tuning, n_workers:
     assert again == found
 
 
+@pytest.mark.slow
 def test_same_bits_when_a_worker_is_killed_on_the_way(
     make_store: MakeStore, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
