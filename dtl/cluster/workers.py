@@ -28,8 +28,12 @@ MORE_MEMORY = (
 
 def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
     """Return what the scheduler knows of every worker, by address."""
-    workers: Mapping[str, Mapping[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
-    return workers
+    while True:
+        info = client.scheduler_info(n_workers=-1)
+        # The client renews its copy in the background, without workers: that one may come between.
+        if info["workers"] or not info["n_workers"]:
+            workers: Mapping[str, Mapping[str, Any]] = info["workers"]
+            return workers
 
 
 def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
@@ -76,7 +80,10 @@ def warn_of_pauses(client: Client) -> Iterator[None]:
     def watch() -> None:
         warned: set[str] = set()
         while not ended.wait(_LOOK_EVERY_S) and client.status == "running":
-            workers = client.scheduler_info(n_workers=-1).get("workers", {})
+            try:
+                workers = known_workers(client)
+            except KeyError:  # the client has just been closed
+                return
             paused = {name for name, worker in workers.items() if worker["status"] == "paused"}
             for name in sorted(paused - warned):
                 log.warning(

@@ -23,6 +23,17 @@ def test_on_each_worker(threads: Client, processes: Client) -> None:
     assert os.getpid() not in run_on_each_worker(processes, os.getpid).values()
 
 
+def test_the_client_renewing_its_copy_loses_no_worker(
+    threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy of what the scheduler knows may come between, which has no workers in it."""
+    whole = threads.scheduler_info
+    renewed = [whole(n_workers=-1) | {"workers": {}}]
+    monkeypatch.setattr(threads, "scheduler_info", lambda **n: (renewed or [whole(**n)]).pop())
+    assert len(workers.known_workers(threads)) == 2
+    assert not renewed
+
+
 def test_a_worker_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.2)
 
