@@ -150,7 +150,7 @@ def test_a_hidden_layer_goes_through_every_stage(
     assert scores["test"]["accuracy"] > 0.9
     report = (copy / "report.html").read_text()
     assert "head of 8 hidden units and softmax trained with" in report
-    assert "replicas of the hidden layer (8 units) and the softmax layer learn" in report
+    assert "replicas of the hidden layer (8 units) and the softmax layer are trained" in report
 
     # On from it, and into one file.
     subprocess.run(["cp", "-r", copy, first], check=True)
