@@ -202,27 +202,15 @@ def _make_shards(
     moments: Moments,
     classes: NDArray[Any],
 ) -> list[Shard]:
-    return [
-        _make_shard(index, of_rows, of_labels, moments, classes)
-        for index, of_rows, of_labels in zip(indices, rows, labels, strict=True)
-    ]
-
-
-def _make_shard(
-    index: int,
-    rows: list[NDArray[Any]],
-    labels: list[NDArray[Any]],
-    moments: Moments,
-    classes: NDArray[Any],
-) -> Shard:
-    n_rows = tuple(len(block) for block in rows)
-    features = np.empty((sum(n_rows), len(moments.mean)), np.float32)
-    first = 0
-    for block in rows:
-        # What float32 would lose of numbers far from 0 is only lost after the mean is subtracted.
-        dtype = np.result_type(block.dtype, np.float32)
-        part = features[first : first + len(block)]
-        part[:] = standardise(block, moments.mean, moments.scale(), dtype)
-        first += len(block)
-    encoded = np.searchsorted(classes, np.concatenate(labels)).astype(np.int32)
-    return Shard(index, features, encoded, n_rows)
+    shards = []
+    for index, blocks, of_blocks in zip(indices, rows, labels, strict=True):
+        ends = np.cumsum([len(block) for block in blocks])
+        features = np.empty((ends[-1], len(moments.mean)), np.float32)
+        for block, end in zip(blocks, ends, strict=True):
+            # In float32, numbers far from 0 would lose digits before the mean is subtracted.
+            dtype = np.result_type(block.dtype, np.float32)
+            standardised = standardise(block, moments.mean, moments.scale(), dtype)
+            features[end - len(block) : end] = standardised
+        encoded = np.searchsorted(classes, np.concatenate(of_blocks)).astype(np.int32)
+        shards.append(Shard(index, features, encoded, tuple(map(len, blocks))))
+    return shards

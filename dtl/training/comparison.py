@@ -63,32 +63,31 @@ def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comp
     check(spec.config, compared)
     check_store(spec, compared)
     optimum, seconds, history = _train(spec, client, _EXACT, solver="lbfgs")
-    n_passes = round(history[-1].epoch)
-    exact = Contender(
-        name=_EXACT,
-        n_shards=spec.n_shards,
-        averaging_frequency=0,
-        objective_gap=0.0,
-        kernel_distance=0.0,
-        seconds=seconds,
-        bytes_moved=n_passes * _pass_bytes(optimum, _count_tasks(spec, spec.n_shards, client)),
-        curve=_curve(history, seconds, spec.config.l2),
-        **_scores(spec, optimum, client),
-    )
-    contenders = [exact]
+    contenders: list[Contender] = []
 
     def add(name: str, head: Head, **measured: Any) -> None:
         scores = _scores(spec, head, client)
+        least = contenders[0].objective if contenders else scores["objective"]
         contenders.append(
             Contender(
                 name=name,
-                objective_gap=scores["objective"] / exact.objective - 1,
+                objective_gap=scores["objective"] / least - 1,
                 kernel_distance=_norm(head.kernel - optimum.kernel) / _norm(optimum.kernel),
                 **measured,
                 **scores,
             )
         )
 
+    n_tasks, n_passes = _count_tasks(spec, spec.n_shards, client), round(history[-1].epoch)
+    add(
+        _EXACT,
+        optimum,
+        n_shards=spec.n_shards,
+        averaging_frequency=0,
+        seconds=seconds,
+        bytes_moved=n_passes * _pass_bytes(optimum, n_tasks),
+        curve=_curve(history, seconds, spec.config.l2),
+    )
     for n_shards, frequency in list_ways(compared, spec.store.n_chunks):
         name = _name(n_shards, frequency)
         head, seconds, history = _train(
