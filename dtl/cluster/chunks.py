@@ -63,12 +63,14 @@ def map_chunks(
         except OSError as error:
             failures[str(chunk)] += 1
             if failures[str(chunk)] > _RETRIES:
+                running.clear()
                 raise
             log.warning("%s; trying again", error)
-            future.release()  # a bag of the same content has the same keys
             waiting = itertools.chain([chunk], waiting)
         else:
             yield from results
+        finally:
+            future.release()  # or a bag of the same content, with the same keys, has this error
         # A quarter at a time: the driver takes half the time for chunks of a common bag.
         if running.count() <= window * 3 // 4:
             window = fill_window()
