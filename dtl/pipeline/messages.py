@@ -23,10 +23,15 @@ def name_flags(message: str) -> str:
 
     Examples
     --------
-    >>> name_flags("Choose another `out`, or set `images.max_skipped`. See `dask worker --help`.")
-    'Choose another --out, or set --images.max-skipped. See `dask worker --help`.'
+    >>> name_flags("Choose another `out`, or set `train.keep` = last. See `dask worker --help`.")
+    'Choose another --out, or set --train.keep last. See `dask worker --help`.'
     """
-    return re.sub(r"`([a-z_0-9.]+)`", lambda found: _flags().get(found[1], found[0]), message)
+
+    def put(found: re.Match[str]) -> str:
+        flag = _flags().get(found[1])
+        return found[0] if flag is None else flag + " " * bool(found[2])
+
+    return re.sub(r"`([a-z_0-9.]+)`( = )?", put, message)
 
 
 @functools.cache
