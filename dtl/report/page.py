@@ -134,15 +134,7 @@ def render(report: ReportInput) -> str:
 
 
 def render_comparison(comparison: Comparison, title: str) -> str:
-    """Return a comparison of ways of training as one HTML file.
-
-    Parameters
-    ----------
-    comparison : Comparison
-        The exact optimum first.
-    title : str
-        Name of the photographs.
-    """
+    """Return a comparison of ways of training as one HTML file; `title` names the photographs."""
     names = [contender.name for contender in comparison.contenders]
     line_colors = dict(zip(names, itertools.cycle(Category10[10])))
     return _fill(

@@ -9,8 +9,8 @@ import skein
 
 from dtl.cluster import environment
 from dtl.cluster.yarn.containers import in_container
-from dtl.cluster.yarn.specification import MASTER_MIB, limit_worker_memory, parse_mib
-from dtl.config import ClusterConfig, YarnConfig
+from dtl.cluster.yarn.specification import MASTER_MIB, limit_worker_memory
+from dtl.config import ClusterConfig, YarnConfig, parse_memory
 from dtl.config.errors import UserError
 
 
@@ -97,7 +97,7 @@ def _check_containers(nodes: Sequence[Any], yarn: YarnConfig, *, driver: bool) -
     amounts = {}
     for option, resource in wanted.items():
         value: Any = getattr(yarn, option.removeprefix("yarn."), 0)
-        amounts[option] = parse_mib(value) if resource == "memory" else value
+        amounts[option] = parse_memory(value) >> 20 if resource == "memory" else value
         largest = max(getattr(node.total_resources, resource) for node in nodes)
         if amounts[option] > largest:
             unit = " MiB" if resource == "memory" else ""

@@ -124,13 +124,7 @@ def _check_answer(client: skein.Client, conf_dir: str) -> None:
 
 
 def submit_application(manager: skein.Client, spec: skein.ApplicationSpec) -> str:
-    """Hand an application to YARN; return its id.
-
-    Raises
-    ------
-    ConnectionError
-        If YARN refuses it.
-    """
+    """Hand an application to YARN; return its id."""
     try:
         return str(manager.submit(spec))
     except (skein.SkeinError, ValueError) as error:
@@ -138,13 +132,7 @@ def submit_application(manager: skein.Client, spec: skein.ApplicationSpec) -> st
 
 
 def get_report(manager: skein.Client, app_id: str) -> Any:
-    """Return YARN's report of an application.
-
-    Raises
-    ------
-    UserError
-        If YARN knows none of this id.
-    """
+    """Return YARN's report of an application; a UserError says that it knows none of this id."""
     try:
         return manager.application_report(app_id)
     except (KeyError, ValueError, skein.SkeinError) as error:
@@ -167,14 +155,9 @@ def wait_for_end(manager: skein.Client, app_id: str) -> None:
 
 
 def read_logs(app_id: str, pattern: str, *, wait: bool) -> subprocess.CompletedProcess[str]:
-    """Read the logs of an application's containers by ``yarn logs``, which finds them.
+    """Read log files of an application's containers, whose names match a regular expression.
 
-    Parameters
-    ----------
-    pattern : str
-        Regular expression that names of log files match.
-    wait : bool
-        Whether to wait, up to 60 s, until YARN has gathered them: the command fails until then.
+    ``yarn logs`` finds them, and fails until YARN has gathered them: `wait` for that up to 60 s.
     """
     command = ["yarn", "logs", "-applicationId", app_id, "-log_files_pattern", pattern]
     until = time.monotonic() + (_LOGS_S if wait else 0)

@@ -61,7 +61,7 @@ def make_specification(
     ) -> skein.Service:  # fmt: skip
         return skein.Service(
             resources=skein.Resources(
-                memory=parse_mib(getattr(yarn, f"{role}_memory")),
+                memory=parse_memory(getattr(yarn, f"{role}_memory")) >> 20,
                 vcores=yarn.worker_vcores if role == "worker" else 1,
                 gpus=yarn.worker_gpus if role == "worker" else 0,
             ),
@@ -138,11 +138,6 @@ def _hadoop_configuration(conf_dir: str) -> list[str]:
     return [f"{conf_dir}/{name}" for name in names if Path(conf_dir, name).exists()]
 
 
-def parse_mib(memory: str) -> int:
-    """Return the whole MiB in a text such as ``4GiB``."""
-    return parse_memory(memory) >> 20
-
-
 def limit_worker_memory(cluster: ClusterConfig, yarn: YarnConfig) -> int:
     """Return the bytes that Dask lets a worker use: its container's, or fewer if so configured.
 
@@ -151,7 +146,7 @@ def limit_worker_memory(cluster: ClusterConfig, yarn: YarnConfig) -> int:
     UserError
         If ``cluster.memory_limit`` is more than the container has.
     """
-    container = parse_mib(yarn.worker_memory) << 20
+    container = parse_memory(yarn.worker_memory) >> 20 << 20  # YARN counts whole MiB
     if cluster.memory_limit == "auto":
         return container
     limit = parse_memory(cluster.memory_limit)

@@ -84,13 +84,7 @@ def kill(app_id: str) -> str:
 
 
 def print_logs(app_id: str) -> int:
-    """Print what an application's containers wrote; return the exit status of ``yarn logs``.
-
-    Raises
-    ------
-    UserError
-        If YARN knows no such application.
-    """
+    """Print what an application's containers wrote; return the exit status of ``yarn logs``."""
     check_client()
     pattern = "(dask|application).*log"
     done = read_logs(app_id, pattern, wait=False)
