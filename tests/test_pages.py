@@ -271,7 +271,7 @@ def test_every_command_of_dtl_is_in_a_page() -> None:
 def test_names_of_code_in_the_page_about_it_exist() -> None:
     page = ROOT / "dtl" / "README.md"
     folders = "|".join(path.name for path in page.parent.iterdir() if path.is_dir())
-    keys = {option.key for option in config.options()}
+    keys = {option.key for option in config.list_options()}
     retired = {f"{section}.{name}" for section, table in RETIRED.items() for name in table}
     text = page.read_text()
     named = set(re.findall(rf"`((?:{folders})(?:\.\w+)+)`", text))
