@@ -488,6 +488,7 @@ def browse(report: ReportInput, width: int, folder: Path) -> dict[str, Any]:
     return json.loads(html.unescape(found[1]))
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 @pytest.mark.parametrize(
     ("names", "width"),
