@@ -23,7 +23,7 @@ from distributed import LocalCluster
 from helpers import COLOURS, CUT, draw
 
 from dtl import config
-from dtl.config.retired import RETIRED
+from dtl.config import RETIRED
 from dtl.pipeline import command_line, commands
 from dtl.pipeline.arguments import parse_arguments
 

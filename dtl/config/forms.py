@@ -11,9 +11,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtl.config.errors import UserError
-from dtl.config.options import Section, get_types, list_members
-from dtl.config.retired import RETIRED, drop_retired
+from dtl.config.options import Section, list_members
 from dtl.config.sections import Config
+
+RETIRED: Mapping[str, Mapping[str, Any]] = {
+    "yarn": {"scheduler_vcores": 1, "driver_vcores": 1, "adaptive_min": 0},
+    "train": {
+        "lbfgs_tolerance": 1e-5, "lbfgs_max_iterations": 1000, "learning_rate_decay": 0.01,
+        "outer_learning_rate": 1.0, "validate_every": 0, "max_seconds": 0.0, "checkpoint_every": 50,
+    },
+    "tune": {"first_epochs": 10.0},
+    "report": {"n_mistakes": 24},
+}  # fmt: skip
+"""Options of former times by section, each with the value that it always has now.
+
+A stored configuration may still name them, and a stored fingerprint does.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Option:
 
 def list_options(section: type = Config, prefix: str = "") -> Iterator[Option]:
     """Yield all options in the order of declaration."""
-    hints = get_types(section)
+    hints = typing.get_type_hints(section)
     for spec in dataclasses.fields(section):
         kind = hints[spec.name]
         if dataclasses.is_dataclass(kind):
@@ -80,10 +93,7 @@ def list_options(section: type = Config, prefix: str = "") -> Iterator[Option]:
 def build(*layers: Mapping[str, Any]) -> Config:
     """Make a configuration from nested tables, the later over the earlier.
 
-    Raises
-    ------
-    UserError
-        For an unknown key (the known ones are listed) or a value of the wrong type or range.
+    An unknown key, and a value of the wrong type or range, is a `UserError`.
 
     Examples
     --------
@@ -95,11 +105,11 @@ def build(*layers: Mapping[str, Any]) -> Config:
     dtl.config.errors.UserError: Unknown key train.learning_rat. Did you mean learning_rate? ...
     """
     merged: dict[str, Any] = {}
-    kinds = get_types(Config)
+    kinds = typing.get_type_hints(Config)
     for layer in layers:
         for name, value in layer.items():
             if isinstance(value, Mapping):
-                value = drop_retired(name, value)
+                value = _drop_retired(name, value)
                 if name in RETIRED and not value:
                     continue
             _check_known(name, "", kinds)
@@ -107,12 +117,11 @@ def build(*layers: Mapping[str, Any]) -> Config:
                 if not isinstance(value, Mapping):
                     raise UserError(f"[{name}] must be a table of options. Received: {value!r}.")
                 for key in value:
-                    _check_known(key, f"{name}.", get_types(kinds[name]))
+                    _check_known(key, f"{name}.", typing.get_type_hints(kinds[name]))
                 value = {**merged.get(name, {}), **value}
             merged[name] = value
-    for name in merged.keys() & {k for k, v in kinds.items() if dataclasses.is_dataclass(v)}:
-        merged[name] = kinds[name](**merged[name])
-    return Config(**merged)
+    sections = {name for name in merged if dataclasses.is_dataclass(kinds[name])}
+    return Config(**merged | {name: kinds[name](**merged[name]) for name in sections})
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -141,17 +150,16 @@ def parse_text(option: Option, text: str) -> Any:
 
 def to_dict(section: Section) -> dict[str, Any]:
     """Return nested tables with TOML's types, of which `build` makes the same options."""
-    values = {spec.name: getattr(section, spec.name) for spec in dataclasses.fields(section)}  # type: ignore[arg-type]
-    return {
-        name: to_dict(value) if isinstance(value, Section)
-        else list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-    }  # fmt: skip
+
+    def use_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in items}
+
+    return dataclasses.asdict(section, dict_factory=use_lists)
 
 
 def to_fingerprint(section: Section) -> dict[str, Any]:
     """Return a section's options as stored fingerprints have them, the retired ones too."""
-    return to_dict(section) | dict(RETIRED.get(section._name, {}))
+    return to_dict(section) | dict(RETIRED.get(section.get_name(), {}))
 
 
 def _check_known(key: str, prefix: str, known: Mapping[str, Any]) -> None:
@@ -159,3 +167,14 @@ def _check_known(key: str, prefix: str, known: Mapping[str, Any]) -> None:
         close = difflib.get_close_matches(key, known, 1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise UserError(f"Unknown key {prefix}{key}. {hint}Known: {', '.join(known)}.")
+
+
+def _drop_retired(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    retired = RETIRED.get(section, {})
+    for name in retired.keys() & values.keys():
+        if values[name] != retired[name]:
+            raise UserError(
+                f"{section}.{name} is no option any more: it is always {retired[name]}. "
+                f"Leave it out. Received: {values[name]!r}."
+            )
+    return {name: value for name, value in values.items() if name not in retired}

@@ -8,22 +8,17 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Union
 
 from dtl.config.errors import UserError
 
-NO_URL = ""
-
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B")
 _IN_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple[str, ...]: "a list of texts",
-    tuple[int, ...]: "a list of whole numbers",
+    bool: "true or false", int: "a whole number", float: "a number", str: "text",
+    tuple[str, ...]: "a list of texts", tuple[int, ...]: "a list of whole numbers",
     tuple[float, ...]: "a list of numbers",
-}
+}  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -64,8 +59,7 @@ def parse_memory(text: str) -> int:
     >>> parse_memory("4 GiB"), parse_memory("1.5GB")
     (4294967296, 1500000000)
     """
-    match = _MEMORY.fullmatch(text)
-    if match is None:
+    if (match := _MEMORY.fullmatch(text)) is None:
         raise UserError(f"Memory must be an amount such as 4GiB. Received: {text!r}.")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** ("kMGT".index(prefix) + 1))
@@ -79,36 +73,34 @@ def option(default: Any, help: str, rule: Rule | None = None) -> Any:
 # By hand, for pydantic's dataclasses with cyclopts took longer to start and said less: their
 # imports and schemas take 0.7 s of the half that `--help` has, "Input should be a valid string"
 # names neither the key nor what to do, and strict types refuse TOML's lists.
+@dataclass(frozen=True)
 class Section:
     """Options that are checked, each and together, when they are made."""
 
-    _name: typing.ClassVar[str] = ""
+    @classmethod
+    def get_name(cls) -> str:
+        """Return the name of its table in TOML; empty at the top."""
+        return cls.__name__.removesuffix("Config").lower()
 
     def __post_init__(self) -> None:
-        for name, kind in get_types(type(self)).items():
-            value = getattr(self, name)
+        for name, kind in typing.get_type_hints(type(self)).items():
             if dataclasses.is_dataclass(kind):
                 continue
-            key = f"{self._name}.{name}".lstrip(".")
-            value = _convert(value, kind, key)
+            key = f"{self.get_name()}.{name}".lstrip(".")
+            value = _convert(getattr(self, name), kind, key)
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{key} must be a finite number. Received: {value!r}.")
             object.__setattr__(self, name, value)
-            rule: Rule | None = self.__dataclass_fields__[name].metadata["rule"]  # type: ignore[attr-defined]
+            rule: Rule | None = self.__dataclass_fields__[name].metadata["rule"]
             if rule is not None and not rule.allows(value):
                 raise UserError(f"{key} must be {rule.words}. Received: {value!r}.")
-        for problem in self._conflicts():
-            raise UserError(problem)
+        for is_wrong, problem in self._conflicts():
+            if is_wrong:
+                raise UserError(problem)
 
-    def _conflicts(self) -> Iterator[str]:
-        """Yield what is wrong with options that are right each by itself."""
+    def _conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Yield whether options contradict each other, and the message if so."""
         return iter(())
-
-
-def get_types(section: type) -> dict[str, Any]:
-    """Return the types of a section's options by name."""
-    names = {spec.name for spec in dataclasses.fields(section)}
-    return {k: v for k, v in typing.get_type_hints(section).items() if k in names}
 
 
 def list_members(kind: Any) -> tuple[Any, ...]:

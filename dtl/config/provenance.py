@@ -34,18 +34,8 @@ def claim(
     This is the only place that decides it. Read what is stored before: a file that cannot be read
     is a `UserError` of its reader, and never counts as a result of other settings.
 
-    Parameters
-    ----------
-    wanted, stored : mapping
-        Fingerprints; `stored` is None where nothing is.
-    place : str
-        URL of the result, for the message.
-    finished : bool
-        Whether the stored result is whole.
-    overwrite : bool
-        Allow a result of other settings to be replaced.
-    advice : str
-        Ends the message.
+    `stored` is None where nothing is, `finished` says whether it is whole, and `overwrite` allows a
+    result of other settings to be replaced. `place` and `advice` begin and end the message.
 
     Raises
     ------
@@ -94,17 +84,7 @@ def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[st
 def check_same(
     wanted: Mapping[str, Any], stored: Mapping[str, Any], problem: str, advice: str = ""
 ) -> None:
-    """Refuse fingerprints that differ.
-
-    Parameters
-    ----------
-    problem, advice : str
-        The message begins with the problem, names each difference, and ends with the advice.
-
-    Raises
-    ------
-    DifferentSettingsError
-    """
+    """Raise a `DifferentSettingsError` with a problem, each difference, and advice, if any."""
     if found := differences(wanted, stored):
         message = "\n  ".join([f"{problem}:", *found])
         raise DifferentSettingsError(f"{message}\n{advice}" if advice else message)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import TrainConfig
-from dtl.config.training import parse_steps
+from dtl.config.sections import parse_steps
 
 _DECAY = 0.01
 """The factor of an exponential schedule over the whole training."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtl.config import TrainConfig
-from dtl.config.training import parse_steps
+from dtl.config.sections import parse_steps
 from dtl.head.schedules import round_lengths
 
 
