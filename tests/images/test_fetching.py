@@ -453,7 +453,7 @@ def test_the_command(
         command_line.main(["fetch", "caltech257", "--to", str(tmp_path)])
     assert "invalid choice: 'caltech257'" in capsys.readouterr().err
     assert command_line.main(["fetch", "caltech256"]) == 1
-    assert "Say --out URL" in capsys.readouterr().err
+    assert "Set --out" in capsys.readouterr().err
 
 
 def test_settings_out_of_range(small: Fetch, tmp_path: Path) -> None:

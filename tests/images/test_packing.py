@@ -298,7 +298,7 @@ def test_predictions_and_the_pictures_of_a_report(
     found.sort()
     assert len(found.paths) == 24
     tables = []
-    for images in (listing.Found(str(pictures), found.paths), found):
+    for images in (listing.ImageFiles(str(pictures), found.paths), found):
         url = str(tmp_path / f"predictions-{len(tables)}")
         prediction.predict(url, images, head, ExtractionSpec(c.features, c.images), processes)
         tables.append(pq.read_table(url))
