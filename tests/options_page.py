@@ -43,7 +43,7 @@ def _lines() -> Iterator[str]:
     yield "| command | what it does | options |"
     yield "|---|---|---|"
     for name, command in COMMANDS.items():
-        used = ", ".join(f"`{option}`" for option in command.options)
+        used = ", ".join(f"`{option}`" for option in command.options.split())
         yield f"| `dtl {name}` | {command.help} | {used} |"
     yield ""
     yield "## Retired options"

@@ -24,25 +24,25 @@ def _is_share(value: float | int | str) -> bool:
 _SHARE = Rule(_is_share, "a fraction below 1, a whole number of images, or rest")
 
 
+# fmt: off
+# Each option is a row of a table: its name, type and default; its help and rule.
+
+
 @dataclass(frozen=True)
 class ClusterConfig(Section):
     """Where the work runs."""
 
-    address: str = option(
-        "local", "local, yarn, or a running scheduler's tcp://host:port or tls://host:port",
+    address: str = option("local",
+        "local, yarn, or a running scheduler's tcp://host:port or tls://host:port",
         Rule(lambda v: v in ("local", "yarn") or v.startswith(("tcp://", "tls://")),
-             "local, yarn, tcp://host:port or tls://host:port"),
-    )  # fmt: skip
-    n_workers: int = option(
-        1, "processes, or containers of YARN; each loads the network", at_least(1)
-    )
-    threads_per_worker: int = option(
-        0, "threads of each, at least 2; 0: processors shared out, or YARN's vcores", at_least(0)
-    )
-    memory_limit: str = option(
-        "auto", "memory of each worker, such as 6GiB; auto: memory shared out, or the container's",
-        Rule(lambda value: value == "auto" or MEMORY.allows(value), f"auto, or {MEMORY.words}"),
-    )  # fmt: skip
+             "local, yarn, tcp://host:port or tls://host:port"))
+    n_workers: int = option(1,
+        "processes, or containers of YARN; each loads the network", at_least(1))
+    threads_per_worker: int = option(0,
+        "threads of each, at least 2; 0: processors shared out, or YARN's vcores", at_least(0))
+    memory_limit: str = option("auto",
+        "memory of each worker, such as 6GiB; auto: memory shared out, or the container's",
+        Rule(lambda value: value == "auto" or MEMORY.allows(value), f"auto, or {MEMORY.words}"))
     processes: bool = option(True, "false: workers are threads of this process")
     dashboard_address: str = option(":0", "where a local cluster serves Dask's dashboard")
 
@@ -54,21 +54,17 @@ class YarnConfig(Section):
     name: str = option("dtl", "name of the application", NAME)
     queue: str = option("default", "queue that the application is submitted to", NAME)
     node_label: str = option("", "label of the nodes to run on; empty: as the queue says")
-    environment: str = option(
-        "", "archive of pack-environment, or a folder on every node; empty: the running Python"
-    )
+    environment: str = option("",
+        "archive of pack-environment, or a folder on every node; empty: the running Python")
     worker_memory: str = option("4GiB", "memory of a worker's container", MEMORY)
     worker_vcores: int = option(2, "virtual cores of a worker's container", at_least(1))
     worker_gpus: int = option(0, "GPUs of a worker's container (yarn.io/gpu)", at_least(0))
     scheduler_memory: str = option("1GiB", "memory of the Dask scheduler's container", MEMORY)
     driver_memory: str = option("2GiB", "memory of a submitted driver's container", MEMORY)
-    adaptive_max: int = option(
-        0, "most workers, if their number follows the work; 0: always n_workers", at_least(0)
-    )
-    env: tuple[str, ...] = option(
-        (), "environment variables of all containers, NAME=VALUE",
-        Rule(lambda v: all(re.match(r"[^\W\d]\w*=", x) for x in v), "texts of the form NAME=VALUE"),
-    )  # fmt: skip
+    adaptive_max: int = option(0,
+        "most workers, if their number follows the work; 0: always n_workers", at_least(0))
+    env: tuple[str, ...] = option((), "environment variables of all containers, NAME=VALUE",
+        Rule(lambda v: all(re.match(r"[^\W\d]\w*=", x) for x in v), "texts of the form NAME=VALUE"))
     files: tuple[str, ...] = option((), "files for each container's folder; archives are unpacked")
 
 
@@ -76,26 +72,21 @@ class YarnConfig(Section):
 class StorageConfig(Section):
     """How storage is reached."""
 
-    hdfs_client: Literal["native", "pyarrow"] = option(
-        "native", "client of hdfs://; pyarrow needs libhdfs and a JVM"
-    )
+    hdfs_client: Literal["native", "pyarrow"] = option("native",
+        "client of hdfs://; pyarrow needs libhdfs and a JVM")
 
 
 @dataclass(frozen=True)
 class ImagesConfig(Section):
     """Which images, and how they become arrays."""
 
-    url: str = option(
-        "", "folder of class folders, of train/, validation/ and test/, or of tars; or a tar"
-    )
-    resize: Literal["stretch", "crop"] = option(
-        "stretch", "to the network's size: stretch, or scale the short side and crop the middle"
-    )
+    url: str = option("",
+        "folder of class folders, of train/, validation/ and test/, or of tars; or a tar")
+    resize: Literal["stretch", "crop"] = option("stretch",
+        "to the network's size: stretch, or scale the short side and crop the middle")
     max_pixels: int = option(100_000_000, "pixels above which an image is skipped", at_least(1))
-    max_skipped: float = option(
-        0.01, "fraction of unreadable images above which the run fails",
-        Rule(lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
-    )  # fmt: skip
+    max_skipped: float = option(0.01, "fraction of unreadable images above which the run fails",
+        Rule(lambda value: 0 <= value <= 1, "a fraction from 0 to 1"))
 
 
 @dataclass(frozen=True)
@@ -103,19 +94,15 @@ class FeaturesConfig(Section):
     """Which network turns images into features, and how they are stored."""
 
     network: str = option("VGG16", "a model of keras.applications")
-    layers: tuple[str, ...] = option(
-        ("fc2",), "layers to store, all computed in one pass", Rule(bool, "one layer or more")
-    )
-    pooling: Literal["avg", "max", "flatten"] = option(
-        "avg", "how a layer with positions (height, width, channels) becomes one row"
-    )
+    layers: tuple[str, ...] = option(("fc2",),
+        "layers to store, all computed in one pass", Rule(bool, "one layer or more"))
+    pooling: Literal["avg", "max", "flatten"] = option("avg",
+        "how a layer with positions (height, width, channels) becomes one row")
     weights: str = option("imagenet", "imagenet, random, or the URL of a .h5, .weights.h5 or .npz")
-    preprocess: Literal["network", "dl4j"] = option(
-        "network", "the network's own; dl4j: BGR without subtracted means, as in Deeplearning4j"
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "number format of the network; auto: the fastest that every worker has"
-    )
+    preprocess: Literal["network", "dl4j"] = option("network",
+        "the network's own; dl4j: BGR without subtracted means, as in Deeplearning4j")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option("auto",
+        "number format of the network; auto: the fastest that every worker has")
     dtype: Literal["float32", "float16"] = option("float32", "number format of stored features")
     batch_images: int = option(16, "images of one pass through the network", at_least(1))
     chunk_images: int = option(256, "images of one stored chunk, the unit of work", at_least(1))
@@ -125,24 +112,18 @@ class FeaturesConfig(Section):
 class SplitConfig(Section):
     """Which images train, which validate and which test blindly."""
 
-    method: Literal["auto", "stratified", "random", "folders"] = option(
-        "auto", "auto: by train/, validation/ and test/ where they are, else stratified by class"
-    )
-    train: float | int | str = option(
-        "rest", "training images: a fraction (0.6), a number (19607), or rest", _SHARE
-    )
-    validation: float | int | str = option(
-        0.15, "validation images: a fraction (0.15), a number (5000), or rest", _SHARE
-    )
-    test: float | int | str = option(
-        0.2, "test images: a fraction (0.2), a number (6000), or rest", _SHARE
-    )
-    train_per_class: int = option(
-        0, "training images of every class, as in papers; 0: as split.train says", at_least(0)
-    )
-    duplicates: Literal["together", "drop"] = option(
-        "together", "identical files: all in one split, or all but the first dropped"
-    )
+    method: Literal["auto", "stratified", "random", "folders"] = option("auto",
+        "auto: by train/, validation/ and test/ where they are, else stratified by class")
+    train: float | int | str = option("rest",
+        "training images: a fraction (0.6), a number (19607), or rest", _SHARE)
+    validation: float | int | str = option(0.15,
+        "validation images: a fraction (0.15), a number (5000), or rest", _SHARE)
+    test: float | int | str = option(0.2,
+        "test images: a fraction (0.2), a number (6000), or rest", _SHARE)
+    train_per_class: int = option(0,
+        "training images of every class, as in papers; 0: as split.train says", at_least(0))
+    duplicates: Literal["together", "drop"] = option("together",
+        "identical files: all in one split, or all but the first dropped")
 
 
 @dataclass(frozen=True)
@@ -150,123 +131,85 @@ class TrainConfig(Section):
     """How a head is trained."""
 
     layer: str = option("", "layer to train on; empty: the first of features.layers")
-    solver: Literal["averaging", "lbfgs"] = option(
-        "averaging", "averaging: local SGD; lbfgs: the exact optimum, in one pass per step"
-    )
+    solver: Literal["averaging", "lbfgs"] = option("averaging",
+        "averaging: local SGD; lbfgs: the exact optimum, in one pass per step")
     n_shards: int = option(0, "replicas side by side; 0: one per chunk, at most 8", at_least(0))
     epochs: float = option(40.0, "passes over the training rows", above(0))
     batch_size: int = option(32, "rows of one step", at_least(1))
     averaging_frequency: int = option(10, "batches between two averages", at_least(1))
-    averaging_frequency_end: int = option(
-        0, "the same at the end, reached geometrically; 0: as at the start", at_least(0)
-    )
-    shards_per_task: int = option(
-        0, "neighbouring shards that one task trains in turn; 0: up to 4, if threads stay busy",
-        Rule(lambda v: v >= 0 and v & (v - 1) == 0, "0, 1, 2, 4 or another power of two"),
-    )  # fmt: skip
+    averaging_frequency_end: int = option(0,
+        "the same at the end, reached geometrically; 0: as at the start", at_least(0))
+    shards_per_task: int = option(0,
+        "neighbouring shards that one task trains in turn; 0: up to 4, if threads stay busy",
+        Rule(lambda v: v >= 0 and v & (v - 1) == 0, "0, 1, 2, 4 or another power of two"))
     aggregation_depth: int = option(2, "levels of the tree that averages", at_least(1))
-    optimizer: Literal["nesterov", "adam", "rmsprop", "adadelta"] = option(
-        "nesterov", "optimizer of the local steps, as in Keras; each needs its own learning rate"
-    )
+    optimizer: Literal["nesterov", "adam", "rmsprop", "adadelta"] = option("nesterov",
+        "optimizer of the local steps, as in Keras; each needs its own learning rate")
     learning_rate: float = option(0.02, "learning rate at first, after any warm-up", above(0))
-    schedule: Literal["cosine", "constant", "exponential", "steps"] = option(
-        "cosine", "learning rate over time: cosine ends at 0, exponential at a hundredth"
-    )
-    learning_rate_steps: str = option(
-        "", "for steps: epoch:rate, such as 10:0.01,20:0.001; each rate holds from its epoch on"
-    )
+    schedule: Literal["cosine", "constant", "exponential", "steps"] = option("cosine",
+        "learning rate over time: cosine ends at 0, exponential at a hundredth")
+    learning_rate_steps: str = option("",
+        "for steps: epoch:rate, such as 10:0.01,20:0.001; each rate holds from its epoch on")
     warmup_epochs: float = option(0.0, "passes in which the rate rises from 0", at_least(0))
     momentum: float = option(0.9, "momentum of nesterov; 0 is plain SGD", BELOW_1)
     l2: float = option(1e-2, "penalty l2/2 * sum(kernel ** 2)", at_least(0))
-    hidden_units: int = option(
-        0, "units of a hidden layer with ReLU; 0: no such layer", at_least(0)
-    )
-    hidden_start: Literal["random", "network"] = option(
-        "random", "first weights of the hidden layer; network: of the next layer, fc2 after fc1"
-    )
+    hidden_units: int = option(0,
+        "units of a hidden layer with ReLU; 0: no such layer", at_least(0))
+    hidden_start: Literal["random", "network"] = option("random",
+        "first weights of the hidden layer; network: of the next layer, fc2 after fc1")
     dropout: float = option(0.0, "share of the softmax layer's inputs left out of a step", BELOW_1)
     label_smoothing: float = option(0.0, "share of a label spread evenly over all classes", BELOW_1)
-    class_weights: Literal["none", "balanced"] = option(
-        "none", "balanced: a row of a rare class counts more, as in scikit-learn"
-    )
+    class_weights: Literal["none", "balanced"] = option("none",
+        "balanced: a row of a rare class counts more, as in scikit-learn")
     clip_norm: float = option(0.0, "largest norm of a gradient; 0: no limit", at_least(0))
-    average_optimizer: bool = option(
-        True, "average the optimizer's state too; false: reset it after every average"
-    )
-    outer_momentum: float = option(
-        0.0, "Nesterov momentum over the averages (BMUF, DiLoCo); 0: none", BELOW_1
-    )
+    average_optimizer: bool = option(True,
+        "average the optimizer's state too; false: reset it after every average")
+    outer_momentum: float = option(0.0,
+        "Nesterov momentum over the averages (BMUF, DiLoCo); 0: none", BELOW_1)
     patience: int = option(0, "worse validations in a row that end training; 0: never", at_least(0))
-    stop_on: Literal["validation_loss", "validation_accuracy"] = option(
-        "validation_loss", "measure of a better validation: a lower loss, or a higher accuracy"
-    )
-    keep: Literal["last", "best"] = option(
-        "last", "head that becomes head.npz: of the last round, or of the best validation"
-    )
-    start_from: str = option(
-        "", "head.npz, or out of a run, whose head is trained further; empty: a new head"
-    )
-    features_in: Literal["memory", "store"] = option(
-        "memory", "where features stay: memory of the workers, or the store if that is too small"
-    )
+    stop_on: Literal["validation_loss", "validation_accuracy"] = option("validation_loss",
+        "measure of a better validation: a lower loss, or a higher accuracy")
+    keep: Literal["last", "best"] = option("last",
+        "head that becomes head.npz: of the last round, or of the best validation")
+    start_from: str = option("",
+        "head.npz, or out of a run, whose head is trained further; empty: a new head")
+    features_in: Literal["memory", "store"] = option("memory",
+        "where features stay: memory of the workers, or the store if that is too small")
 
     def _conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.averaging_frequency_end > self.averaging_frequency,
-            (
-                "train.averaging_frequency_end must be at most train.averaging_frequency = "
-                f"{self.averaging_frequency}. Received: {self.averaging_frequency_end}."
-            ),
+        yield self.averaging_frequency_end > self.averaging_frequency, (
+            "train.averaging_frequency_end must be at most train.averaging_frequency = "
+            f"{self.averaging_frequency}. Received: {self.averaging_frequency_end}."
         )
-        yield (
-            self.warmup_epochs >= self.epochs,
-            (
-                f"train.warmup_epochs must be below train.epochs = {self.epochs:g}. "
-                f"Received: {self.warmup_epochs:g}."
-            ),
+        yield self.warmup_epochs >= self.epochs, (
+            f"train.warmup_epochs must be below train.epochs = {self.epochs:g}. "
+            f"Received: {self.warmup_epochs:g}."
         )
         steps = self.learning_rate_steps
-        yield (
-            (self.schedule == "steps") != bool(steps),
-            (
-                "train.schedule = steps and train.learning_rate_steps go together. Received: "
-                f"schedule = {self.schedule}, learning_rate_steps = {steps!r}."
-            ),
+        yield (self.schedule == "steps") != bool(steps), (
+            "train.schedule = steps and train.learning_rate_steps go together. Received: "
+            f"schedule = {self.schedule}, learning_rate_steps = {steps!r}."
         )
         last = parse_steps(steps)[-1][0] if steps else 0.0
-        yield (
-            last >= self.epochs,
-            (
-                f"train.learning_rate_steps has a rate for epoch {last:g}, but training ends "
-                f"after train.epochs = {self.epochs:g}. Leave it out, or train longer."
-            ),
+        yield last >= self.epochs, (
+            f"train.learning_rate_steps has a rate for epoch {last:g}, but training ends "
+            f"after train.epochs = {self.epochs:g}. Leave it out, or train longer."
         )
         from_network, exact = self.hidden_start == "network", self.solver == "lbfgs"
-        yield (
-            from_network and not self.hidden_units,
-            (
-                "train.hidden_start = network needs a hidden layer, and train.hidden_units = 0. "
-                "Give the number of units of the network's layer, such as 4096 for VGG16's fc2."
-            ),
+        yield from_network and not self.hidden_units, (
+            "train.hidden_start = network needs a hidden layer, and train.hidden_units = 0. "
+            "Give the number of units of the network's layer, such as 4096 for VGG16's fc2."
         )
-        yield (
-            from_network and bool(self.start_from),
-            ("train.hidden_start = network and train.start_from are two starts. Give one."),
-        )
-        yield (
-            exact and self.hidden_units > 0,
-            (
-                "train.solver = lbfgs finds the one optimum of a convex problem. A head with "
-                f"train.hidden_units = {self.hidden_units} has none. Use averaging."
-            ),
+        yield from_network and bool(self.start_from), (
+            "train.hidden_start = network and train.start_from are two starts. Give one.")
+        yield exact and self.hidden_units > 0, (
+            "train.solver = lbfgs finds the one optimum of a convex problem. A head with "
+            f"train.hidden_units = {self.hidden_units} has none. Use averaging."
         )
         for name in ("dropout", "label_smoothing", "class_weights"):
-            yield (
-                exact and getattr(self, name) not in (0, "none"),
-                (
-                    f"train.{name} is for train.solver = averaging; lbfgs minimises the plain "
-                    "objective. Leave it out, or change the solver."
-                ),
+            yield exact and getattr(self, name) not in (0, "none"), (
+                f"train.{name} is for train.solver = averaging; lbfgs minimises the plain "
+                "objective. Leave it out, or change the solver."
             )
 
 
@@ -274,51 +217,38 @@ class TrainConfig(Section):
 class CompareConfig(Section):
     """Which ways of training are compared."""
 
-    frequencies: tuple[int, ...] = option(
-        (1, 10, 50), "batches between two averages; 1 is synchronous SGD", each(at_least(1))
-    )
-    shards: tuple[int, ...] = option(
-        (1, 4, 8), "replicas that train side by side, at most one per chunk", each(at_least(1))
-    )
-    sklearn_mib: int = option(
-        2048, "MiB of features for scikit-learn on the driver; 0: leave it out", at_least(0)
-    )
+    frequencies: tuple[int, ...] = option((1, 10, 50),
+        "batches between two averages; 1 is synchronous SGD", each(at_least(1)))
+    shards: tuple[int, ...] = option((1, 4, 8),
+        "replicas that train side by side, at most one per chunk", each(at_least(1)))
+    sklearn_mib: int = option(2048,
+        "MiB of features for scikit-learn on the driver; 0: leave it out", at_least(0))
 
 
 @dataclass(frozen=True)
 class TuneConfig(Section):
     """Which options of training are searched for, and how."""
 
-    method: Literal["grid", "random"] = option(
-        "grid", "every combination of the values, or n_trials at random"
-    )
+    method: Literal["grid", "random"] = option("grid",
+        "every combination of the values, or n_trials at random")
     n_trials: int = option(20, "combinations that random draws", at_least(1))
-    learning_rates: tuple[float, ...] = option(
-        (0.003, 0.01, 0.03, 0.1),
+    learning_rates: tuple[float, ...] = option((0.003, 0.01, 0.03, 0.1),
         "values of train.learning_rate; random: log-uniform between them",
-        each(Rule(lambda rate: 0 < rate < math.inf, "above 0")),
-    )
-    l2s: tuple[float, ...] = option(
-        (0.001, 0.003, 0.01, 0.03, 0.1),
+        each(Rule(lambda rate: 0 < rate < math.inf, "above 0")))
+    l2s: tuple[float, ...] = option((0.001, 0.003, 0.01, 0.03, 0.1),
         "values of train.l2; random: log-uniform between them",
-        each(Rule(lambda l2: 0 <= l2 < math.inf, "0 or more")),
-    )
-    dropouts: tuple[float, ...] = option(
-        (), "values of train.dropout; empty: as train says", each(BELOW_1, may_be_empty=True)
-    )
-    frequencies: tuple[int, ...] = option(
-        (), "values of train.averaging_frequency; empty: as train says",
-        each(at_least(1), may_be_empty=True),
-    )  # fmt: skip
+        each(Rule(lambda l2: 0 <= l2 < math.inf, "0 or more")))
+    dropouts: tuple[float, ...] = option((),
+        "values of train.dropout; empty: as train says", each(BELOW_1, may_be_empty=True))
+    frequencies: tuple[int, ...] = option((),
+        "values of train.averaging_frequency; empty: as train says",
+        each(at_least(1), may_be_empty=True))
     eta: int = option(3, "trials per cut of which the best goes on; 1: all do", at_least(1))
 
     def _conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.method == "random" and min(self.l2s) == 0,
-            (
-                "tune.l2s must be above 0 for tune.method = random, which draws between their "
-                f"logarithms. Received: {self.l2s}. Leave 0 out, or choose grid."
-            ),
+        yield self.method == "random" and min(self.l2s) == 0, (
+            "tune.l2s must be above 0 for tune.method = random, which draws between their "
+            f"logarithms. Received: {self.l2s}. Leave 0 out, or choose grid."
         )
 
 
@@ -349,25 +279,22 @@ class Config(Section):
 
     def _conflicts(self) -> Iterator[tuple[bool, str]]:
         n_workers, adaptive_max = self.cluster.n_workers, self.yarn.adaptive_max
-        yield (
-            0 < adaptive_max < n_workers,
-            (
-                f"`yarn.adaptive_max` must be 0, or at least `cluster.n_workers` = {n_workers}. "
-                f"Received: {adaptive_max}."
-            ),
+        yield 0 < adaptive_max < n_workers, (
+            f"`yarn.adaptive_max` must be 0, or at least `cluster.n_workers` = {n_workers}. "
+            f"Received: {adaptive_max}."
         )
-        yield (
-            self.layer not in self.features.layers,
-            (
-                f"train.layer must be one of features.layers {self.features.layers}. "
-                f"Received: {self.layer!r}."
-            ),
+        yield self.layer not in self.features.layers, (
+            f"train.layer must be one of features.layers {self.features.layers}. "
+            f"Received: {self.layer!r}."
         )
 
     @property
     def layer(self) -> str:
         """The layer whose features the head is trained on."""
         return self.train.layer or self.features.layers[0]
+
+
+# fmt: on
 
 
 def parse_steps(text: str) -> list[tuple[float, float]]:

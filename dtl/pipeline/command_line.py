@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import typing
 from collections.abc import Sequence
@@ -25,11 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Imported here, so that Ctrl-C during start-up ends in one line, too.
         from dtl.pipeline.arguments import parse_arguments
-        from dtl.pipeline.commands import COMMANDS
+        from dtl.pipeline.commands import COMMANDS, load
 
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         command, debug = COMMANDS[arguments.command], arguments.debug
-        return _run(command, arguments)
+        log_to_stderr()
+        function = load(command.function)
+        if command.starts_from == "nothing":
+            return function(arguments) or 0
+        from dtl.pipeline.run import Run, read_options
+
+        with ExitStack() as stack:
+            return function(Run(read_options(arguments, command), stack), arguments) or 0
     except KeyboardInterrupt:
         sys.stderr.write(f"error: Interrupted.{_advise(command)}\n")
         return 130  # 128 and the number of SIGINT, as in shells
@@ -38,21 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {name_flags(_describe(error, command))}\n")
         return 1
-
-
-def _run(command: Command, arguments: argparse.Namespace) -> int:
-    from dtl.pipeline.commands import load
-
-    log_to_stderr()
-    function = load(command.function)
-    if command.starts_from == "nothing":
-        return function(arguments) or 0
-    from dtl.pipeline.configuration import read_options
-    from dtl.pipeline.run import Run
-
-    options = read_options(arguments, command)
-    with ExitStack() as stack:
-        return function(Run(options, stack), arguments) or 0
 
 
 def _describe(error: Exception, command: Command | None) -> str:

@@ -25,6 +25,8 @@ from dtl.training.values import Tuning
 _PICTURE_SIDE = 256
 """Pixels of the longer side of a mistake's picture in the report."""
 
+_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
+
 
 def gather_report(
     results: Results, settings: Config, store: FeatureStore, head: Head, scores: Evaluation
@@ -41,7 +43,11 @@ def gather_report(
     return ReportInput(
         title=root.rstrip("/").rsplit("/", 1)[-1],
         config=config.to_dict(settings),
-        provenance={"features": made_by, "head": dict(head.provenance), "files": _files(scores)},
+        provenance={
+            "features": made_by,
+            "head": dict(head.provenance),
+            "files": {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"},
+        },
         class_names=store.class_names,
         class_counts={
             name: np.bincount(label[rows == k], minlength=n_classes)
@@ -69,13 +75,6 @@ def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning 
     ):
         return None
     return found
-
-
-_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
-
-
-def _files(scores: Evaluation) -> Mapping[str, Any]:
-    return {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
 
 
 def _pictures(

@@ -54,7 +54,7 @@ class _ToStderr(logging.StreamHandler[Any]):
 
 
 def log_to_stderr() -> None:
-    """Show what dtl logs, and of Dask only errors."""
+    """Show what dtl logs."""
     ours = logging.getLogger("dtl")
     if not ours.handlers:
         handler = _ToStderr()
@@ -62,10 +62,3 @@ def log_to_stderr() -> None:
         ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    quieten_dask()
-
-
-def quieten_dask() -> None:
-    """Log only Dask's errors; its import sets its levels, so call this again after it."""
-    # Dask's other lines tell an operator of the cluster more than a user of it.
-    logging.getLogger("distributed").setLevel(logging.ERROR)

@@ -60,10 +60,10 @@ class Results:
 
     def config(self) -> dict[str, Any]:
         """Read the options of the run, as tables."""
-        data = self._read("config.toml")
-        if data is None:
+        text = self._parse("config.toml", bytes.decode)
+        if text is None:
             raise FileNotFoundError(f"No config.toml in {self.url}. Start with `dtl run`.")
-        return config.parse_toml(data.decode(), self._place("config.toml"))
+        return config.parse_toml(text, self._place("config.toml"))
 
     def write_config(self, value: Config) -> None:
         """Store the configuration, and remove the report of another one."""
@@ -108,8 +108,8 @@ class Results:
         of the best validation if `keep` is ``last``, of the last round if ``best``.
         """
         self._write("history.parquet", training_values.history_to_bytes(history))
-        for name, kept in (("best", "last"), ("last", "best")):
-            if other is not None and keep == kept:
+        for name in ("best", "last"):
+            if other is not None and name != keep:
                 self._write(f"head-{name}.npz", other.to_bytes())
             else:
                 storage.remove(self._place(f"head-{name}.npz"))
@@ -168,12 +168,9 @@ class Results:
     def _place(self, name: str) -> str:
         return storage.join(self.url, name)
 
-    def _read(self, name: str) -> bytes | None:
-        return storage.read_bytes(self._place(name)) if storage.exists(self._place(name)) else None
-
     def _parse(self, name: str, parse: Callable[[bytes], _T]) -> _T | None:
-        data = self._read(name)
-        return None if data is None else parse(data)
+        url = self._place(name)
+        return parse(storage.read_bytes(url)) if storage.exists(url) else None
 
     def _write(self, name: str, data: bytes) -> None:
         storage.write_bytes(self._place(name), data)

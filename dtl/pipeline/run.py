@@ -1,18 +1,24 @@
-"""One command's configuration, results, and client."""
+"""One command's configuration, results, and client.
+
+The configuration comes from the options, a file, and the run that the command goes on with.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
+import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dtl import storage
+from dtl import config, storage
 from dtl.config import Config
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
-from dtl.pipeline.messages import quieten_dask
+from dtl.pipeline.commands import Command
 from dtl.pipeline.results import Results
 from dtl.storage import lock
 from dtl.training.spec import TrainingSpec, head_url
@@ -63,7 +69,8 @@ class Run:
             from dtl.cluster import connection
             from dtl.cluster.workers import register_setup
 
-            quieten_dask()
+            # After the import, which sets the levels. These lines are for operators of a cluster.
+            logging.getLogger("distributed").setLevel(logging.ERROR)
             o = self.options
             self._client = self._stack.enter_context(
                 connection.connect(o.cluster, o.yarn, file_systems=list_hdfs_urls(o))
@@ -110,3 +117,50 @@ def list_hdfs_urls(options: Config) -> list[str]:
     """List the places on HDFS that the options name."""
     urls = (options.images.url, options.out, options.features.weights, options.train.start_from)
     return [url for url in urls if url.startswith("hdfs://")]
+
+
+def read_options(arguments: argparse.Namespace, command: Command) -> Config:
+    """Read the options of a command, with absolute URLs.
+
+    A later one wins: the defaults, the command's own, the run's that it goes on with, the file's
+    (``--config``), the command line's.
+    """
+    given = _nested(arguments)
+    layers: list[Mapping[str, Any]] = [command.base]
+    file: dict[str, Any] = {}
+    if arguments.config:
+        if not storage.exists(arguments.config):
+            raise FileNotFoundError(f"No such file: {arguments.config}. Check --config.")
+        file = config.parse_toml(storage.read_bytes(arguments.config).decode(), arguments.config)
+    if command.starts_from == "out" and (out := given.get("out") or file.get("out")):
+        layers.append(Results(out).config())
+    if command.starts_from == "model":
+        layers.append(Results(arguments.model).config() | {"out": ""})
+        layers.append({"images": {"url": ""}, "train": {"layer": ""}})
+    options = config.build(*layers, file, given)
+    storage.use_hdfs_client(options.storage.hdfs_client)
+    return _with_absolute_urls(options)
+
+
+def _nested(arguments: argparse.Namespace) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for option in config.list_options():
+        if option.key in arguments:
+            *section, name = option.key.split(".")
+            table = given.setdefault(section[0], {}) if section else given
+            table[name] = getattr(arguments, option.key)
+    return given
+
+
+def _with_absolute_urls(options: Config) -> Config:
+    def absolute(url: str) -> str:
+        return storage.absolute(url) if url not in ("", "imagenet", "random") else url
+
+    images, features, train = options.images, options.features, options.train
+    return replace(
+        options,
+        out=absolute(options.out),
+        images=replace(images, url=absolute(images.url)),
+        features=replace(features, weights=absolute(features.weights)),
+        train=replace(train, start_from=absolute(train.start_from)),
+    )

@@ -67,7 +67,7 @@ def test_ctrl_c_during_start_up_ends_in_one_line() -> None:
         "from dtl.pipeline import main\n"
         "real = builtins.__import__\n"
         "def interrupted(name, *rest, **others):\n"
-        "    if name == 'dtl.pipeline.configuration': signal.raise_signal(signal.SIGINT)\n"
+        "    if name == 'dtl.pipeline.run': signal.raise_signal(signal.SIGINT)\n"
         "    return real(name, *rest, **others)\n"
         "builtins.__import__ = interrupted\n"
         "sys.exit(main(['run', '--out', 'x']))\n"

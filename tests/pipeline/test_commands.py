@@ -33,9 +33,10 @@ from dtl import config, storage
 from dtl.cluster.yarn import capacity, submission
 from dtl.features import splitting
 from dtl.images import drawing
-from dtl.pipeline import command_line, commands, configuration, stages
+from dtl.pipeline import command_line, commands, stages
 from dtl.pipeline.arguments import parse_arguments
 from dtl.pipeline.results import Results
+from dtl.pipeline.run import read_options
 from dtl.storage import lock
 
 
@@ -475,7 +476,7 @@ def test_places_are_recorded_so_that_any_folder_finds_them(
     ):
         places = ["--out", "out", "--images", "photos", "--train.start-from", "before"]
         given = parse_arguments(["run", *places, "--features.weights", weights])
-        c = configuration.read_options(given, commands.COMMANDS["run"])
+        c = read_options(given, commands.COMMANDS["run"])
         assert c.features.weights == recorded
         assert (c.out, c.images.url, c.train.start_from) == tuple(
             str(tmp_path / name) for name in ("out", "photos", "before")

@@ -33,18 +33,13 @@ def pack(run: Run, _: argparse.Namespace) -> None:
     print_line(f"{len(listed)} images in tars: {url}")
 
 
-def fetch(run: Run, arguments: argparse.Namespace) -> None:
+def fetch(run: Run, a: argparse.Namespace) -> None:
     """Download a public data set, and store its images."""
     run.claim_folder()
     fetching.fetch(
-        arguments.dataset,
-        run.options,
-        source=arguments.source,
-        md5=arguments.md5,
-        layout=arguments.layout,
-        scratch=arguments.scratch,
+        a.dataset, run.options, source=a.source, md5=a.md5, layout=a.layout, scratch=a.scratch
     )
-    print_line(f"{arguments.dataset}: {run.results.url}")
+    print_line(f"{a.dataset}: {run.results.url}")
 
 
 def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:

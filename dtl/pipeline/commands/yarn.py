@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +16,16 @@ from dtl.pipeline.run import Run, list_hdfs_urls
 
 def submit(run: Run, arguments: argparse.Namespace) -> int:
     """Submit `run` to YARN, and print the application's id."""
-    from dtl.cluster.yarn import capacity, submission
-    from dtl.features.extraction import estimate_memory
+    from dtl.cluster.yarn import submission
 
-    c = replace(run.options, cluster=replace(run.options.cluster, address="yarn"))
+    run.options = c = replace(run.options, cluster=replace(run.options.cluster, address="yarn"))
     storage.check_writable(run.results.url)
-    capacity.check_worker_memory(c.cluster, c.yarn, functools.partial(estimate_memory, c.features))
+    run.check_worker_memory()
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
         file.write_text(tomli_w.dumps(config.to_dict(c)))
-        app_id = submission.submit(
-            c.cluster,
-            c.yarn,
-            ["run", "--config", file.name],
-            [str(file)],
-            file_systems=list_hdfs_urls(c),
-        )
+        argv, urls = ["run", "--config", file.name], list_hdfs_urls(c)
+        app_id = submission.submit(c.cluster, c.yarn, argv, [str(file)], file_systems=urls)
     print_line(app_id)
     if not arguments.wait:
         return 0
