@@ -73,11 +73,6 @@ class Option:
             return ",".join(map(str, self.default))
         return str(self.default).lower() if self.type is bool else str(self.default)
 
-    @property
-    def described(self) -> str:
-        """Its help and its default."""
-        return f"{self.help} (default: {self.default_text})" if self.default_text else self.help
-
 
 def list_options(section: type = Config, prefix: str = "") -> Iterator[Option]:
     """Yield all options in the order of declaration."""

@@ -35,12 +35,8 @@ def claim(
     is a `UserError` of its reader, and never counts as a result of other settings.
 
     `stored` is None where nothing is, `finished` says whether it is whole, and `overwrite` allows a
-    result of other settings to be replaced. `place` and `advice` begin and end the message.
-
-    Raises
-    ------
-    DifferentSettingsError
-        If the fingerprints differ and `overwrite` is not set; each difference is named.
+    result of other settings to be replaced. Otherwise a `DifferentSettingsError` names each
+    difference; its message begins with `place` and ends with `advice`.
 
     Examples
     --------

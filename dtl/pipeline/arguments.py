@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from dtl import config
-from dtl.config import Option
-from dtl.pipeline.commands import COMMANDS, Command, load
+from dtl.pipeline.commands import COMMANDS, Command
 
 COMMON = (
     "images.url", "out", "overwrite", "cluster.address", "cluster.n_workers", "features.network",
@@ -78,8 +77,7 @@ def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.A
         add_help=False,
     )
     parser.command, parser.flags = name, [option.flag for option in taken.values()]
-    if command.own_arguments:
-        load(command.own_arguments)(parser)
+    command.add_arguments(parser)
     common = parser.add_argument_group("common options")
     if command.starts_from == "model":
         common.add_argument("--model", metavar="URL", required=True, help="out of a run")
@@ -99,21 +97,22 @@ def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.A
     return parser
 
 
-def _add_option(group: argparse._ArgumentGroup, option: Option, *, shown: bool) -> None:
+def _add_option(group: argparse._ArgumentGroup, option: config.Option, *, shown: bool) -> None:
     is_flag = option.type is bool
+    default = f" (default: {option.default_text})" if option.default_text else ""
     group.add_argument(
         option.flag,
         dest=option.key,
         type=functools.partial(config.parse_text, option),
         default=argparse.SUPPRESS,
         metavar=option.metavar,
-        help=option.described.replace("%", "%%") if shown else argparse.SUPPRESS,
+        help=f"{option.help}{default}".replace("%", "%%") if shown else argparse.SUPPRESS,
         nargs="?" if is_flag else None,
         const=True if is_flag else None,
     )
 
 
-def _list_names(others: Iterable[Option], command: str, width: int) -> str:
+def _list_names(others: Iterable[config.Option], command: str, width: int) -> str:
     lines = []
     for section, group in itertools.groupby(others, lambda option: option.section):
         names = " ".join(option.flag.removeprefix(f"--{section}.") for option in group)

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from dtl import config, storage
-from dtl.config import Config
-from dtl.config.provenance import differences
 from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE
@@ -22,14 +20,12 @@ from dtl.report.page import ReportInput
 from dtl.storage import Extent
 from dtl.training.values import Tuning
 
-_PICTURE_SIDE = 256
-"""Pixels of the longer side of a mistake's picture in the report."""
-
+_PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
 
 
 def gather_report(
-    results: Results, settings: Config, store: FeatureStore, head: Head, scores: Evaluation
+    results: Results, settings: config.Config, store: FeatureStore, head: Head, scores: Evaluation
 ) -> ReportInput:
     """Gather what the report shows, with the pictures of the mistakes."""
     usable = store.read("status") == DONE
@@ -40,14 +36,11 @@ def gather_report(
     )
     root = settings.images.url or str(store.attrs["root"])
     made_by = {k: v for k, v in store.attrs.items() if k not in _SHOWN_ELSEWHERE}
+    files = {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
     return ReportInput(
         title=root.rstrip("/").rsplit("/", 1)[-1],
         config=config.to_dict(settings),
-        provenance={
-            "features": made_by,
-            "head": dict(head.provenance),
-            "files": {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"},
-        },
+        provenance={"features": made_by, "head": dict(head.provenance), "files": files},
         class_names=store.class_names,
         class_counts={
             name: np.bincount(label[rows == k], minlength=n_classes)
@@ -69,10 +62,7 @@ def gather_report(
 def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
     """Return a search if it has the features and the split of a head, else None."""
     names = ("features", "weights_sha256", "split", "layer")
-    if found is None or differences(
-        {name: found.provenance[name] for name in names},
-        {name: made_from[name] for name in names},
-    ):
+    if found is None or any(found.provenance[name] != made_from[name] for name in names):
         return None
     return found
 

@@ -36,10 +36,8 @@ class Results:
     ``evaluation.json``   `Evaluation`
     ``timings.json``      how long each stage took; differs from run to run
     ``report.html``       the page of the run
-    ``compare.json``      `Comparison`
-    ``compare.html``      its page
-    ``tune.json``         `Tuning`
-    ``tune.html``         its page
+    ``compare.json``      `Comparison`, with its page, ``compare.html``
+    ``tune.json``         `Tuning`, with its page, ``tune.html``
     ``tune.npz``          `Search` that is not finished
     ``tuned.toml``        options of training that validated best
     ====================  ==============================================================

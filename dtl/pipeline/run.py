@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dtl import config, storage
-from dtl.config import Config
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
@@ -38,7 +37,7 @@ class Run:
         Closes the client, and frees the results' folder, when the command ends.
     """
 
-    def __init__(self, options: Config, stack: ExitStack) -> None:
+    def __init__(self, options: config.Config, stack: ExitStack) -> None:
         self.options = options
         self._stack = stack
         self._client: Client | None = None
@@ -113,13 +112,13 @@ class Run:
         self.results.write_config(replace(self.options, overwrite=False))
 
 
-def list_hdfs_urls(options: Config) -> list[str]:
+def list_hdfs_urls(options: config.Config) -> list[str]:
     """List the places on HDFS that the options name."""
     urls = (options.images.url, options.out, options.features.weights, options.train.start_from)
     return [url for url in urls if url.startswith("hdfs://")]
 
 
-def read_options(arguments: argparse.Namespace, command: Command) -> Config:
+def read_options(arguments: argparse.Namespace, command: Command) -> config.Config:
     """Read the options of a command, with absolute URLs.
 
     A later one wins: the defaults, the command's own, the run's that it goes on with, the file's
@@ -146,13 +145,12 @@ def _nested(arguments: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for option in config.list_options():
         if option.key in arguments:
-            *section, name = option.key.split(".")
-            table = given.setdefault(section[0], {}) if section else given
-            table[name] = getattr(arguments, option.key)
+            table = given.setdefault(option.section, {}) if option.section else given
+            table[option.key.rpartition(".")[2]] = getattr(arguments, option.key)
     return given
 
 
-def _with_absolute_urls(options: Config) -> Config:
+def _with_absolute_urls(options: config.Config) -> config.Config:
     def absolute(url: str) -> str:
         return storage.absolute(url) if url not in ("", "imagenet", "random") else url
 

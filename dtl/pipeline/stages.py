@@ -1,4 +1,4 @@
-"""The order of the stages, each done only where its result is not there yet."""
+"""The stages, each done only where its result is not there yet."""
 
 from __future__ import annotations
 
@@ -22,15 +22,6 @@ from dtl.training.values import Comparison, Tuning
 log = logging.getLogger("dtl.pipeline")
 
 _Stored = TypeVar("_Stored", Comparison, Evaluation, Head, Tuning)
-
-
-def run_stages(run: Run) -> tuple[FeatureStore, Evaluation]:
-    """Run every stage, each on the result of those before it."""
-    store = featurize(run)
-    head = train(run, store)
-    scores = evaluate(run, store, head)
-    report(run, store, head, scores)
-    return store, scores
 
 
 def featurize(run: Run) -> FeatureStore:

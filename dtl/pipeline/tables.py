@@ -20,31 +20,21 @@ def format_scores(scores: Evaluation) -> str:
 def format_comparison(compared: Comparison) -> str:
     """Lay out accuracies, validation loss, distances from the optimum, and costs."""
     splits = list(compared.contenders[0].accuracy)
-    rows: list[tuple[str, ...]] = [
-        ("", *splits, "val. loss", "objective", "above", "kernel away", "seconds", "MiB moved")
-    ]
-    rows += [
-        (
-            c.name,
-            *(f"{c.accuracy[split]:.1%}" for split in splits),
-            f"{c.log_loss['validation']:.4f}" if "validation" in c.log_loss else "",
-            f"{c.objective:.5f}",
-            f"{c.objective_gap:.3%}",
-            f"{c.kernel_distance:.2%}",
-            f"{c.seconds:.1f}",
-            f"{c.bytes_moved / 2**20:,.0f}",
-        )
-        for c in compared.contenders
-    ]
+    costs = ("objective", "above", "kernel away", "seconds", "MiB moved")
+    rows: list[tuple[str, ...]] = [("", *splits, "val. loss", *costs)]
+    for c in compared.contenders:
+        accuracies = (f"{c.accuracy[split]:.1%}" for split in splits)
+        loss = f"{c.log_loss['validation']:.4f}" if "validation" in c.log_loss else ""
+        distances = (f"{c.objective:.5f}", f"{c.objective_gap:.3%}", f"{c.kernel_distance:.2%}")
+        moved = f"{c.bytes_moved / 2**20:,.0f}"
+        rows.append((c.name, *accuracies, loss, *distances, f"{c.seconds:.1f}", moved))
     return align_columns(rows, right=set(range(1, len(rows[0]))))
 
 
 def format_trials(found: Tuning) -> str:
     """Lay out trials, the best first, and their scores when they ended."""
-    rows: list[tuple[str, ...]] = [
-        ("", "learning rate", "l2", "dropout", "frequency", "epochs", "val. loss", "validation",
-         "train")
-    ]  # fmt: skip
+    titles = ("learning rate", "l2", "dropout", "frequency", "epochs", "val. loss", "validation")
+    rows: list[tuple[str, ...]] = [("", *titles, "train")]
     for number, trial in enumerate(found.trials, 1):
         options = (trial.learning_rate, trial.l2, trial.dropout, trial.averaging_frequency)
         scores: tuple[str, ...] = ("diverged", "", "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ class Command:
     """Configuration under the file's and the command line's; ``nothing`` if it has none."""
     base: Mapping[str, Any] = field(default_factory=dict)
     """Differences from the defaults."""
-    own_arguments: str = ""
-    """Function that adds arguments which are no options of a run."""
+    add_arguments: Callable[[argparse.ArgumentParser], object] = lambda _: None
+    """Adds arguments that are no options of a run."""
     resumes: bool = True
 
     def uses(self, key: str) -> bool:
@@ -44,11 +45,10 @@ class Command:
         return checked or self.uses(key)
 
 
-def load(name: str) -> Callable[..., Any]:
+def load(name: str) -> Any:
     """Import a function of this folder by ``module.function``."""
     module, function = name.split(".")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
-    return loaded
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
 
 _EVERY = "out overwrite seed cluster yarn storage"
@@ -89,7 +89,7 @@ COMMANDS = {
         f"{_EVERY} {_EARLIER}", starts_from="model", resumes=False),
     "fetch": Command("bring a public data set to where the work is", "data.fetch",
         "caltech256 --to hdfs:///data/caltech256", "out overwrite seed storage split pack",
-        own_arguments="data.add_fetch_arguments"),
+        add_arguments=lambda parser: load("data.add_fetch_arguments")(parser)),
     "pack": Command("many image files into few tars, which are read faster", "data.pack",
         "--images photographs --out tars", f"{_EVERY} images pack", explained="pack.shard_mib"),
     "summary": Command("the network, the cut, what is frozen", "model.summarize",
@@ -98,14 +98,20 @@ COMMANDS = {
         resumes=False),
     "submit": Command("`run` on YARN, the driver too; prints the application's id", "yarn.submit",
         "--images hdfs:///photographs --out hdfs:///results", _RUN,
-        own_arguments="yarn.add_submit_arguments", resumes=False),
+        add_arguments=lambda parser: parser.add_argument(
+            "--wait", action="store_true", help="until it has ended; exit as it did"),
+        resumes=False),
     **{name: Command(help, f"yarn.{function}", "application_1700000000000_0001",
-           starts_from="nothing", own_arguments="yarn.add_application", resumes=False)
+           add_arguments=lambda parser: parser.add_argument(
+               "application", metavar="ID", help="what `submit` printed"),
+           starts_from="nothing", resumes=False)
        for name, help, function in (
            ("status", "how a submitted run is", "show_status"),
            ("logs", "what a submitted run said", "show_logs"),
            ("kill", "end a submitted run", "kill"))},
     "pack-environment": Command("the Python that runs as an archive for YARN",
-        "yarn.pack_environment", "--out hdfs:///environment.tar", starts_from="nothing",
-        own_arguments="yarn.add_environment_arguments", resumes=False),
+        "data.pack_environment", "--out hdfs:///environment.tar",
+        add_arguments=lambda parser: parser.add_argument(
+            "--out", metavar="URL", required=True, help="ends in .tar"),
+        starts_from="nothing", resumes=False),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Photographs brought to where the work is."""
+"""Photographs, and the Python that runs, brought to where the work is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import functools
 import logging
 
+from dtl import storage
+from dtl.cluster import environment
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim
 from dtl.images import fetching, listing, packing
@@ -52,3 +54,10 @@ def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scratch", metavar="DIR", help="where it is downloaded to (default: ~/.cache/dtl)")
     layouts = "class folders (default); those in train/, validation/ and test/; tars"
     add("--layout", choices=fetching.LAYOUTS, default="folders", help=layouts)
+
+
+def pack_environment(arguments: argparse.Namespace) -> None:
+    """Pack the Python that runs into an archive for YARN's containers."""
+    url = storage.absolute(arguments.out)
+    written = environment.pack(url)
+    print_line(f"Environment: {url}" + ("" if written else " (there already, unchanged)"))

@@ -7,7 +7,6 @@ import logging
 from dataclasses import replace
 
 from dtl import config, storage
-from dtl.config import Config
 from dtl.config.provenance import check_same
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
@@ -22,7 +21,10 @@ log = logging.getLogger(__name__)
 
 def run_all(run: Run, _: argparse.Namespace) -> None:
     """Run every stage, and print the scores."""
-    store, scores = stages.run_stages(run)
+    store = stages.featurize(run)
+    head = stages.train(run, store)
+    scores = stages.evaluate(run, store, head)
+    stages.report(run, store, head, scores)
     for warning in stages.list_warnings(store):
         print_line(f"\nWarning: {warning}")
     print_line(f"\n{format_scores(scores)}\n\nReport: {run.results.report}")
@@ -52,7 +54,7 @@ def demo(run: Run, arguments: argparse.Namespace) -> None:
     run_all(run, arguments)
 
 
-def _available_weights(run: Run, c: Config) -> str:
+def _available_weights(run: Run, c: config.Config) -> str:
     from dtl.features import extraction
 
     run.check_worker_memory()

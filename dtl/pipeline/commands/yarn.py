@@ -10,14 +10,13 @@ from pathlib import Path
 import tomli_w
 
 from dtl import config, storage
+from dtl.cluster.yarn import submission
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.run import Run, list_hdfs_urls
 
 
 def submit(run: Run, arguments: argparse.Namespace) -> int:
     """Submit `run` to YARN, and print the application's id."""
-    from dtl.cluster.yarn import submission
-
     run.options = c = replace(run.options, cluster=replace(run.options.cluster, address="yarn"))
     storage.check_writable(run.results.url)
     run.check_worker_memory()
@@ -34,15 +33,8 @@ def submit(run: Run, arguments: argparse.Namespace) -> int:
     return status
 
 
-def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `submit`."""
-    parser.add_argument("--wait", action="store_true", help="until it has ended; exit as it did")
-
-
 def show_status(arguments: argparse.Namespace) -> int:
     """Print the state of an application, and exit as it did."""
-    from dtl.cluster.yarn import submission
-
     text, status = submission.get_status(arguments.application)
     print_line(text)
     return status
@@ -50,32 +42,9 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def show_logs(arguments: argparse.Namespace) -> int:
     """Print the logs of an application."""
-    from dtl.cluster.yarn import submission
-
     return submission.print_logs(arguments.application)
 
 
 def kill(arguments: argparse.Namespace) -> None:
     """End an application."""
-    from dtl.cluster.yarn import submission
-
     print_line(submission.kill(arguments.application))
-
-
-def add_application(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names an application."""
-    parser.add_argument("application", metavar="ID", help="what `submit` printed")
-
-
-def pack_environment(arguments: argparse.Namespace) -> None:
-    """Pack the Python that runs into an archive for YARN's containers."""
-    from dtl.cluster import environment
-
-    url = storage.absolute(arguments.out)
-    written = environment.pack(url)
-    print_line(f"Environment: {url}" + ("" if written else " (there already, unchanged)"))
-
-
-def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `pack-environment`."""
-    parser.add_argument("--out", metavar="URL", required=True, help="ends in .tar")
