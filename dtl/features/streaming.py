@@ -35,8 +35,6 @@ class StoredFeatures:
 
     Parameters
     ----------
-    store : FeatureStore
-    layer : str
     chunk, row : (n,) int32
         Of each row: its chunk in the store, and its row in that chunk.
     mean, scale : (n_features,) float32

@@ -7,7 +7,7 @@ whatever part of it a task takes, so a mean has the same bits on any workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dtl.head import buffers
 from dtl.head.model import KERNELS, WEIGHTS
+from dtl.head.softmax import Params
 
 T = TypeVar("T")
 
@@ -32,12 +33,8 @@ def pairwise(values: Iterable[T], merge: Callable[[T, T], T]) -> T:
     """Merge values in a binary tree: neighbours, then neighbours of these, and so on.
 
     The tree is the same if runs of a power of two of the values, from the first one on, were merged
-    before. Of values that an iterator makes, one for every level is held in memory.
-
-    Raises
-    ------
-    ValueError
-        Without values.
+    before. Of values that an iterator makes, one for every level is held in memory. Without values
+    it raises a `ValueError`.
 
     Examples
     --------
@@ -73,11 +70,11 @@ class Mean:
     """
 
     n_samples: int = 0
-    params: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    params: Params = field(default_factory=dict)
     scatter: float = 0.0
 
     @classmethod
-    def of(cls, params: Mapping[str, NDArray[np.float32]], n_samples: int) -> Mean:
+    def of(cls, params: Params, n_samples: int) -> Mean:
         """Return the mean of one replica; its parameters must not change any more."""
         return cls(n_samples, params) if n_samples else cls()
 
@@ -125,9 +122,7 @@ def merge(a: Mean, b: Mean) -> Mean:
     return Mean(n, params, scatter)
 
 
-def distance_and_norm(
-    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
-) -> tuple[float, float]:
+def distance_and_norm(a: Params, b: Params) -> tuple[float, float]:
     """Return the norms of ``a - b`` and of `a`, over all kernels as one vector.
 
     Examples
@@ -149,29 +144,16 @@ def distance_and_norm(
     return distance, norm
 
 
-def outer_step(
-    params: dict[str, NDArray[np.float32]],
-    before: Mapping[str, NDArray[np.float32]],
-    momentum: float,
-) -> dict[str, NDArray[np.float32]]:
+def outer_step(params: Params, before: Params, momentum: float) -> Params:
     r"""Take a round's average as a step of an outer Nesterov momentum.
 
     With :math:`\Delta` the average less the parameters before the round, :math:`W`,
 
     .. math:: v \leftarrow m v + \Delta, \qquad W \leftarrow W + m v + \Delta.
 
-    Parameters
-    ----------
-    params : dict of str to float32 array
-        The averages.
-    before : dict of str to float32 array
-        Weights before the round, such as ``kernel``, and their velocities, such as
-        ``kernel_outer_velocity``; missing ones are zeros.
-
-    Returns
-    -------
-    dict of str to float32 array
-        The weights after the step, their velocities, and the other averages as they are.
+    It takes the averages, and from before the round weights, such as ``kernel``, and velocities,
+    such as ``kernel_outer_velocity``; missing ones are zeros. It returns the weights after the
+    step, their velocities, and the other averages as they are.
 
     References
     ----------
@@ -232,13 +214,9 @@ def merge_moments(parts: Sequence[Moments]) -> Moments:
     """
     total = parts[0]
     for part in parts[1:]:
-        n = total.n + part.n
         if part.n == 0:
             continue
-        delta = part.mean - total.mean
-        total = Moments(
-            n,
-            total.mean + delta * (part.n / n),
-            total.m2 + part.m2 + delta**2 * (total.n * part.n / n),
-        )
+        n, delta = total.n + part.n, part.mean - total.mean
+        m2 = total.m2 + part.m2 + delta**2 * (total.n * part.n / n)
+        total = Moments(n, total.mean + delta * (part.n / n), m2)
     return total

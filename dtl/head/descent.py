@@ -113,7 +113,6 @@ def descend(
     before : Params
         Weights and the optimizer's state, of one head or of a stack; missing state begins at zero.
     features : (n, n_features) float32 array, or a reader of such rows
-    labels : (n,) int32
     batches : sequence of (batch_size,) int
         The rows of each step.
     steps : Steps
@@ -163,10 +162,8 @@ def descend(
             passes.append((below, x, back, inputs * (1 - config.dropout)))
         scales, factors = zip(*map(optimizer.split_rate, rates), strict=True)
         if config.clip_norm:
-            scales = tuple(
-                scale * _clip(passes, k, steps.l2s, config.clip_norm)
-                for k, scale in enumerate(scales)
-            )
+            clips = [_clip(passes, k, steps.l2s, config.clip_norm) for k in range(n_heads)]
+            scales = tuple(scale * clip for scale, clip in zip(scales, clips, strict=True))
         decays = [l2 * scale for l2, scale in zip(steps.l2s, scales, strict=True)]
         step = Step(_per_column(factors, n_classes), config.momentum, n_seen + i + 1)
         for layer, taken, r, _ in passes:
@@ -181,10 +178,7 @@ def descend(
 def stack_heads(heads: Sequence[Params]) -> Params:
     """Put heads of the same shapes and names side by side, along their classes.
 
-    Returns
-    -------
-    Params
-        ``kernel`` (n_features, n_heads * n_classes), ``bias`` (n_heads * n_classes,), and so on.
+    The kernel is (n_features, n_heads * n_classes), and so on.
 
     Examples
     --------
@@ -199,10 +193,7 @@ def stack_heads(heads: Sequence[Params]) -> Params:
 
 def take_head(params: Params, index: int, n_heads: int) -> Params:
     """Return one of the heads that `stack_heads` put side by side."""
-    return {
-        name: np.ascontiguousarray(_columns(value, index, n_heads))
-        for name, value in params.items()
-    }
+    return {k: np.ascontiguousarray(_columns(v, index, n_heads)) for k, v in params.items()}
 
 
 def _columns(value: NDArray[Any], index: int, n_heads: int) -> NDArray[Any]:
@@ -222,18 +213,14 @@ def _clip(
     clip_norm: float,
 ) -> float:
     """Return the factor that brings a head's gradient to the largest norm allowed."""
-    norm = math.hypot(
-        *(
-            gradient_norm(
-                _columns(layer.kernel, index, len(l2s)),
-                taken,
-                _columns(residual, index, len(l2s)),
-                _columns(outputs - layer.bias, index, len(l2s)),
-                l2s[index],
-            )
-            for layer, taken, residual, outputs in passes
+    norms = []
+    for layer, taken, residual, outputs in passes:
+        kernel, residual, logits = (
+            _columns(value, index, len(l2s))
+            for value in (layer.kernel, residual, outputs - layer.bias)
         )
-    )
+        norms.append(gradient_norm(kernel, taken, residual, logits, l2s[index]))
+    norm = math.hypot(*norms)
     return min(1.0, clip_norm / norm) if norm else 1.0
 
 
@@ -251,8 +238,6 @@ def gradient_norm(
 
     Parameters
     ----------
-    kernel : (n_features, n_classes) float
-    features : (n, n_features) float
     residual : (n, n_classes) float
         Its rows add up to 0, or it is one of `hidden.residuals`.
     logits : (n, n_classes) float

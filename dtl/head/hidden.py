@@ -1,7 +1,7 @@
-"""A hidden layer of ReLU units between the features and the softmax layer.
+"""A hidden layer of ReLU units: ``max(0, features @ hidden_kernel + hidden_bias)``.
 
-``units = max(0, features @ hidden_kernel + hidden_bias)``; the softmax layer takes units as it
-would take features. The problem is not convex any more: the result depends on the start.
+The softmax layer takes units as it would take features. The problem is not convex any more: the
+result depends on the start.
 """
 
 from __future__ import annotations
@@ -44,13 +44,7 @@ def random_params(n_features: int, n_units: int, n_classes: int, seed: int) -> P
 
 
 def units(kernel: NDArray[Any], bias: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:
-    """Return the hidden units (n, n_units) of features (n, n_features).
-
-    Parameters
-    ----------
-    kernel : (n_features, n_units) float
-    bias : (n_units,) float
-    """
+    """Return the hidden units (n, n_units) of features (n, n_features)."""
     sums: NDArray[Any] = features @ kernel
     sums += bias
     np.maximum(sums, 0, out=sums)

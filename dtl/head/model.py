@@ -33,11 +33,9 @@ class Head:
     bias : (n_classes,) float32
     mean, scale : (n_features,) float32
         Of the training rows; `scale` is 1 for a constant feature.
-    class_names : tuple of str
     provenance : dict
         What it was trained on and how, as JSON's types.
-    hidden_kernel : (n_features, n_units) float32, optional
-    hidden_bias : (n_units,) float32, optional
+    hidden_kernel, hidden_bias : (n_features, n_units) and (n_units,) float32, optional
     """
 
     kernel: NDArray[np.float32]
@@ -95,22 +93,12 @@ class Head:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Head:
-        """Read what `to_bytes` wrote.
-
-        Raises
-        ------
-        UserError
-            For other or damaged bytes.
-        """
+        """Read what `to_bytes` wrote; other or damaged bytes are a `UserError`."""
         with reading("head"):
             arrays, meta = from_npz(data)
-            return cls(
-                **{name: arrays[name] for name in WEIGHTS if name in arrays},
-                mean=arrays["mean"],
-                scale=arrays["scale"],
-                class_names=tuple(meta["class_names"]),
-                provenance=meta["provenance"],
-            )
+            arrays = {name: arrays[name] for name in (*WEIGHTS, "mean", "scale") if name in arrays}
+            names = tuple(meta["class_names"])
+            return cls(**arrays, class_names=names, provenance=meta["provenance"])
 
     @property
     def fingerprint(self) -> str:
@@ -124,13 +112,7 @@ def standardise(
     scale: NDArray[np.float32],
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
-    """Return features less their mean, over their scale, computed in `dtype`.
-
-    Parameters
-    ----------
-    features : (n, n_features) float
-    mean, scale : (n_features,) float
-    """
+    """Return features (n, n_features) less their mean, over their scale, computed in `dtype`."""
     standardised: NDArray[Any] = features.astype(dtype)
     standardised -= mean.astype(dtype)
     standardised /= scale

@@ -40,13 +40,7 @@ def from_npz(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
 
 def join_groups(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Name the arrays of groups ``group.name``.
-
-    Examples
-    --------
-    >>> join_groups({"params": {"bias": 1}, "best": {"bias": 2}})
-    {'params.bias': 1, 'best.bias': 2}
-    """
+    """Name the arrays of groups ``group.name``, such as ``params.bias``."""
     return {f"{group}.{name}": v for group, part in groups.items() for name, v in part.items()}
 
 

@@ -19,13 +19,8 @@ _EPSILON = 1e-7
 class Step:
     """Numbers of one step that rules read.
 
-    Parameters
-    ----------
-    factor : float or (n_columns,) float32
-        Of the change, as `Optimizer.split_rate` has it; for a stack of heads one for each column.
-    momentum : float
-    count : int
-        Steps that the optimizer's state has seen, with this one.
+    The factor is of the change, as `Optimizer.split_rate` has it; for a stack of heads one for each
+    column. The count is of steps that the optimizer's state has seen, with this one.
     """
 
     factor: float | Array

@@ -15,11 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtl.config import TrainConfig
+from dtl.config import RETIRED, TrainConfig
 from dtl.config.sections import parse_steps
-
-_DECAY = 0.01
-"""The factor of an exponential schedule over the whole training."""
 
 _MOST_VALIDATIONS = 30
 
@@ -39,8 +36,6 @@ class Steps:
     first : int
         The number of the first step in the training: dropout follows from it, and the optimizer's
         state has seen so many steps, unless `config.average_optimizer` is false.
-    seed : tuple of int
-        Of random numbers.
     """
 
     config: TrainConfig
@@ -115,21 +110,31 @@ class Plan:
         return bisect.bisect_left(self.first_steps, math.ceil(epoch * self.steps_per_epoch))
 
     def learning_rates(self, index: int) -> list[float]:
-        """Return the learning rates of a round's steps."""
+        """Return the learning rates of a round's steps.
+
+        They rise along a line from near 0 to the whole rate, then fall by the schedule. Rates given
+        by hand hold from their epochs on.
+
+        References
+        ----------
+        Goyal et al. (2017), "Accurate, large minibatch SGD", section 2.2, for the warm-up.
+        Loshchilov, Hutter (2017), "SGDR: Stochastic gradient descent with warm restarts", for the
+        cosine, without the restarts.
+        """
         config, n_steps = self.config, self.first_steps[-1]
         n_warmup = config.warmup_epochs * self.steps_per_epoch
         by_hand = config.learning_rate_steps
-        given = parse_steps(by_hand) if by_hand else []
+        rates = [(0.0, config.learning_rate), *(parse_steps(by_hand) if by_hand else [])]
 
         def rate(step: int) -> float:
+            factor = min(1.0, (step + 1) / n_warmup) if step < n_warmup else 1.0
             progress = max(step - n_warmup, 0.0) / (n_steps - n_warmup)
-            factor = warmup(step, n_warmup)
             if config.schedule == "cosine":
-                factor *= cosine(progress)
+                factor *= 0.5 * (1 + math.cos(math.pi * progress))
             if config.schedule == "exponential":
-                factor *= exponential(progress, _DECAY)
+                factor *= RETIRED["train"]["learning_rate_decay"] ** progress
             epoch = step / self.steps_per_epoch
-            return factor * stepwise(epoch, config.learning_rate, given)
+            return factor * [value for since, value in rates if epoch >= since][-1]
 
         return [rate(step) for step in range(*self.first_steps[index : index + 2])]
 
@@ -144,78 +149,15 @@ class Plan:
         )
 
 
-def cosine(progress: float) -> float:
-    """Return half a cosine, from 1 to 0.
-
-    References
-    ----------
-    Loshchilov, Hutter (2017), "SGDR: Stochastic gradient descent with warm restarts", without the
-    restarts.
-
-    Examples
-    --------
-    >>> [round(cosine(p), 3) for p in (0, 0.5, 1)]
-    [1.0, 0.5, 0.0]
-    """
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def exponential(progress: float, decay: float) -> float:
-    """Return a factor that goes from 1 to `decay`, by the same ratio in every step.
-
-    Examples
-    --------
-    >>> [round(exponential(p, 0.01), 3) for p in (0, 0.5, 1)]
-    [1.0, 0.1, 0.01]
-    """
-    return float(decay**progress)
-
-
-def stepwise(epoch: float, first: float, steps: Sequence[tuple[float, float]]) -> float:
-    """Return the last rate given by hand whose epoch has come; `first` before all of them.
-
-    Examples
-    --------
-    >>> [stepwise(e, 0.1, [(10, 0.01), (20, 0.001)]) for e in (0, 9.9, 10, 25)]
-    [0.1, 0.1, 0.01, 0.001]
-    """
-    rate = first
-    for since, value in steps:
-        if epoch >= since:
-            rate = value
-    return rate
-
-
-def warmup(step: int, n_steps: float) -> float:
-    """Return a factor that rises from near 0 to 1 along a line; 1 from step `n_steps` on.
-
-    References
-    ----------
-    Goyal et al. (2017), "Accurate, large minibatch SGD", section 2.2.
-
-    Examples
-    --------
-    >>> [warmup(s, 4) for s in (0, 1, 3, 4, 9)]
-    [0.25, 0.5, 1.0, 1.0, 1.0]
-    """
-    return min(1.0, (step + 1) / n_steps) if step < n_steps else 1.0
-
-
 def round_lengths(n_steps: int, first: int, last: int) -> list[int]:
     """Return the local steps of each round, which add up to `n_steps` exactly.
 
     A round that starts at the share p of all steps has ``first * (last / first) ** p`` of them,
-    rounded. The very last round has what is left.
+    rounded: always `first` where `last` is the same. The very last round has what is left.
 
     Replicas drift apart between two averages, and the more they drift, the farther from the optimum
     their average settles. Many steps per round at first converge fast to its neighbourhood; fewer
     steps towards the end take that bias away.
-
-    Parameters
-    ----------
-    n_steps : int
-    first, last : int
-        Steps of a round at the start and at the end of training; the same for a fixed number.
 
     References
     ----------

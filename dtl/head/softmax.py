@@ -32,11 +32,7 @@ def zero_params(n_features: int, n_classes: int) -> Params:
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Return logarithms of the probabilities, safe for logits of any size.
-
-    Parameters
-    ----------
-    logits : (n, n_classes) float
+    """Return logarithms of the probabilities (n, n_classes), safe for logits of any size.
 
     Examples
     --------
@@ -62,7 +58,6 @@ def residuals(
     Parameters
     ----------
     log_probabilities : (n, n_classes) float
-    labels : (n,) int
     class_weights : (n_classes,) float, optional
         The weight of a row of each class; 1 for all if left out.
 
@@ -92,16 +87,8 @@ def residuals(
 def balanced_weights(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """Return class weights that make all classes count alike, and leave the sum over rows as it is.
 
-    Parameters
-    ----------
-    counts : (n_classes,) int
-        Training rows of each class.
-
-    Returns
-    -------
-    (n_classes,) float64
-        ``n_rows / (n_classes * counts)``, where `n_classes` counts those that have rows, as
-        scikit-learn's ``class_weight="balanced"``; 0 for a class without.
+    They are ``n_rows / (n_classes * counts)``, where `n_classes` counts those that have rows, as
+    scikit-learn's ``class_weight="balanced"``; 0 for a class without.
 
     Examples
     --------

@@ -38,12 +38,7 @@ def check_dask_rows(X: da.Array) -> da.Array:
 
 
 def check_finite(rows: NDArray[Any], where: str = "") -> None:
-    """Refuse rows with NaN or infinity.
-
-    Raises
-    ------
-    UserError
-    """
+    """Refuse rows with NaN or infinity."""
     if not np.isfinite(rows).all():
         raise UserError(f"Features must be finite. Received: NaN or infinity{where}.")
 
@@ -102,16 +97,8 @@ def load_blocks(
 
     The blocks are emptied: the workers let go of one when its shard has been made.
 
-    Returns
-    -------
-    inputs : Inputs
-    classes : (n_classes,) array
-        Labels, sorted.
-
-    Raises
-    ------
-    UserError
-        For labels that do not fit, fewer than two classes, or more shards than blocks.
+    It also returns the labels, sorted (n_classes,). It refuses labels that do not fit, fewer than
+    two classes, and more shards than blocks.
     """
     n_rows, n_features, classes = _read_labels(session, rows, labels)
     n_shards = config.n_shards or min(MOST_SHARDS, len(rows))
@@ -120,25 +107,18 @@ def load_blocks(
             f"n_shards = {n_shards}, but X has {len(rows)} blocks of rows, and a shard "
             "trains on whole ones. Use fewer shards, or rechunk X to smaller blocks."
         )
-    moments = session.reduce(
-        [
-            session.submit(_block_moments, block, i, name=f"moments-{i}")
-            for i, block in enumerate(rows)
-        ],
-        merge_moments,
-        name="merge-moments",
-    )
+    parts = [
+        session.submit(_block_moments, block, i, name=f"moments-{i}")
+        for i, block in enumerate(rows)
+    ]
+    moments = session.reduce(parts, merge_moments, name="merge-moments")
     groups = [
         session.submit(
-            _make_shards,
-            indices,
+            _make_shards, indices,
             [rows[s::n_shards] for s in indices], [labels[s::n_shards] for s in indices],
-            moments, classes,
-            name=f"load-shards-{g}",
+            moments, classes, name=f"load-shards-{g}",
         )
-        for g, indices in enumerate(
-            group_shards(session.client, n_shards, config.shards_per_task)
-        )
+        for g, indices in enumerate(group_shards(session.client, n_shards, config.shards_per_task))
     ]  # fmt: skip
     rows.clear()
     labels.clear()
@@ -161,12 +141,9 @@ def _read_labels(
     session: Session, rows: Sequence[Future], labels: Sequence[Future]
 ) -> tuple[NDArray[np.intp], int, NDArray[Any]]:
     """Return the rows of every block, the number of features, and the classes of all blocks."""
-    read = session.client.gather(
-        [
-            session.submit(_block_classes, *block, i, name=f"classes-{i}")
-            for i, block in enumerate(zip(rows, labels, strict=True))
-        ]
-    )
+    blocks = enumerate(zip(rows, labels, strict=True))
+    tasks = [session.submit(_block_classes, *b, i, name=f"classes-{i}") for i, b in blocks]
+    read = session.client.gather(tasks)
     n_rows = np.array([shape[0] for shape, _ in read], np.intp)
     classes = np.unique(np.concatenate([found for _, found in read if len(found)] or [[]]))
     if len(classes):
@@ -209,8 +186,8 @@ def _make_shards(
         for block, end in zip(blocks, ends, strict=True):
             # In float32, numbers far from 0 would lose digits before the mean is subtracted.
             dtype = np.result_type(block.dtype, np.float32)
-            standardised = standardise(block, moments.mean, moments.scale(), dtype)
-            features[end - len(block) : end] = standardised
+            place = slice(end - len(block), end)
+            features[place] = standardise(block, moments.mean, moments.scale(), dtype)
         encoded = np.searchsorted(classes, np.concatenate(of_blocks)).astype(np.int32)
         shards.append(Shard(index, features, encoded, tuple(map(len, blocks))))
     return shards

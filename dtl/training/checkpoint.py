@@ -29,8 +29,6 @@ class Checkpoint:
         The rounds so far, at least one.
     seconds : float
         Of training so far.
-    provenance : dict
-        The fingerprint of the head, as JSON's types.
     """
 
     params: Params
@@ -48,13 +46,7 @@ class Checkpoint:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
-        """Read what `to_bytes` wrote.
-
-        Raises
-        ------
-        UserError
-            For other or damaged bytes.
-        """
+        """Read what `to_bytes` wrote; other or damaged bytes are a `UserError`."""
         with reading("checkpoint"):
             arrays, meta = from_npz(data)
             groups = split_groups(arrays)
@@ -122,26 +114,12 @@ class Keeper:
     """The checkpoint of one training: one file, which is replaced as the training goes on.
 
     A thread writes it, while the training goes on. Use it as a context, which ends when all is
-    written.
-
-    Parameters
-    ----------
-    url : str
-    provenance : dict
-        Of the training.
-    overwrite : bool
-        As `resume` has it.
-
-    Attributes
-    ----------
-    found : Checkpoint or None
-        The one to go on from.
+    written. `found` is the checkpoint to go on from, as `resume` reads it.
     """
 
     def __init__(self, url: str, provenance: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.found = resume(url, provenance, Checkpoint.from_bytes, overwrite=overwrite)
-        self._url = url
-        self._provenance = provenance
+        self._url, self._provenance = url, provenance
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtl-checkpoint")
         self._writing: Future[None] | None = None
 
@@ -153,13 +131,7 @@ class Keeper:
         self._finish()
 
     def save(self, params: Params, best: Params, history: list[Round], seconds: float) -> None:
-        """Start to write a checkpoint, once the one before it is written.
-
-        Raises
-        ------
-        OSError
-            If the one before could not be written.
-        """
+        """Start to write a checkpoint, once the one before it is written, or raise its error."""
         made = Checkpoint(params, best, tuple(history), seconds, self._provenance)
         self._finish()
         self._writing = self._thread.submit(lambda: storage.write_bytes(self._url, made.to_bytes()))

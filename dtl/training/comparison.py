@@ -43,17 +43,8 @@ def provenance(spec: TrainingSpec, compared: CompareConfig) -> dict[str, Any]:
 def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comparison:
     """Train on a store by L-BFGS, by averaging in several ways, and by scikit-learn.
 
-    Parameters
-    ----------
-    spec : TrainingSpec
-        Its `solver` is not read, nor are `n_shards` and `averaging_frequency` for averaging.
-    compared : CompareConfig
-    client : distributed.Client
-
-    Raises
-    ------
-    UserError, MissingExtraError
-        As `check` and `check_store`; or as `train`.
+    The spec's `solver` is not read, nor are `n_shards` and `averaging_frequency` for averaging. It
+    raises as `check`, `check_store` and `trainer.train` do.
 
     Notes
     -----
@@ -65,29 +56,29 @@ def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comp
     optimum, seconds, history = _train(spec, client, _EXACT, solver="lbfgs")
     contenders: list[Contender] = []
 
-    def add(name: str, head: Head, **measured: Any) -> None:
+    def add(
+        name: str, head: Head, way: tuple[int, int], seconds: float, n_bytes: int,
+        history: list[Round],
+    ) -> None:  # fmt: skip
         scores = _scores(spec, head, client)
         least = contenders[0].objective if contenders else scores["objective"]
-        contenders.append(
-            Contender(
-                name=name,
-                objective_gap=scores["objective"] / least - 1,
-                kernel_distance=_norm(head.kernel - optimum.kernel) / _norm(optimum.kernel),
-                **measured,
-                **scores,
-            )
+        n_shards, frequency = way
+        contender = Contender(
+            name=name,
+            n_shards=n_shards,
+            averaging_frequency=frequency,
+            objective_gap=scores["objective"] / least - 1,
+            kernel_distance=_norm(head.kernel - optimum.kernel) / _norm(optimum.kernel),
+            seconds=seconds,
+            bytes_moved=n_bytes,
+            curve=_curve(history, seconds, spec.config.l2),
+            **scores,
         )
+        contenders.append(contender)
 
     n_tasks, n_passes = _count_tasks(spec, spec.n_shards, client), round(history[-1].epoch)
-    add(
-        _EXACT,
-        optimum,
-        n_shards=spec.n_shards,
-        averaging_frequency=0,
-        seconds=seconds,
-        bytes_moved=n_passes * _pass_bytes(optimum, n_tasks),
-        curve=_curve(history, seconds, spec.config.l2),
-    )
+    n_bytes = n_passes * _pass_bytes(optimum, n_tasks)
+    add(_EXACT, optimum, (spec.n_shards, 0), seconds, n_bytes, history)
     for n_shards, frequency in list_ways(compared, spec.store.n_chunks):
         name = _name(n_shards, frequency)
         head, seconds, history = _train(
@@ -95,42 +86,25 @@ def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comp
             averaging_frequency=frequency,
         )  # fmt: skip
         n_tasks = _count_tasks(spec, n_shards, client)
-        add(
-            name,
-            head,
-            n_shards=n_shards,
-            averaging_frequency=frequency,
-            seconds=seconds,
-            bytes_moved=len(history) * _round_bytes(optimum, n_tasks, spec.config),
-            curve=_curve(history, seconds, spec.config.l2),
-        )
+        n_bytes = len(history) * _round_bytes(optimum, n_tasks, spec.config)
+        add(name, head, (n_shards, frequency), seconds, n_bytes, history)
     if compared.sklearn_mib:
         log.info("comparing: %s, on the driver", _SKLEARN)
         started = time.monotonic()
         features, labels = _pull(spec, optimum)
         head = _solve_by_sklearn(features, labels, optimum, spec.config.l2)
-        add(
-            _SKLEARN,
-            head,
-            n_shards=0,
-            averaging_frequency=0,
-            seconds=time.monotonic() - started,
-            bytes_moved=features.size * spec.store.dtype(spec.layer).itemsize,
-            curve=(),
-        )
+        seconds = time.monotonic() - started
+        n_bytes = features.size * spec.store.dtype(spec.layer).itemsize
+        add(_SKLEARN, head, (0, 0), seconds, n_bytes, [])
     return Comparison(tuple(contenders), provenance(spec, compared))
 
 
 def check(config: TrainConfig, compared: CompareConfig) -> None:
     """Refuse what `compare` cannot do on any store.
 
-    Raises
-    ------
-    UserError
-        For a hidden layer, an objective that L-BFGS does not minimise, or options that end a
-        training before its last round or choose another round's weights.
-    MissingExtraError
-        If scikit-learn is to be compared and is not installed.
+    That is a hidden layer, an objective that L-BFGS does not minimise, and options that end a
+    training before its last round or choose another round's weights; or scikit-learn, where it is
+    to be compared and is not installed.
     """
     if config.hidden_units:
         raise UserError(
@@ -152,14 +126,7 @@ def check(config: TrainConfig, compared: CompareConfig) -> None:
 
 
 def check_store(spec: TrainingSpec, compared: CompareConfig) -> None:
-    """Refuse a store that `compare` has no room for, before any work.
-
-    Raises
-    ------
-    UserError
-        If scikit-learn would need more memory on the driver than it may have, or for more shards
-        than chunks.
-    """
+    """Refuse fewer chunks than shards, and rows for which scikit-learn has too little memory."""
     _ = spec.n_shards  # raises
     n_train = int((spec.split == TRAIN).sum())
     needed_mib = n_train * spec.store.n_features(spec.layer) * 4 / 2**20
@@ -212,11 +179,11 @@ def _name(n_shards: int, frequency: int) -> str:
 
 def _scores(spec: TrainingSpec, head: Head, client: Client) -> dict[str, Any]:
     scores = scoring.evaluate(spec.store, head, client, n_mistakes=0).scores
+    penalty = 0.5 * spec.config.l2 * _norm(head.kernel) ** 2
     return {
         "accuracy": {name: s.accuracy for name, s in scores.items()},
         "log_loss": {name: s.log_loss for name, s in scores.items()},
-        "objective": scores[SPLITS[TRAIN]].log_loss
-        + 0.5 * spec.config.l2 * _norm(head.kernel) ** 2,
+        "objective": scores[SPLITS[TRAIN]].log_loss + penalty,
     }
 
 
@@ -226,6 +193,8 @@ def _norm(kernel: NDArray[Any]) -> float:
 
 def _curve(history: list[Round], seconds: float, l2: float) -> tuple[tuple[float, float], ...]:
     """Return the objective over time; loading the features comes before the first round."""
+    if not history:
+        return ()
     took = np.cumsum([r.step_s + r.average_s + r.wait_s for r in history])
     return tuple(
         (float(at), r.train_loss + 0.5 * l2 * r.kernel_norm**2)
@@ -277,9 +246,8 @@ def _solve_by_sklearn(
     # For two classes it learns one kernel w, their difference: ours are -w/2 and w/2, whose
     # penalty is half of w's.
     penalty = l2 / 2 if len(present) == 2 else l2
-    model = LogisticRegression(
-        C=1 / (penalty * n) if l2 else np.inf, max_iter=_SKLEARN_ITERATIONS
-    ).fit(features, labels)
+    strength = 1 / (penalty * n) if l2 else np.inf
+    model = LogisticRegression(C=strength, max_iter=_SKLEARN_ITERATIONS).fit(features, labels)
     coef, intercept = model.coef_, model.intercept_
     if len(present) == 2:
         coef = np.concatenate([-coef, coef]) / 2

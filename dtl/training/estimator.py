@@ -36,40 +36,30 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
 
-    from dtl.training.arrays import (
-        check_dask_rows,
-        check_finite,
-        compute_blocks,
-        cut_blocks,
-        load_blocks,
-    )
+    from dtl.training import arrays
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         "dtl.SoftmaxRegression needs scikit-learn. In dtl's folder: pip install -e '.[sklearn]'."
     ) from error
 
 _NOT_OF_ARRAYS = {
-    *("layer", "start_from", "features_in"),
-    *("patience", "stop_on", "keep"),
-    *("hidden_units", "hidden_start"),
-}
+    "layer", "start_from", "features_in", "patience", "stop_on", "keep", "hidden_units",
+    "hidden_start",
+}  # fmt: skip
 """Options of training that speak of a store, of its files, or of validation rows; and those of
 hidden units, with which it were no softmax regression."""
 
 _OPTIONS = tuple(spec for spec in fields(TrainConfig) if spec.name not in _NOT_OF_ARRAYS)
 
+_DEFAULTS = {spec.name: spec.default for spec in _OPTIONS} | {
+    "random_state": 0, "client": None, "verbose": False
+}  # fmt: skip
+
 _SIGNATURE = inspect.Signature(
-    [
-        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        *(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-            for name, default in [
-                *((spec.name, spec.default) for spec in _OPTIONS),
-                ("random_state", 0),
-                ("client", None),
-                ("verbose", False),
-            ]
-        ),
+    [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    + [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in _DEFAULTS.items()
     ]
 )
 
@@ -134,11 +124,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     history_: list[Round]
 
     def __init__(self, **parameters: Any) -> None:
-        bound = _SIGNATURE.bind(self, **parameters)
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
-            if name != "self":
-                setattr(self, name, value)
+        _SIGNATURE.bind(self, **parameters)  # refuses other names
+        self.__dict__.update(_DEFAULTS | parameters)
 
     # scikit-learn reads the parameters' names and defaults from it.
     __init__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
@@ -166,7 +153,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         config, seed = self._config(), self._seed()
         _refuse_frames(X, y)
         if isinstance(X, da.Array):
-            X = check_dask_rows(X)
+            X = arrays.check_dask_rows(X)
             validate_data(self, X, skip_check_array=True)
         else:
             y = y.compute() if isinstance(y, da.Array) else y
@@ -175,10 +162,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with _connect(self.client) as client:
             session = Session(client)
             if isinstance(X, da.Array):
-                blocks = compute_blocks(client, X, y)
+                blocks = arrays.compute_blocks(client, X, y)
             else:
-                blocks = cut_blocks(session, *checked, config.n_shards, seed)
-            inputs, self.classes_ = load_blocks(session, *blocks, config)
+                blocks = arrays.cut_blocks(session, *checked, config.n_shards, seed)
+            inputs, self.classes_ = arrays.load_blocks(session, *blocks, config)
             fitted = trainer.fit(inputs, config, seed, session, show=self.verbose)
             moments: Moments = inputs.moments.result()
         params, self.history_ = fitted.last, fitted.history
@@ -190,10 +177,6 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: da.Array | ArrayLike) -> da.Array | NDArray[np.float64]:
         """Logits; for two classes, the second's less the first's.
-
-        Parameters
-        ----------
-        X : (n_rows, n_features) Dask array or array-like
 
         Returns
         -------
@@ -219,14 +202,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y: da.Array | ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Accuracy; only labels come to this process.
-
-        Parameters
-        ----------
-        X : (n_rows, n_features) Dask array or array-like
-        y : (n_rows,) Dask array or array-like
-        sample_weight : (n_rows,) array-like, optional
-        """
+        """Accuracy; only labels come to this process."""
         _refuse_frames(X, y)
         lazy = {"true": y, "predicted": self.predict(X)}
         if any(isinstance(value, da.Array) for value in lazy.values()):
@@ -265,19 +241,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         arguments |= {"coef": self.coef_, "intercept": self.intercept_}
         if not isinstance(X, da.Array):
             return function(validate_data(self, X, reset=False), **arguments)
-        X = check_dask_rows(X)
+        X = arrays.check_dask_rows(X)
         validate_data(self, X, reset=False, skip_check_array=True)
-        if width is None:
-            return X.map_blocks(
-                function, drop_axis=1, dtype=dtype, meta=np.empty(0, dtype), **arguments
-            )
-        return X.map_blocks(
-            function,
-            chunks=(X.chunks[0], (width,)),
-            dtype=dtype,
-            meta=np.empty((0, 0), dtype),
-            **arguments,
-        )
+        shape: dict[str, Any] = {"drop_axis": 1, "meta": np.empty(0, dtype)}
+        if width is not None:
+            shape = {"chunks": (X.chunks[0], (width,)), "meta": np.empty((0, 0), dtype)}
+        return X.map_blocks(function, dtype=dtype, **shape, **arguments)
 
 
 @contextmanager
@@ -298,19 +267,15 @@ def _connect(client: Client | None) -> Iterator[Client]:
     try:
         client = Client.current()
     except ValueError:
+        # Without a dashboard, the scheduler would still want port 8787 for HTTP.
+        no_dashboard = {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": ":0"}}
         with (
             LocalCluster(
-                n_workers=1,
-                threads_per_worker=CPU_COUNT,
-                processes=False,
-                memory_limit=0,
-                # Without a dashboard, the scheduler would still want port 8787 for HTTP.
-                dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": ":0"},
-                silence_logs=logging.CRITICAL,
+                n_workers=1, threads_per_worker=CPU_COUNT, processes=False, memory_limit=0,
+                silence_logs=logging.CRITICAL, **no_dashboard,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
-        ):
+        ):  # fmt: skip
             yield client
         return
     yield client
@@ -328,31 +293,24 @@ def _refuse_frames(*values: Any) -> None:
 def _logits(
     rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    check_finite(rows)
+    arrays.check_finite(rows)
     with blas.one_blas_thread():
         logits: NDArray[np.float64] = rows @ coef.T + intercept
     return logits
 
 
-def _decide(
-    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    logits = _logits(rows, coef, intercept)
+def _decide(rows: NDArray[Any], **weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    logits = _logits(rows, **weights)
     return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
-def _probabilities(
-    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    probabilities: NDArray[np.float64] = np.exp(softmax.log_softmax(_logits(rows, coef, intercept)))
+def _probabilities(rows: NDArray[Any], **weights: NDArray[np.float64]) -> NDArray[Any]:
+    probabilities: NDArray[Any] = np.exp(softmax.log_softmax(_logits(rows, **weights)))
     return probabilities
 
 
 def _predict(
-    rows: NDArray[Any],
-    coef: NDArray[np.float64],
-    intercept: NDArray[np.float64],
-    classes: NDArray[Any],
+    rows: NDArray[Any], classes: NDArray[Any], **weights: NDArray[np.float64]
 ) -> NDArray[Any]:
-    labels: NDArray[Any] = classes[_logits(rows, coef, intercept).argmax(axis=1)]
+    labels: NDArray[Any] = classes[_logits(rows, **weights).argmax(axis=1)]
     return labels

@@ -54,20 +54,14 @@ def submit_params(
 ) -> Future:
     """Submit the parameters that the first round starts from, as a future of `Params`.
 
-    Parameters
-    ----------
-    head : future of Head, or None
-        As `submit_head` returns it.
-    moments : future of Moments
-        Of the training rows.
+    The head is that of `submit_head`, and the moments are of the training rows.
     """
     if head is not None:
         return session.submit(carry_over, head, moments, name="carry-over")
     n_features, n_classes = spec.store.n_features(spec.layer), len(spec.store.class_names)
     if n_units := spec.config.hidden_units:
-        return session.submit(
-            hidden.random_params, n_features, n_units, n_classes, spec.seed, name="start"
-        )
+        sizes = n_features, n_units, n_classes
+        return session.submit(hidden.random_params, *sizes, spec.seed, name="start")
     return session.submit(softmax.zero_params, n_features, n_classes, name="start")
 
 
@@ -107,17 +101,7 @@ def network_head(
 ) -> Head:
     """Read the Dense layer that follows `layer` in a network, below a softmax layer of zeros.
 
-    Parameters
-    ----------
-    spec : NetworkSpec
-        With the stored layers.
-    sha256 : str
-        Of the weights up to them.
-
-    Raises
-    ------
-    UserError
-        If no Dense layer of `n_units` ReLU units follows, or the weights are others.
+    It must have `n_units` ReLU units, and the weights up to the stored layers this SHA-256.
     """
     from dtl.features import architecture, networks
 
@@ -167,8 +151,7 @@ def _read_head(spec: TrainingSpec) -> Head:
     if found:
         raise UserError(
             f"The head at `train.start_from` = {config.start_from} cannot be trained further here:"
-            "\n  "
-            + "\n  ".join(found)
+            + "".join(f"\n  {difference}" for difference in found)
             + "\nStart from a head of the same classes, features, split, layer and "
             "`train.hidden_units`, or from none."
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dtl.cluster.progress import track
 from dtl.cluster.spread import Session
-from dtl.config import TrainConfig
+from dtl.config import RETIRED, TrainConfig
 from dtl.head import averaging, blas, buffers, hidden
 from dtl.head.softmax import Params, log_softmax, residuals
 from dtl.training import local_sgd
@@ -30,26 +30,19 @@ from dtl.training.values import Round
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-5
+TOLERANCE: float = RETIRED["train"]["lbfgs_tolerance"]
 """It ends where no part of the gradient is larger."""
 
-MAX_ITERATIONS = 1000
+MAX_ITERATIONS: int = RETIRED["train"]["lbfgs_max_iterations"]
 
 
 @dataclass(frozen=True, eq=False)
 class GradientSum:
     """Sums of one or more shards' rows that a step needs.
 
-    Parameters
-    ----------
-    kernel, bias : (n_features, n_classes) and (n_classes,) float64
-        Gradients of the cross-entropy.
-    scores : (2, 3) float64
-        Rows, right ones and cross-entropy, of the training and of the validation rows.
-    losses : dict of shard to float
-        Mean cross-entropy of each shard's training rows.
-    step_s, merge_s : float
-        Seconds of the slowest task, and of adding up, from level to level.
+    `kernel` and `bias` are gradients of the cross-entropy, `scores` as `local_sgd.score_rows` has
+    them, `losses` the mean cross-entropy of each shard's training rows. Seconds are those of the
+    slowest task, and of adding up, from level to level.
     """
 
     kernel: NDArray[np.float64]
@@ -113,7 +106,7 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
     config : TrainConfig
         Of which `l2` is read.
     show : bool
-        Whether progress is shown in the terminal.
+        Show progress in the terminal.
 
     Returns
     -------
@@ -141,40 +134,35 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
     session.wait(inputs.groups)  # reading the features is no part of the first iteration's time
     before, last = x0, time.monotonic()
 
-    n_most = MAX_ITERATIONS
-    with track("training", n_most, "iterations at most", show=show) as advance:
+    with track("training", MAX_ITERATIONS, "iterations at most", show=show) as advance:
 
         def record(intermediate_result: Any) -> None:
             nonlocal before, last
             x, value = intermediate_result.x.copy(), intermediate_result.fun
-            sums = [total for _, _, total in objective.steps]
             _, gradient, step = next(s for s in reversed(objective.steps) if s[0] == value)
             now = time.monotonic()
             elapsed, last = now - last, now
-            step_s = sum(total.step_s for total in sums)
-            merge_s = sum(total.merge_s for total in sums)
+            step_s = sum(total.step_s for _, _, total in objective.steps)
+            merge_s = sum(total.merge_s for _, _, total in objective.steps)
             norm = float(np.linalg.norm(x[:n_kernel]))
             change = float(np.linalg.norm((x - before)[:n_kernel]))
             before = x
             objective.steps.clear()
-            history.append(
-                Round(
-                    round=len(history) + 1,
-                    epoch=float(objective.n_evaluations),
-                    loss=float(step.scores[0, 2] / step.scores[0, 0]),
-                    shard_loss=tuple(
-                        step.losses.get(s, np.nan) for s in range(len(inputs.n_train))
-                    ),
-                    learning_rate=np.nan,
-                    update_ratio=change / norm if norm else 0.0,
-                    spread=0.0,
-                    step_s=step_s,
-                    average_s=merge_s,
-                    wait_s=max(elapsed - step_s - merge_s, 0.0),
-                    kernel_norm=norm,
-                    **local_sgd.combine_scores([[step.scores]], inputs.has_validation),
-                )
+            done = Round(
+                round=len(history) + 1,
+                epoch=float(objective.n_evaluations),
+                loss=float(step.scores[0, 2] / step.scores[0, 0]),
+                shard_loss=tuple(step.losses.get(s, np.nan) for s in range(len(inputs.n_train))),
+                learning_rate=np.nan,
+                update_ratio=change / norm if norm else 0.0,
+                spread=0.0,
+                step_s=step_s,
+                average_s=merge_s,
+                wait_s=max(elapsed - step_s - merge_s, 0.0),
+                kernel_norm=norm,
+                **local_sgd.combine_scores([[step.scores]], inputs.has_validation),
             )
+            history.append(done)
             advance(1, f"objective {value:.6f}, gradient {gradient:.1e}")
 
         # On the driver too, a sum's last bits depend on the number of threads.

@@ -35,13 +35,8 @@ Timed = TypeVar("Timed")
 class Contribution:
     """A contribution of one or more shards to a round's average.
 
-    Parameters
-    ----------
-    mean : Mean
-    losses : dict of shard to float
-        Of those that have training rows.
-    step_s, merge_s : float
-        Seconds of the steps of the slowest task, and of merging, from level to level.
+    Losses are by shard, of those that have training rows. Seconds are those of the steps of the
+    slowest task, and of merging, from level to level.
     """
 
     mean: Mean = field(default_factory=Mean)
@@ -50,31 +45,21 @@ class Contribution:
     merge_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class RoundStats:
-    """Numbers of a round for the driver; see `Round`."""
-
-    losses: Mapping[int, float]
-    update_ratio: float
-    kernel_norm: float
-    spread: float
-    step_s: float
-    average_s: float
-
-
 @dataclass(frozen=True, eq=False)
 class Averaged:
     """Parameters that a round starts from, which stay on the workers, and numbers of the last one.
 
     Parameters
     ----------
-    params : Params
-    stats : RoundStats or None
-        None before the first round.
+    losses : dict of shard to float
+        Of the last round; empty before the first.
+    stats : dict of str to float
+        Fields of its `Round`.
     """
 
     params: Params
-    stats: RoundStats | None = None
+    losses: Mapping[int, float] = field(default_factory=dict)
+    stats: Mapping[str, float] = field(default_factory=dict)
 
 
 def take_steps(
@@ -131,13 +116,7 @@ def merge_all(values: list[Timed], merge: Callable[[Timed, Timed], Timed]) -> Ti
 
 
 def average(contributions: list[Contribution], before: Averaged, config: TrainConfig) -> Averaged:
-    """Average the last contributions to what the next round starts from.
-
-    Raises
-    ------
-    UserError
-        If no shard has training rows.
-    """
+    """Average the last contributions to what the next round starts from."""
     total, started = merge_all(contributions, merge), time.perf_counter()
     if not total.mean.n_samples:
         raise UserError("No replica had training rows to learn from. Check the split.")
@@ -147,17 +126,14 @@ def average(contributions: list[Contribution], before: Averaged, config: TrainCo
             params = averaging.outer_step(params, before.params, config.outer_momentum)
         change, norm = averaging.distance_and_norm(params, before.params)
     distance = math.sqrt(total.mean.scatter / total.mean.n_samples)
-    return Averaged(
-        params,
-        RoundStats(
-            losses=total.losses,
-            update_ratio=change / norm if norm else 0.0,
-            kernel_norm=norm,
-            spread=distance / norm if norm else 0.0,
-            step_s=total.step_s,
-            average_s=total.merge_s + time.perf_counter() - started,
-        ),
-    )
+    stats = {
+        "update_ratio": change / norm if norm else 0.0,
+        "kernel_norm": norm,
+        "spread": distance / norm if norm else 0.0,
+        "step_s": total.step_s,
+        "average_s": total.merge_s + time.perf_counter() - started,
+    }
+    return Averaged(params, total.losses, stats)
 
 
 def count_classes(group: Sequence[Shard]) -> NDArray[np.int64]:
@@ -203,7 +179,6 @@ def score_rows(log_p: NDArray[Any], labels: NDArray[np.int32], n_train: int) -> 
     ----------
     log_p : (n, n_classes) float
         Logarithms of the probabilities.
-    labels : (n,) int
     n_train : int
         So many rows, the first ones, are for training, the others for validation.
 
@@ -214,12 +189,8 @@ def score_rows(log_p: NDArray[Any], labels: NDArray[np.int32], n_train: int) -> 
     """
     loss = -log_p[np.arange(len(labels)), labels].astype(np.float64)
     right = log_p.argmax(axis=1) == labels
-    return np.array(
-        [
-            (len(loss[part]), right[part].sum(), loss[part].sum())
-            for part in (slice(0, n_train), slice(n_train, None))
-        ]
-    )
+    parts = slice(0, n_train), slice(n_train, None)
+    return np.array([(len(loss[part]), right[part].sum(), loss[part].sum()) for part in parts])
 
 
 def combine_scores(
@@ -228,10 +199,7 @@ def combine_scores(
     """Return fields of `Round` from the sums of all shards, added from the first to the last."""
     sums = sum(itertools.chain.from_iterable(groups), start=np.zeros((2, 3)))
     (n_train, train_right, train_loss), (n, right, loss) = sums
-    scores = {
-        "train_accuracy": float(train_right / n_train),
-        "train_loss": float(train_loss / n_train),
-    }
+    scores = {"train_accuracy": train_right / n_train, "train_loss": train_loss / n_train}
     if has_validation:
-        scores |= {"validation_accuracy": float(right / n), "validation_loss": float(loss / n)}
-    return scores
+        scores |= {"validation_accuracy": right / n, "validation_loss": loss / n}
+    return {name: float(score) for name, score in scores.items()}

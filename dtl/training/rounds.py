@@ -17,20 +17,19 @@ from distributed import Future
 
 from dtl.cluster.progress import track
 from dtl.cluster.spread import Session
-from dtl.config import TrainConfig
+from dtl.config import RETIRED, TrainConfig
 from dtl.config.errors import UserError
 from dtl.head import blas, schedules
 from dtl.head.schedules import Plan
 from dtl.head.softmax import Params
 from dtl.training import local_sgd
 from dtl.training.checkpoint import Keeper
-from dtl.training.local_sgd import RoundStats
 from dtl.training.spec import Fitted, Inputs
 from dtl.training.values import Round
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_EVERY = 50
+CHECKPOINT_EVERY: int = RETIRED["train"]["checkpoint_every"]
 """Rounds between two checkpoints."""
 
 ROUNDS_AHEAD = 4
@@ -39,19 +38,11 @@ ROUNDS_AHEAD = 4
 
 @dataclass(frozen=True, eq=False)
 class RoundTasks:
-    """The tasks of rounds and of validations.
-
-    Parameters
-    ----------
-    inputs : Inputs
-    session : Session
-    class_weights : future of (n_classes,) float32, or None
-        None where all rows count the same.
-    """
+    """The tasks of rounds and of validations."""
 
     inputs: Inputs
     session: Session
-    class_weights: Future | None
+    class_weights: Future | None  # (n_classes,) float32; None where all rows count the same
 
     @classmethod
     def make(cls, inputs: Inputs, config: TrainConfig, session: Session) -> RoundTasks:
@@ -88,8 +79,8 @@ class RoundTasks:
         -------
         after : future of Averaged
             The next round starts from it; it stays on the workers.
-        stats : future of RoundStats
-            For the driver.
+        numbers : future of (losses, stats)
+            Those of `Averaged`, for the driver.
         """
         submit, config = self.session.submit, plans[0].config
         steps = schedules.stack_steps([plan.steps(index) for plan in plans])
@@ -108,7 +99,7 @@ class RoundTasks:
             depth=config.aggregation_depth,
             root=(local_sgd.average, before, config),
         )
-        return after, submit(operator.attrgetter("stats"), after, name=f"stats-{name}")
+        return after, submit(operator.attrgetter("losses", "stats"), after, name=f"stats-{name}")
 
     def submit_params(self, averaged: Future, name: str) -> Future:
         """Submit the parameters that a round ended with, as a future of `Params`."""
@@ -126,12 +117,7 @@ class RoundTasks:
 
 
 def run(
-    inputs: Inputs,
-    plan: Plan,
-    session: Session,
-    *,
-    keeper: Keeper | None = None,
-    show: bool = True,
+    inputs: Inputs, plan: Plan, session: Session, *, keeper: Keeper | None = None, show: bool = True
 ) -> Fitted:
     """Run all rounds of a plan.
 
@@ -144,11 +130,6 @@ def run(
         Of the checkpoint to go on from and to keep; it is removed where training diverges.
     show : bool
         Whether progress is shown in the terminal.
-
-    Raises
-    ------
-    UserError
-        For features that are not finite, or a learning rate that diverges.
     """
     config = plan.config
     log.log(
@@ -225,36 +206,30 @@ def _finish_rounds(
     while True:
         for index in itertools.islice(indices, 1 + ROUNDS_AHEAD - len(pending)):
             number, scores = index + 1, None
-            averaged, stats = tasks.submit_round(averaged, [plan], index, f"{index}")
+            averaged, numbers = tasks.submit_round(averaged, [plan], index, f"{index}")
             if number % plan.validate_every == 0 or number == plan.n_rounds:
                 params = tasks.submit_params(averaged, f"{number}")
                 scores = tasks.submit_scores(params, f"{index}")
-            pending.append((index, averaged, stats, scores))
+            pending.append((index, averaged, numbers, scores))
         if not pending:
             return
-        index, after, stats, scores = pending.popleft()
-        done: RoundStats = stats.result()
+        index, after, numbers, scores = pending.popleft()
+        by_shard, stats = numbers.result()
         found = scores.result() if scores else {}
         now = time.monotonic()
         elapsed, last = now - last, now
-        losses = np.array([done.losses.get(s, math.nan) for s in range(len(n_train))])
-        yield (
-            Round(
-                round=index + 1,
-                epoch=plan.epoch(index),
-                loss=float(np.average(losses[used], weights=n_train[used])),
-                shard_loss=tuple(losses.tolist()),
-                learning_rate=plan.learning_rates(index)[0],
-                update_ratio=done.update_ratio,
-                spread=done.spread,
-                step_s=done.step_s,
-                average_s=done.average_s,
-                wait_s=max(elapsed - done.step_s - done.average_s, 0.0),
-                kernel_norm=done.kernel_norm,
-                **found,
-            ),
-            after,
+        losses = np.array([by_shard.get(s, math.nan) for s in range(len(n_train))])
+        done = Round(
+            round=index + 1,
+            epoch=plan.epoch(index),
+            loss=float(np.average(losses[used], weights=n_train[used])),
+            shard_loss=tuple(losses.tolist()),
+            learning_rate=plan.learning_rates(index)[0],
+            wait_s=max(elapsed - stats["step_s"] - stats["average_s"], 0.0),
+            **stats,
+            **found,
         )
+        yield done, after
 
 
 class _Tally:

@@ -25,7 +25,6 @@ class Shard:
 
     Parameters
     ----------
-    index : int
     features : (n, n_features) float32, or StoredFeatures
         Training rows first, chunk after chunk, then validation rows, chunk after chunk.
     labels : (n,) int32
@@ -51,11 +50,8 @@ class Shard:
 
         It is the array; or, where the features stay in the store, a reader that reads ahead.
         """
-        return (
-            self.features.ahead(batches)
-            if isinstance(self.features, StoredFeatures)
-            else self.features
-        )
+        features = self.features
+        return features.ahead(batches) if isinstance(features, StoredFeatures) else features
 
     def chunks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
         """Yield the rows of each chunk, and how many of them, the first ones, are training rows.
@@ -78,22 +74,13 @@ class Shard:
         """
         rng = np.random.default_rng([seed, self.index, epoch])
         first_rows = np.concatenate([[0], np.cumsum(self.chunk_rows)])
-        return np.concatenate(
-            [
-                first_rows[c] + rng.permutation(self.chunk_rows[c])
-                for c in rng.permutation(len(self.chunk_rows))
-            ]
-        ).astype(np.intp)
+        chunks = rng.permutation(len(self.chunk_rows))
+        order = [first_rows[c] + rng.permutation(self.chunk_rows[c]) for c in chunks]
+        return np.concatenate(order).astype(np.intp)
 
 
 def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
-    """Return the moments of a chunk's training rows.
-
-    Raises
-    ------
-    UserError
-        If a feature of the chunk is NaN or infinite.
-    """
+    """Return the moments of a chunk's training rows; refuse NaN and infinity in any row."""
     features = store.read(layer, chunk)
     if not np.isfinite(features).all():
         rows = np.flatnonzero(~np.isfinite(features).all(axis=1))

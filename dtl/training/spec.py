@@ -41,7 +41,6 @@ class TrainingSpec:
     ----------
     store : FeatureStore
         Finished, with a split.
-    config : TrainConfig
     layer : str
         Whose features.
     seed : int
@@ -61,10 +60,7 @@ class TrainingSpec:
     def provenance(self) -> dict[str, Any]:
         """The fingerprint of a head, as JSON's types; a head of another one is trained again.
 
-        Raises
-        ------
-        OSError
-            If the head, or the network's weights, to start from cannot be had.
+        It is an `OSError` if the head, or the network's weights, to start from cannot be had.
         """
         store, config = self.store, self.config
         options = to_fingerprint(config)
@@ -80,9 +76,8 @@ class TrainingSpec:
             "seed": self.seed,
         }
         if config.hidden_start == "network":
-            made_from["start_weights"] = describe_weights(
-                self.network_weights, int(store.attrs["seed"])
-            )
+            seed = int(store.attrs["seed"])
+            made_from["start_weights"] = describe_weights(self.network_weights, seed)
         return made_from
 
     @property
@@ -103,13 +98,7 @@ class TrainingSpec:
 
     @property
     def n_shards(self) -> int:
-        """How many replicas train.
-
-        Raises
-        ------
-        UserError
-            If there are more than chunks.
-        """
+        """How many replicas train; more than chunks are refused."""
         n_shards = self.config.n_shards or min(MOST_SHARDS, self.store.n_chunks)
         if n_shards > self.store.n_chunks:
             raise UserError(
@@ -130,8 +119,6 @@ class Inputs:
         Of neighbouring shards, each group for one task, the first group the first shards.
     n_train : (n_shards,) int
         Training rows of each shard.
-    has_validation : bool
-        Whether any shard has validation rows.
     initial : future of Params
     moments : future of Moments
         Of the training rows.
@@ -146,17 +133,9 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Parameters that rounds end with.
+    """Parameters that rounds end with, and the weights of the best validation.
 
-    Parameters
-    ----------
-    last : Params
-        After the last round.
-    history : list of Round
-    best : Params
-        The weights of the best validation; empty where rounds are not validated.
-    best_round : int
-        Counted from 1; 0 where rounds are not validated.
+    Rounds are counted from 1. Where they are not validated, `best` is empty and `best_round` 0.
     """
 
     last: Params
@@ -176,7 +155,6 @@ class Trained:
     other : Head or None
         The one of the best validation where `head` is the last round's, and the other way round;
         None where there is only one.
-    history : list of Round
     """
 
     head: Head

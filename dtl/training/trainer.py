@@ -39,19 +39,11 @@ def train(
 
     Parameters
     ----------
-    spec : TrainingSpec
-    client : distributed.Client
     checkpoint : str
         URL of the file to go on from, if it is there, and to keep until the head is safe: then the
         caller removes it. Empty: none.
     overwrite : bool
         Start again if the checkpoint follows from other settings.
-
-    Returns
-    -------
-    Trained
-        The head after the last round, or of the best validation, as `train.keep` says; the other
-        one; and the history.
 
     Raises
     ------
@@ -105,12 +97,7 @@ def fit(
     keeper : Keeper, optional
         Of the checkpoint to go on from and to keep; L-BFGS has none.
     show : bool
-        Whether progress is shown in the terminal.
-
-    Raises
-    ------
-    UserError
-        For features that are not finite, or a learning rate that diverges.
+        Show progress in the terminal.
     """
     if config.solver == "lbfgs":
         return lbfgs.solve(inputs, config, session, show=show)
@@ -119,13 +106,7 @@ def fit(
 
 
 def prepare(spec: TrainingSpec, session: Session) -> Inputs:
-    """Check a store, and bring its rows to the workers.
-
-    Raises
-    ------
-    UserError
-        For more shards than chunks, no training rows, or a head to start from that does not fit.
-    """
+    """Check a store and the head to start from, and bring the store's rows to the workers."""
     n_shards, store = spec.n_shards, spec.store
     _check_classes(spec)
     head = initialisation.submit_head(spec, session)
@@ -143,32 +124,21 @@ def prepare(spec: TrainingSpec, session: Session) -> Inputs:
 def load_groups(spec: TrainingSpec, session: Session) -> tuple[list[Future], Future]:
     """Bring a store's rows to the workers, standardised by the training rows.
 
-    With `train.features_in` = store the features are read when a batch asks for them.
-
-    Returns
-    -------
-    groups : list of futures of lists of Shard
-    moments : future of Moments
-        Of the training rows.
+    With `train.features_in` = store the features are read when a batch asks for them. It returns
+    `Inputs.groups` and `Inputs.moments`.
     """
-    store, layer, n_shards = spec.store, spec.layer, spec.n_shards
-    moments = session.reduce(
-        [
-            session.submit(sharding.chunk_moments, store, layer, chunk, name=f"moments-{chunk}")
-            for chunk in range(store.n_chunks)
-        ],
-        merge_moments,
-        name="merge-moments",
-    )
+    store, layer, n_shards, config = spec.store, spec.layer, spec.n_shards, spec.config
+    parts = [
+        session.submit(sharding.chunk_moments, store, layer, chunk, name=f"moments-{chunk}")
+        for chunk in range(store.n_chunks)
+    ]
+    moments = session.reduce(parts, merge_moments, name="merge-moments")
     groups = [
         session.submit(
-            sharding.load_group,
-            store, layer, indices, n_shards, moments, spec.config.features_in,
+            sharding.load_group, store, layer, indices, n_shards, moments, config.features_in,
             name=f"load-shards-{g}",
         )
-        for g, indices in enumerate(
-            group_shards(session.client, n_shards, spec.config.shards_per_task)
-        )
+        for g, indices in enumerate(group_shards(session.client, n_shards, config.shards_per_task))
     ]  # fmt: skip
     return groups, moments
 

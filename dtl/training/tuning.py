@@ -27,7 +27,7 @@ from distributed import Client, Future
 from dtl import storage
 from dtl.cluster.progress import track
 from dtl.cluster.spread import Session
-from dtl.config import TrainConfig, TuneConfig, to_fingerprint
+from dtl.config import RETIRED, TrainConfig, TuneConfig, to_fingerprint
 from dtl.config.errors import UserError
 from dtl.head import blas, descent
 from dtl.head.npz import from_npz, join_groups, reading, split_groups, to_npz
@@ -49,13 +49,12 @@ Narrow heads gain: 8 trials of 512 x 19 in one stack were 5.5 times as fast as e
 tests/bench/test_tune.py measures it.
 """
 
-FIRST_EPOCHS = 10.0
+FIRST_EPOCHS: float = RETIRED["tune"]["first_epochs"]
 """Passes before the first cut, at least; each cut after it has `eta` times as many."""
 
-_NOT_IN_A_TRIAL = (
-    "learning_rate", "l2", "dropout", "averaging_frequency",
-    "keep", "patience", "max_seconds", "validate_every",
-)  # fmt: skip
+_SEARCHED = ("learning_rate", "l2", "dropout", "averaging_frequency")
+
+_NOT_IN_A_TRIAL = (*_SEARCHED, "keep", "patience", "max_seconds", "validate_every")
 """Options that no trial follows from: it has values of its own, or is compared at cuts only."""
 
 
@@ -63,14 +62,8 @@ _NOT_IN_A_TRIAL = (
 class Search:
     """The state of a search after a cut that was not the last.
 
-    Parameters
-    ----------
-    trials : tuple of Trial
-        All of them, in the order of `list_trials`.
-    heads : dict of int to Params
-        Parameters that the trials which continue start from, by their place in that order.
-    provenance : dict
-        The fingerprint of the search.
+    `trials` are all, in the order of `list_trials`; `heads` what those that continue start from, by
+    their place in that order.
     """
 
     trials: tuple[Trial, ...]
@@ -84,13 +77,7 @@ class Search:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Search:
-        """Read what `to_bytes` wrote.
-
-        Raises
-        ------
-        UserError
-            For other or damaged bytes.
-        """
+        """Read what `to_bytes` wrote; other or damaged bytes are a `UserError`."""
         with reading("checkpoint"):
             arrays, meta = from_npz(data)
             return cls(
@@ -103,10 +90,8 @@ class Search:
 def provenance(spec: TrainingSpec, tuned: TuneConfig) -> dict[str, Any]:
     """Return the fingerprint of a search, as JSON has it; machines have no part in it."""
     options = {k: v for k, v in spec.provenance["train"].items() if k not in _NOT_IN_A_TRIAL}
-    return spec.provenance | {
-        "train": options,
-        "tune": to_fingerprint(_resolve(tuned, spec.config)),
-    }
+    tune = to_fingerprint(_resolve(tuned, spec.config))
+    return spec.provenance | {"train": options, "tune": tune}
 
 
 def tune(
@@ -125,8 +110,6 @@ def tune(
         Its split must have validation rows; test rows are not read. Its options hold for all that
         is not searched for, and `stop_on` defines a better validation; `keep` and `patience` are
         not read.
-    tuned : TuneConfig
-    client : distributed.Client
     checkpoint : str
         URL of the file to go on from, if it is there, and to keep from the first cut on until the
         result is safe: then the caller removes it. Empty: none.
@@ -141,8 +124,8 @@ def tune(
     Raises
     ------
     UserError
-        As `check` and `check_store`; for a checkpoint of other settings, or damaged; if all trials
-        diverge; or as `train`.
+        As `check`, `check_store` and `train`; for a checkpoint of other settings, or damaged; or if
+        all trials diverge.
 
     References
     ----------
@@ -161,7 +144,7 @@ def tune(
     inputs = trainer.prepare(spec, session)
     tasks = RoundTasks.make(inputs, spec.config, session)
     plans = [Plan.make(inputs.n_train, config, spec.seed) for config in configs]
-    trials = [Trial(c.learning_rate, c.l2, c.dropout, c.averaging_frequency) for c in configs]
+    trials = [Trial(**{name: getattr(config, name) for name in _SEARCHED}) for config in configs]
     heads = dict.fromkeys(range(len(configs)), inputs.initial)
     if search is not None:
         trials = list(search.trials)
@@ -187,8 +170,7 @@ def tune(
         alive.sort(key=lambda k: _rank(trials[k], metric))
         best = trials[alive[0]].rungs[-1]
         log.info(
-            "tuning: epoch %.3g, the best has validation loss %.4f, accuracy %.1f %%; "
-            "%d diverged",
+            "tuning: epoch %.3g, the best has validation loss %.4f, accuracy %.1f %%; %d diverged",
             end, best.validation_loss, 100 * best.validation_accuracy, len(heads) - len(alive),
         )  # fmt: skip
         # In the order of the trials, so that a stack does not depend on a tie.
@@ -197,23 +179,12 @@ def tune(
             params = {k: future.result() for k, future in heads.items()}
             storage.write_bytes(checkpoint, Search(tuple(trials), params, fingerprint).to_bytes())
     trials.sort(key=lambda trial: _rank(trial, metric))
-    return Tuning(
-        trials=tuple(trials),
-        cuts=tuple(cuts),
-        metric=metric,
-        hints=tuple(list_hints(trials[0], tuned)),
-        provenance=fingerprint,
-    )
+    hints = tuple(list_hints(trials[0], tuned))
+    return Tuning(tuple(trials), tuple(cuts), metric, hints, fingerprint)
 
 
 def check(config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
-    """Refuse what `tune` cannot do on any store.
-
-    Raises
-    ------
-    ValueError
-        For L-BFGS, a single trial, or one whose options do not go together.
-    """
+    """Refuse L-BFGS, a single trial, and trials whose options do not go together."""
     if config.solver == "lbfgs":
         raise UserError(
             "tune searches for options of averaging. Received: lbfgs, which has no learning rate. "
@@ -227,13 +198,7 @@ def check(config: TrainConfig, tuned: TuneConfig, seed: int) -> None:
 
 
 def check_store(spec: TrainingSpec) -> None:
-    """Refuse a store on which trials cannot be compared, before any work.
-
-    Raises
-    ------
-    UserError
-        Without validation rows, or for more shards than chunks.
-    """
+    """Refuse a store without validation rows, or with fewer chunks than shards."""
     _ = spec.n_shards  # raises
     if not spec.has_validation:
         raise UserError(
@@ -262,13 +227,12 @@ def list_trials(config: TrainConfig, tuned: TuneConfig, seed: int) -> list[Train
         rng = np.random.default_rng(seed)
         drawn = (
             (
-                _between(rng, tuned.learning_rates),
-                _between(rng, tuned.l2s),
+                _between(rng, tuned.learning_rates), _between(rng, tuned.l2s),
                 tuned.dropouts[rng.integers(len(tuned.dropouts))],
                 tuned.frequencies[rng.integers(len(tuned.frequencies))],
             )
             for _ in range(tuned.n_trials)
-        )
+        )  # fmt: skip
     return [
         replace(config, learning_rate=rate, l2=l2, dropout=dropout, averaging_frequency=frequency)
         for rate, l2, dropout, frequency in dict.fromkeys(drawn)
@@ -294,14 +258,7 @@ def list_cuts(epochs: float, tuned: TuneConfig, n_trials: int) -> list[float]:
 
 def choose(tuning: Tuning, config: TrainConfig) -> TrainConfig:
     """Return the options of training with those of the best trial."""
-    t = tuning.trials[0]
-    return replace(
-        config,
-        learning_rate=t.learning_rate,
-        l2=t.l2,
-        dropout=t.dropout,
-        averaging_frequency=t.averaging_frequency,
-    )
+    return replace(config, **{name: getattr(tuning.trials[0], name) for name in _SEARCHED})
 
 
 def _resolve(tuned: TuneConfig, config: TrainConfig) -> TuneConfig:
@@ -365,10 +322,9 @@ def _train(
                 params = submit(descent.stack_heads, [heads[k] for k in s], name=f"stack-{key}")
             averaged = tasks.submit_start(params, f"-{key}")
             for index in rounds[s]:
-                averaged, stats = tasks.submit_round(
-                    averaged, [plans[k] for k in s], index, f"{key}-{index}"
-                )
-                pending.append(stats)
+                stack = [plans[k] for k in s]
+                averaged, numbers = tasks.submit_round(averaged, stack, index, f"{key}-{index}")
+                pending.append(numbers)
                 wait(ROUNDS_AHEAD)
             params = tasks.submit_params(averaged, key)
             for i, k in enumerate(s):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dtl.config import TrainConfig
 from dtl.config.sections import parse_steps
-from dtl.head.schedules import round_lengths
+from dtl.head.schedules import Plan, round_lengths
 
 
 @given(st.integers(1, 3000), st.integers(1, 60), st.integers(1, 60))
@@ -34,6 +35,30 @@ def test_rounds_shrink_geometrically() -> None:
     # Rounds in a part of the training are the integral of 1 / frequency; each is 64 ** (1/4) more.
     for earlier, later in itertools.pairwise(quarter):
         assert later / earlier == pytest.approx(64**0.25, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"schedule": "constant"}, {0: 0.1, 20: 0.1, 39: 0.1}),
+        ({"schedule": "cosine"}, {0: 0.1, 20: 0.05, 30: 0.014645, 39: 0.000154}),
+        ({"schedule": "exponential"}, {0: 0.1, 20: 0.01, 30: 0.003162}),
+        (
+            {"schedule": "steps", "learning_rate_steps": "10:0.01,20:0.001"},
+            {0: 0.1, 9: 0.1, 10: 0.01, 19: 0.01, 20: 0.001, 39: 0.001},
+        ),
+        (
+            {"schedule": "constant", "warmup_epochs": 4.0},
+            {0: 0.025, 1: 0.05, 3: 0.1, 4: 0.1, 9: 0.1},
+        ),
+        ({"schedule": "cosine", "warmup_epochs": 20.0}, {0: 0.005, 20: 0.1, 30: 0.05}),
+    ],
+)
+def test_rates_follow_the_schedule(options: dict[str, Any], expected: dict[int, float]) -> None:
+    config = TrainConfig(epochs=40, batch_size=10, learning_rate=0.1, **options)
+    plan = Plan.make(np.array([10]), config, 0)  # a step is an epoch
+    rates = [rate for index in range(plan.n_rounds) for rate in plan.learning_rates(index)]
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
