@@ -16,21 +16,14 @@ from dtl.head.softmax import log_softmax
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Counts of some rows that their scores follow from.
-
-    Parameters
-    ----------
-    confusion : (n_classes, n_classes) sparse int64
-        Rows by true and by predicted label. Sparse: 10,000 classes have 100 million pairs.
-    n_top5 : int
-        Rows whose label is among the five most probable.
-    loss : float
-        Sum of the cross-entropy, nats.
-    """
+    """Counts of some rows that their scores follow from."""
 
     confusion: sparse.csr_array
+    """Rows by true and by predicted label. Sparse: 10,000 classes have 100 million pairs."""
     n_top5: int
+    """Rows whose label is among the five most probable."""
     loss: float
+    """Sum of the cross-entropy, nats."""
 
 
 def count(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> Counts:
@@ -68,6 +61,7 @@ def score(counts: Counts, class_names: Sequence[str]) -> SplitScores:
     f1 = 2 * n_right / np.maximum(n_true + n_predicted, 1)
     present = np.flatnonzero(n_true)
     pairs = confusion.tocoo()
+    columns = {"n_images": n_true, "precision": precision, "recall": recall, "f1": f1}
     return SplitScores(
         n_images=n_images,
         accuracy=float(n_right.sum() / n_images),
@@ -77,15 +71,10 @@ def score(counts: Counts, class_names: Sequence[str]) -> SplitScores:
         mean_recall=float(recall[present].mean()),
         mean_f1=float(f1[present].mean()),
         classes={
-            class_names[k]: {
-                "n_images": int(n_true[k]),
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
-            }
+            class_names[k]: {name: column[k].item() for name, column in columns.items()}
             for k in present.tolist()
         },
         confusion=tuple(
-            zip(pairs.row.tolist(), pairs.col.tolist(), pairs.data.tolist(), strict=True)
+            zip(*(a.tolist() for a in (pairs.row, pairs.col, pairs.data)), strict=True)
         ),
     )

@@ -50,24 +50,11 @@ def predict(
     *,
     overwrite: bool = False,
 ) -> int:
-    """Classify images, and write a Parquet dataset with one file per chunk.
+    """Classify images, and write a Parquet dataset with one file per chunk to the folder `url`.
 
     Each row has ``path``, ``class`` (null for an unreadable image), ``probability``, ``top5`` (a
-    list of class and probability) and ``error``. Files that exist are not computed again.
-
-    Parameters
-    ----------
-    url : str
-        Folder of the dataset.
-    images : ImageFiles
-        As `listing.find_images` gives them; labels do not matter.
-    spec : ExtractionSpec
-        As the head's features were made.
-
-    Returns
-    -------
-    int
-        Number of images that could not be read.
+    list of class and probability) and ``error``. Files that exist are not computed again. It
+    returns the number of images that could not be read.
 
     Raises
     ------
@@ -95,8 +82,7 @@ def predict(
     storage.write_bytes(head_url, head.to_bytes())
     check_visible(client, url)
     files = images.files()
-    starts = range(0, len(paths), chunk_images)
-    chunks = [slice(start, start + chunk_images) for start in starts]
+    chunks = [slice(i, i + chunk_images) for i in range(0, len(paths), chunk_images)]
     tasks = [
         _Task(storage.join(url, f"part-{i:06d}.parquet"), paths[rows], files[rows])
         for i, rows in enumerate(chunks)
@@ -148,12 +134,6 @@ def _load_head(url: str, sha256: str) -> Head:
     return Head.from_bytes(storage.read_bytes(url))
 
 
-_SCHEMA = pa.schema(
-    {
-        "path": pa.string(),
-        "class": pa.string(),
-        "probability": pa.float64(),
-        "top5": pa.list_(pa.struct({"class": pa.string(), "probability": pa.float64()})),
-        "error": pa.string(),
-    }
-)
+_SCORE = {"class": pa.string(), "probability": pa.float64()}
+_TOP5 = pa.list_(pa.struct(_SCORE))
+_SCHEMA = pa.schema({"path": pa.string(), **_SCORE, "top5": _TOP5, "error": pa.string()})

@@ -41,16 +41,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a head on every split of the store that it was trained on.
 
-    Parameters
-    ----------
-    n_mistakes : int
-        How many mistakes to keep: the most confident ones outside the training split, or on it if
-        there are no others.
-
-    Raises
-    ------
-    DifferentSettingsError
-        If the head was trained on other features, or on another split of them.
+    It keeps the `n_mistakes` most confident mistakes outside the training split, or on it if there
+    are no others.
     """
     check_trained_on(store, head)
     session = Session(client)
@@ -87,11 +79,6 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
     """Refuse a head of features that were made otherwise, or of another split than is stored.
 
     `compare`, `tune` and an interrupted training may have stored another split since.
-
-    Raises
-    ------
-    DifferentSettingsError
-        Naming each difference.
     """
     check_same(
         head.provenance["features"], store.fingerprint,
@@ -107,9 +94,8 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
 
 
 def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Tally:
-    layer = head.provenance["layer"]
     split, labels = store.read("split", chunk), store.read("label", chunk)
-    features = store.read(layer, chunk)
+    features = store.read(head.provenance["layer"], chunk)
     with blas.one_blas_thread():
         logits = head.logits(features)
     counts = {
@@ -120,16 +106,16 @@ def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -
     predicted = logits.argmax(axis=1)
     wrong = np.flatnonzero((predicted != labels) & (split >= 0))
     probability = np.exp(log_softmax(logits[wrong].astype(np.float64))).max(axis=1, initial=0)
-    paths = store.read("path", chunk)
+    paths, names = store.read("path", chunk), head.class_names
     mistakes = [
         Mistake(
             path=str(paths[row]),
             split=SPLITS[split[row]],
-            true=head.class_names[labels[row]],
-            predicted=head.class_names[predicted[row]],
-            probability=float(p),
+            true=names[labels[row]],
+            predicted=names[predicted[row]],
+            probability=p,
         )
-        for row, p in zip(wrong, probability, strict=True)
+        for row, p in zip(wrong, probability.tolist(), strict=True)
     ]
     differ = bool((logits[split >= 0] != head.bias).any())
     return _Tally(counts, _select_most_confident(mistakes, n_mistakes), differ)

@@ -26,28 +26,20 @@ class Mistake:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """How well one split was classified.
-
-    Parameters
-    ----------
-    n_images : int
-    accuracy, top5, log_loss, mean_precision, mean_recall, mean_f1 : float
-        The means are over the classes that the split has (macro); log loss in nats.
-    classes : dict
-        By class name: ``{"n_images", "precision", "recall", "f1"}``.
-    confusion : tuple of (true label, predicted label, n_images)
-        The entries that are not zero, sorted.
-    """
+    """How well one split was classified; means are over the classes that it has (macro)."""
 
     n_images: int
     accuracy: float
     top5: float
     log_loss: float
+    """In nats."""
     mean_precision: float
     mean_recall: float
     mean_f1: float
     classes: Mapping[str, Mapping[str, float]]
+    """By class name: ``{"n_images", "precision", "recall", "f1"}``."""
     confusion: tuple[tuple[int, int, int], ...]
+    """True label, predicted label and n_images of the entries that are not zero, sorted."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import numpy as np
 
 from dtl.config.errors import UserError
 from dtl.features.quiet_keras import keras
@@ -16,41 +15,25 @@ from dtl.features.values import Description, Layer
 def describe(name: str, layers: tuple[str, ...], pooling: str) -> Description:
     """Describe a network and its cut without making its weights.
 
-    Raises
-    ------
-    UserError
-        For an unknown network or layer; the known ones are listed.
+    An unknown network or layer is a `UserError` that lists the known ones.
     """
     skeleton = make_skeleton(name)
     used = cut(skeleton, layers, pooling)
-    height, width = skeleton.input_shape[1:3]
+    widths = (int(output.shape[-1]) for output in used.outputs)
     return Description(
-        input_size=(height or 224, width or 224),
-        n_features={
-            layer: int(output.shape[-1]) for layer, output in zip(layers, used.outputs, strict=True)
-        },
+        input_size=skeleton.input_shape[1:3],
+        n_features=dict(zip(layers, widths, strict=True)),
         layers=tuple(
-            Layer(
-                layer.name,
-                type(layer).__name__,
-                tuple(layer.output.shape[1:]),
-                sum(int(np.prod(v.shape)) for v in layer.weights),
-            )
-            for layer in skeleton.layers
+            Layer(each.name, type(each).__name__, tuple(each.output.shape[1:]), each.count_params())
+            for each in skeleton.layers
         ),
         used=frozenset(layer.name for layer in used.layers),
-        weights_bytes=sum(4 * int(np.prod(v.shape)) for v in used.weights),
+        weights_bytes=4 * used.count_params(),
     )
 
 
 def find_hidden_layer(name: str, layer: str) -> tuple[str, int]:
-    """Return name and units of the Dense layer with ReLU that follows a layer.
-
-    Raises
-    ------
-    UserError
-        If something else follows.
-    """
+    """Return name and units of the Dense layer with ReLU that follows a layer, or refuse it."""
     skeleton = make_skeleton(name)
     output = skeleton.get_layer(layer).output
     after = [
@@ -85,13 +68,21 @@ def make(name: str, **options: Any) -> keras.Model:
 
     Keras numbers the layers that it names itself over all models of a thread, so begin anew.
     """
-    state = keras.src.backend.common.global_state
-    before = state.get_global_attribute("object_name_uids")
-    keras.src.utils.naming.reset_uids()
-    try:
+    state, uids = keras.src.backend.common.global_state, "object_name_uids"
+    read = functools.partial(state.get_global_attribute, uids)
+    with changed(read, functools.partial(state.set_global_attribute, uids), None):
         return _find_application(name)(**options)
+
+
+@contextlib.contextmanager
+def changed(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> Iterator[None]:
+    """Set a global setting while a block runs."""
+    before = read()
+    write(value)
+    try:
+        yield
     finally:
-        state.set_global_attribute("object_name_uids", before)
+        write(before)
 
 
 @functools.lru_cache(maxsize=4)
@@ -105,13 +96,7 @@ def make_skeleton(name: str) -> keras.Model:
 
 
 def cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Model:
-    """Cut a network at layers, and pool the outputs that have positions.
-
-    Raises
-    ------
-    UserError
-        For an unknown layer.
-    """
+    """Cut a network at layers, and pool the outputs that have positions."""
     names = [layer.name for layer in model.layers]
     for layer in layers:
         if layer not in names:
@@ -132,10 +117,9 @@ def cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mode
 
 
 def _find_application(name: str) -> Callable[..., keras.Model]:
-    known = {
-        n: make for n, make in vars(keras.applications).items() if n[0].isupper() and callable(make)
+    known: dict[str, Callable[..., keras.Model]] = {
+        n: f for n, f in vars(keras.applications).items() if n[0].isupper() and callable(f)
     }
     if name not in known:
         raise UserError(f"Unknown network {name!r}. Known: {', '.join(sorted(known))}.")
-    function: Callable[..., keras.Model] = known[name]
-    return function
+    return known[name]

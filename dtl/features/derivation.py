@@ -32,12 +32,7 @@ _INHERITED = ("weights", "seed", "root", "n_left_out", "left_out")
 
 
 def derive(
-    url: str,
-    source: FeatureStore,
-    spec: ExtractionSpec,
-    client: Client,
-    *,
-    overwrite: bool = False,
+    url: str, source: FeatureStore, spec: ExtractionSpec, client: Client, *, overwrite: bool = False
 ) -> FeatureStore:
     """Compute features of later layers for the rows of a store.
 
@@ -49,8 +44,6 @@ def derive(
         Finished, with a layer that the new ones follow from and that has no positions, such as fc1.
     spec : ExtractionSpec
         As the source's features were made, except for ``features.layers``, the new ones.
-    client : distributed.Client
-        Its workers read both stores and the weights.
     overwrite : bool
         Replace a store of other settings instead of refusing it.
 
@@ -73,20 +66,17 @@ def derive(
     check_weights(source_sha256, source.attrs["weights_sha256"], source.url)
     store = reuse(url, source, features, overwrite=overwrite)
     if store is None:
+        attrs = {name: source.attrs[name] for name in _INHERITED} | {
+            "settings": fingerprint,
+            "weights_sha256": weights_sha256,
+            "versions": list_versions(),
+            "derived_from": {"layer": layer, "dtype": str(source.dtype(layer))},
+        }
+        n_features = {name: extractor.n_features[name] for name in layers}
         store = FeatureStore.create(
-            url,
-            source.images(),
-            {name: extractor.n_features[name] for name in layers},
-            dtype=features.dtype,
-            chunk_images=source.chunk_images,
-            attrs={
-                **{name: source.attrs[name] for name in _INHERITED},
-                "settings": fingerprint,
-                "weights_sha256": weights_sha256,
-                "versions": list_versions(),
-                "derived_from": {"layer": layer, "dtype": str(source.dtype(layer))},
-            },
-        )
+            url, source.images(), n_features, dtype=features.dtype,
+            chunk_images=source.chunk_images, attrs=attrs,
+        )  # fmt: skip
     log.info("%s from %s of %s", ", ".join(layers), layer, source.url)
     compute = functools.partial(_derive_chunk, source=source, layer=layer, extractor=extractor)
     fill(store, compute, client)
@@ -96,13 +86,7 @@ def derive(
 def reuse(
     url: str, source: FeatureStore, features: FeaturesConfig, *, overwrite: bool = False
 ) -> FeatureStore | None:
-    """Open the derived store, whole or not; None where one is to be made.
-
-    Raises
-    ------
-    UserError
-        If `url` is the source's, or as `FeatureStore.reuse`.
-    """
+    """Open the derived store as `FeatureStore.reuse` does, but never the source itself."""
     if storage.absolute(url) == storage.absolute(source.url):
         raise UserError(f"{url} is the store to derive from. Choose another `out`.")
     return FeatureStore.reuse(url, fingerprint_derived(source, features), overwrite=overwrite)
@@ -112,12 +96,7 @@ def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[
     """Return all that derived features follow from.
 
     It is the fingerprint of features that are computed from the images, and so are the bits, unless
-    the source has lost precision.
-
-    Raises
-    ------
-    DifferentSettingsError
-        If an option that the source fixes is another.
+    the source has lost precision. Options that the source fixes must be as they were.
     """
     made = source.fingerprint
     check_same(

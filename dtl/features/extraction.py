@@ -27,34 +27,23 @@ from dtl.storage import Extent
 
 @dataclass(frozen=True)
 class Extractor:
-    """The way from image files to features: all that a task needs besides the files' URLs.
-
-    Parameters
-    ----------
-    network : NetworkSpec
-    weights_sha256 : str
-        Hash of the network's weights, which every worker must have.
-    images : ImagesConfig
-    batch_images : int
-    input_size : (height, width)
-    n_features : dict of layer name to int
-    """
+    """The way from image files to features: all that a task needs besides the files' URLs."""
 
     network: NetworkSpec
     weights_sha256: str
+    """Hash of the network's weights, which every worker must have."""
     images: ImagesConfig
     batch_images: int
     input_size: tuple[int, int]
+    """Height and width."""
     n_features: dict[str, int]
+    """By layer."""
 
 
 def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) -> Extractor:
     """Check the network against the workers, and load it on all of them, before work starts.
 
-    Parameters
-    ----------
-    precision : str, optional
-        Instead of ``spec.features.precision``.
+    A precision, where given, replaces that of `spec`.
 
     Raises
     ------
@@ -83,13 +72,9 @@ def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) 
     if len(set(hashes.values())) > 1:
         raise UserError(f"The workers have different weights: {hashes}. Give them one file.")
     return Extractor(
-        network=network,
-        weights_sha256=next(iter(hashes.values())),
-        images=spec.images,
-        batch_images=features.batch_images,
-        input_size=description.input_size,
-        n_features=description.n_features,
-    )
+        network, next(iter(hashes.values())), spec.images, features.batch_images,
+        description.input_size, description.n_features,
+    )  # fmt: skip
 
 
 def estimate_memory(features: FeaturesConfig) -> int:
@@ -106,13 +91,7 @@ def _add_overhead(weights_bytes: int) -> int:
 
 
 def check_head(head: Head, spec: ExtractionSpec) -> None:
-    """Refuse to make features of new images otherwise than those that a head was trained on.
-
-    Raises
-    ------
-    DifferentSettingsError
-        Naming each difference.
-    """
+    """Refuse to make features of new images otherwise than those that a head was trained on."""
     made = {name: head.provenance["features"].get(name) for name in spec.meaning}
     check_same(
         spec.meaning, made, "The head was trained on features that were made otherwise",
@@ -124,11 +103,6 @@ def extract(
     files: Sequence[str | Extent], extractor: Extractor
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:
     """Compute the features of image files, on a worker; calls in one process take turns.
-
-    Parameters
-    ----------
-    files : sequence of str or Extent
-        URLs, and where in tars images lie.
 
     Returns
     -------

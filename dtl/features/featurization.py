@@ -11,6 +11,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import ArrayLike, NDArray
 
+from dtl import storage
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
@@ -31,23 +32,12 @@ Chunk = tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint64], ArrayLike]
 
 
 def featurize(
-    url: str,
-    listed: ImageList,
-    spec: ExtractionSpec,
-    client: Client,
-    *,
-    overwrite: bool = False,
+    url: str, listed: ImageList, spec: ExtractionSpec, client: Client, *, overwrite: bool = False
 ) -> FeatureStore:
-    """Compute the features of all listed images, or of those that are still missing.
+    """Compute the features of all listed images, or of those that are still missing at `url`.
 
-    Parameters
-    ----------
-    url : str
-        Where the store is, or is to be.
-    client : distributed.Client
-        Its workers all read the images, the weights and the store.
-    overwrite : bool
-        Replace a store of other settings or weights instead of refusing it.
+    With `overwrite`, a store of other settings or weights is replaced. All workers read the images,
+    the weights and the store.
 
     Raises
     ------
@@ -69,23 +59,20 @@ def featurize(
         if claim({name: wanted}, {name: stored}, url, overwrite=overwrite) is Claim.REPLACE:
             store = None
     if store is None:
+        attrs = {
+            "settings": fingerprint | {"precision": extractor.network.precision},
+            "weights": spec.features.weights,
+            "weights_sha256": extractor.weights_sha256,
+            "seed": spec.seed,
+            "root": listed.root,
+            "n_left_out": len(listed.left_out),
+            "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
+            "versions": list_versions(),
+        }
         store = FeatureStore.create(
-            url,
-            listed,
-            extractor.n_features,
-            dtype=spec.features.dtype,
-            chunk_images=spec.features.chunk_images,
-            attrs={
-                "settings": fingerprint | {"precision": extractor.network.precision},
-                "weights": spec.features.weights,
-                "weights_sha256": extractor.weights_sha256,
-                "seed": spec.seed,
-                "root": listed.root,
-                "n_left_out": len(listed.left_out),
-                "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
-                "versions": list_versions(),
-            },
-        )
+            url, listed, extractor.n_features, dtype=spec.features.dtype,
+            chunk_images=spec.features.chunk_images, attrs=attrs,
+        )  # fmt: skip
     else:
         store.write_places(listed)
     compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
@@ -100,21 +87,11 @@ def fill(
     *,
     max_skipped: float = 1.0,
 ) -> None:
-    """Compute and store the chunks that are pending.
+    """Compute and store the chunks that are pending; `compute` runs on workers.
 
-    Parameters
-    ----------
-    compute : callable
-        Returns a chunk from the store and the chunk's number, on a worker.
-    max_skipped : float
-        Stop as soon as a greater fraction of the images is unreadable.
-
-    Raises
-    ------
-    UserError
-        If too many images are unreadable.
+    As soon as more than the fraction `max_skipped` of all images is unreadable, stop and refuse.
     """
-    store.clean()
+    storage.remove_partials(store.url)  # half-written files of a killed process
     check_visible(client, store.url)
     status = store.read("status")
     n_images, n_pending = len(status), int((status == PENDING).sum())

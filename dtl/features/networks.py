@@ -6,7 +6,7 @@ import contextlib
 import functools
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config.errors import UserError
-from dtl.features.architecture import cut, describe, find_preprocessing
+from dtl.features.architecture import changed, cut, describe, find_preprocessing
 from dtl.features.quiet_keras import GPUS, keras
 from dtl.features.values import NetworkSpec, check_weights
 from dtl.features.weights import hash_weights, make_with_weights
@@ -32,10 +32,7 @@ def list_precisions() -> list[str]:
 
 
 class Network:
-    """A network with its weights, cut at layers.
-
-    One chunk of work at a time should hold `lock` while it computes.
-    """
+    """A network with its weights, cut at layers; hold `lock` while a chunk is computed."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         self.spec = spec
@@ -51,26 +48,13 @@ class Network:
         self.weights_sha256 = hash_weights(self.model)
 
     def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Preprocess images and compute their features.
-
-        Parameters
-        ----------
-        pixels : (n_images, height, width, 3) uint8
-            RGB.
-
-        Returns
-        -------
-        dict of layer name to (n_images, n_features) float32
-        """
+        """Preprocess RGB images (n_images, height, width, 3), and compute features by layer."""
         return _predict(self._on_pixels, pixels)
 
     def find_last_before(self, layers: tuple[str, ...], stored: Sequence[str]) -> str:
-        """Find the last of the stored layers that all of `layers` follow from.
+        """Find the last stored layer that all of `layers` follow from, or refuse them.
 
-        Raises
-        ------
-        UserError
-            If there is none, or it has positions, which pooling has lost.
+        It has no positions: pooling has lost them.
         """
         names = [layer.name for layer in self.model.layers]
         for layer in sorted(stored, key=names.index, reverse=True):
@@ -85,29 +69,15 @@ class Network:
 
     def hash_up_to(self, layers: Sequence[str]) -> str:
         """Return the `weights_sha256` of the network that is cut at these of its layers."""
-        return hash_weights(
-            keras.Model(self.model.inputs, [self._output(layer) for layer in layers])
-        )
+        return hash_weights(keras.Model(self.model.inputs, [*map(self._output, layers)]))
 
     def compute_from(
-        self,
-        layer: str,
-        values: NDArray[np.float32],
-        layers: tuple[str, ...],
-        batch_images: int,
+        self, layer: str, values: NDArray[np.float32], layers: tuple[str, ...], batch_images: int
     ) -> dict[str, NDArray[np.float32]]:
-        """Compute features of layers from those of an earlier one.
+        """Compute features of layers from `values` (n_images, n_features) of an earlier one.
 
-        Parameters
-        ----------
-        values : (n_images, n_features) float32
-        batch_images : int
-            In one pass. Zeros fill up the last batch, as black images do where images are
-            featurized: the bits depend on its size.
-
-        Returns
-        -------
-        dict of layer name to (n_images, n_features) float32
+        Zeros fill up the last batch, as black images do where images are featurized: the bits
+        depend on its size.
         """
         later, n_images = self._cut_between(layer, layers), len(values)
         filled = np.zeros((-(-n_images // batch_images) * batch_images, values.shape[1]), "f4")
@@ -128,6 +98,7 @@ class Network:
 
 
 _loading = threading.Lock()
+_load = functools.lru_cache(maxsize=1)(Network)
 
 
 def load(spec: NetworkSpec) -> Network:
@@ -136,22 +107,12 @@ def load(spec: NetworkSpec) -> Network:
         return _load(spec)
 
 
-@functools.lru_cache(maxsize=1)
-def _load(spec: NetworkSpec) -> Network:
-    return Network(spec)
-
-
 def read_dense(
     spec: NetworkSpec, name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
-    """Read the weights of a Dense layer of a network, which may lie behind the network's cut.
+    """Read kernel (n_inputs, n_units) and bias (n_units,) of a Dense layer of a network.
 
-    Returns
-    -------
-    kernel : (n_inputs, n_units) float32
-    bias : (n_units,) float32
-    weights_sha256 : str
-        Of the network up to its cut.
+    The layer may lie behind the network's cut; the third value hashes the weights up to the cut.
     """
     # Not by `load`, which would keep it: no task wants this cut again.
     network = Network(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
@@ -162,12 +123,8 @@ def read_dense(
 def export(spec: NetworkSpec, head: Head) -> bytes:
     """Return network and head, as one classifier, in the bytes of a .keras file.
 
-    RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out.
-
-    Raises
-    ------
-    DifferentSettingsError
-        If the network has other weights than that of the head's features.
+    RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out. Other weights
+    than those of the head's features are a `DifferentSettingsError`.
     """
     network = Network(spec)
     check_weights(network.weights_sha256, head.provenance["weights_sha256"], "The head")
@@ -201,11 +158,6 @@ def _predict(model: keras.Model, batch: NDArray[Any]) -> dict[str, NDArray[np.fl
     return {layer: np.asarray(output, np.float32) for layer, output in outputs.items()}
 
 
-@contextlib.contextmanager
-def _dtype_policy(precision: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+def _dtype_policy(precision: str) -> contextlib.AbstractContextManager[None]:
+    name = precision if precision == "float32" else f"mixed_{precision}"
+    return changed(keras.config.dtype_policy, keras.config.set_dtype_policy, name)

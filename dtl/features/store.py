@@ -26,6 +26,7 @@ _ROWS_PER_FILE = 65_536
 _LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
 _TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
 _TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
+_COLUMNS = _LIST_COLUMNS | _TASK_COLUMNS | _TAR_COLUMNS
 
 
 class FeatureStore:
@@ -68,20 +69,15 @@ class FeatureStore:
         chunk_images: int,
         attrs: Mapping[str, Any],
     ) -> FeatureStore:
-        """Make an empty store, in place of whatever lies there.
+        """Make an empty store for layers of n_features each, in place of whatever lies there.
 
-        Parameters
-        ----------
-        layers : mapping of layer name to n_features
-        attrs : mapping
-            ``class_names`` is added. They are written last: a store without them was interrupted
-            while it was made, and `open` says so.
+        The attributes are written last: `open` tells a store that was interrupted by their absence.
         """
         storage.remove(url)
         n_images = len(images)
         group = zarr.create_group(_backing(url), zarr_format=3, attributes={"dtl": "unfinished"})
-        for name, kind in (_LIST_COLUMNS | _TASK_COLUMNS).items():
-            _create_column(group, name, kind, n_images, chunk_images)
+        for name in _LIST_COLUMNS | _TASK_COLUMNS:
+            _create_column(group, name, n_images, chunk_images)
         for name, n_features in layers.items():
             group.create_array(
                 name,
@@ -138,17 +134,12 @@ class FeatureStore:
     ) -> FeatureStore | None:
         """Open the store of this fingerprint, whole or not; None where one is to be made.
 
-        Parameters
-        ----------
-        fingerprint : mapping
-            Without ``precision``, a store of any precision is used.
-        overwrite : bool
-            Return None for a store of another fingerprint instead of refusing it.
+        Without ``precision`` in the fingerprint, a store of any precision is used.
 
         Raises
         ------
         DifferentSettingsError
-            If a store has another fingerprint; each difference is named.
+            If a store has another fingerprint, unless `overwrite` is set.
         UserError
             As `open`, whatever `overwrite` says.
         """
@@ -189,9 +180,8 @@ class FeatureStore:
 
     def n_features(self, layer: str) -> int:
         """Return the number of features of a layer."""
-        columns = {*_LIST_COLUMNS, *_TASK_COLUMNS, *_TAR_COLUMNS}
-        if layer not in self._group or layer in columns:
-            known = sorted(set(self._group) - columns)
+        if layer not in self._group or layer in _COLUMNS:
+            known = sorted({*self._group} - _COLUMNS.keys())
             raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {known}.")
         return int(self._array(layer).shape[1])
 
@@ -246,8 +236,7 @@ class FeatureStore:
             return
         for name, column in places.items():
             if name not in self._group:
-                kind = _TAR_COLUMNS[name]
-                _create_column(self._group, name, kind, self.n_images, self.chunk_images)
+                _create_column(self._group, name, self.n_images, self.chunk_images)
             self._array(name)[:] = column
         self._group.attrs.update({"shards": tar_names, "root": images.root})
         self.attrs = dict(self._group.attrs)
@@ -287,13 +276,7 @@ class FeatureStore:
         return sorted(zip(*columns, strict=True))
 
     def check_skipped(self, max_skipped: float) -> None:
-        """Refuse a store in which too many images could not be read.
-
-        Raises
-        ------
-        UserError
-            With the first of them and the reasons.
-        """
+        """Refuse a store in which too many images could not be read; name the first ones."""
         skipped = self.list_skipped()
         if len(skipped) > int(max_skipped * self.n_images):
             shown = "\n  ".join(f"{path}: {reason}" for path, reason in skipped[:5])
@@ -304,13 +287,7 @@ class FeatureStore:
             )
 
     def check_options(self, spec: ExtractionSpec) -> None:
-        """Refuse options that the store was not made with, where they would change nothing of it.
-
-        Raises
-        ------
-        DifferentSettingsError
-            Naming each difference.
-        """
+        """Refuse options that the store was not made with: they would change nothing of it."""
         stored = self.fingerprint
         wanted = {name: value for name, value in spec.options.items() if name in stored}
         check_same(
@@ -318,10 +295,6 @@ class FeatureStore:
             f"{self.url} holds features that were made with other options",
             "Give these options as they were, or run the featurize stage with them.",
         )  # fmt: skip
-
-    def clean(self) -> None:
-        """Remove the half-written files that a killed process left."""
-        storage.remove_partials(self.url)
 
     def write_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
         """Store the split of every row, and the split's fingerprint."""
@@ -342,9 +315,8 @@ class FeatureStore:
         return array
 
 
-def _create_column(
-    group: zarr.Group, name: str, kind: str, n_images: int, chunk_images: int
-) -> None:
+def _create_column(group: zarr.Group, name: str, n_images: int, chunk_images: int) -> None:
+    kind = _COLUMNS[name]
     file_rows = chunk_images * max(1, _ROWS_PER_FILE // chunk_images)
     group.create_array(
         name,

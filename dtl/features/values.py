@@ -27,10 +27,8 @@ class NetworkSpec:
         Layers whose outputs are the features.
     pooling : {"avg", "max", "flatten"}
         For outputs with positions, (height, width, channels).
-    weights : str
-        ``imagenet``, ``random``, or an absolute URL.
-    seed : int
-        Of random weights.
+    weights, seed : str, int
+        ``imagenet``, ``random`` (with a seed), or an absolute URL.
     preprocess : {"network", "dl4j"}
     precision : {"float32", "bfloat16", "float16"}
         Of the computation; the weights stay float32.
@@ -47,16 +45,9 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class ExtractionSpec:
-    """The options that the features of images follow from.
+    """The options that features follow from.
 
-    Parameters
-    ----------
-    features : FeaturesConfig
-        Which network, and how its features are stored.
-    images : ImagesConfig
-        How files become arrays; ``images.url`` does not matter here.
-    seed : int
-        Of random weights.
+    `images.url` does not matter here; `seed` is that of random weights.
     """
 
     features: FeaturesConfig
@@ -65,16 +56,11 @@ class ExtractionSpec:
 
     def make_network_spec(self, precision: str) -> NetworkSpec:
         """Return the network that computes the features, at a precision."""
-        features = self.features
+        f = self.features
         return NetworkSpec(
-            name=features.network,
-            layers=features.layers,
-            pooling=features.pooling,
-            weights=self.weights_url or features.weights,
-            seed=self.seed,
-            preprocess=features.preprocess,
-            precision=precision,
-        )
+            name=f.network, layers=f.layers, pooling=f.pooling, preprocess=f.preprocess,
+            weights=self.weights_url or f.weights, seed=self.seed, precision=precision,
+        )  # fmt: skip
 
     @property
     def weights_url(self) -> str:
@@ -90,12 +76,12 @@ class ExtractionSpec:
     @property
     def meaning(self) -> dict[str, Any]:
         """The options, except for the weights, that features of other images must share."""
-        features = self.features
+        f = self.features
         return {
-            "network": features.network,
-            "layers": list(features.layers),
-            "pooling": features.pooling,
-            "preprocess": features.preprocess,
+            "network": f.network,
+            "layers": list(f.layers),
+            "pooling": f.pooling,
+            "preprocess": f.preprocess,
             "resize": self.images.resize,
         }
 
@@ -105,16 +91,11 @@ class ExtractionSpec:
 
         An automatic ``precision`` is left out, because it is not known before the workers are.
         """
-        features = self.features
-        known = {} if features.precision == "auto" else {"precision": features.precision}
-        return {
-            **self.meaning,
-            "max_pixels": self.images.max_pixels,
-            "dtype": features.dtype,
-            "batch_images": features.batch_images,
-            "chunk_images": features.chunk_images,
-            **known,
-        }
+        names = ["dtype", "batch_images", "chunk_images"]
+        if self.features.precision != "auto":
+            names.append("precision")
+        stored = {name: getattr(self.features, name) for name in names}
+        return self.meaning | {"max_pixels": self.images.max_pixels} | stored
 
     def fingerprint(self, images: ImageList) -> dict[str, Any]:
         """Return all that the features of these images follow from."""
@@ -135,12 +116,7 @@ def describe_weights(weights: str, seed: int) -> str:
 
 
 def check_weights(sha256: str, stored_sha256: str, stored: str) -> None:
-    """Refuse a network with other weights than the one that made a stored result.
-
-    Raises
-    ------
-    DifferentSettingsError
-    """
+    """Refuse a network with other weights than the one that made a stored result."""
     name = "SHA-256 of the weights"
     check_same(
         {name: sha256}, {name: stored_sha256}, f"{stored} was made with other weights",
@@ -160,22 +136,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Description:
-    """A cut network without its weights.
-
-    Parameters
-    ----------
-    input_size : (height, width)
-    n_features : dict of layer name to int
-    layers : tuple of Layer
-        The whole network's, in its order.
-    used : frozenset of str
-        The layers that the features need.
-    weights_bytes : int
-        Memory of the used layers' float32 weights.
-    """
+    """A cut network without its weights."""
 
     input_size: tuple[int, int]
+    """Height and width."""
     n_features: dict[str, int]
     layers: tuple[Layer, ...]
+    """The whole network's, in its order."""
     used: frozenset[str]
+    """The names of the layers that the features need."""
     weights_bytes: int
+    """Memory of the used layers' float32 weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import random
 import socket
@@ -15,7 +15,7 @@ import numpy as np
 
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.features.architecture import cut, make, make_skeleton
+from dtl.features.architecture import changed, cut, make, make_skeleton
 from dtl.features.quiet_keras import keras
 from dtl.features.values import NetworkSpec
 
@@ -25,12 +25,7 @@ _DOWNLOAD_TIMEOUT_S = 30
 def make_with_weights(spec: NetworkSpec) -> keras.Model:
     """Make a network up to the last of its layers, or to its top, with its weights.
 
-    Raises
-    ------
-    UserError
-        If a file of weights does not fit.
-    OSError
-        If the weights cannot be had.
+    A file that does not fit is a `UserError`; weights that cannot be had are an `OSError`.
     """
     skeleton = make_skeleton(spec.name)
     # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
@@ -40,17 +35,20 @@ def make_with_weights(spec: NetworkSpec) -> keras.Model:
     if not set(spec.layers) <= {layer.name for layer in bare.layers}:
         options = {}
     if spec.weights == "imagenet":
-        with _limit_waits():
-            try:
+        try:  # some firewalls drop packets in silence
+            with changed(socket.getdefaulttimeout, socket.setdefaulttimeout, _DOWNLOAD_TIMEOUT_S):
                 return make(spec.name, weights="imagenet", **options)
-            except Exception as error:
-                raise OSError(
-                    f"The ImageNet weights of {spec.name} are not in Keras' cache "
-                    f"(~/.keras/models) on {socket.gethostname()} and could not be downloaded: "
-                    f"{error}. Set `features.weights` to the URL of a file that every worker can "
-                    "read, or to random."
-                ) from error
-    with _seed_initializers(spec.seed):
+        except Exception as error:
+            raise OSError(
+                f"The ImageNet weights of {spec.name} are not in Keras' cache (~/.keras/models) on "
+                f"{socket.gethostname()} and could not be downloaded: {error}. Set "
+                "`features.weights` to the URL of a file that every worker can read, or to random."
+            ) from error
+    # Initializers draw their seeds as after `keras.utils.set_random_seed`, but from a generator of
+    # their own: Dask's threads draw from Python's global one at the same time.
+    module, name = keras.src.random.seed_generator, "python_random"
+    read, write = functools.partial(getattr, module, name), functools.partial(setattr, module, name)
+    with changed(read, write, random.Random(spec.seed)):
         model = make(spec.name, weights=None, **options)
     if spec.weights != "random":
         _assign(model, spec)
@@ -145,29 +143,3 @@ def _read_numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str,
 
 def _decode(values: Any) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
-
-
-@contextlib.contextmanager
-def _seed_initializers(seed: int) -> Iterator[None]:
-    """Give initializers the seeds that they draw after `keras.utils.set_random_seed`.
-
-    From a generator of their own: Dask's threads draw from Python's global one at the same time.
-    """
-    module = keras.src.random.seed_generator
-    before = module.python_random
-    module.python_random = random.Random(seed)
-    try:
-        yield
-    finally:
-        module.python_random = before
-
-
-@contextlib.contextmanager
-def _limit_waits() -> Iterator[None]:
-    """Give up a download after a while: some firewalls drop packets in silence."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -242,5 +242,5 @@ def test_features_that_would_mean_something_else_are_refused(
 
 
 def test_memory_of_one_process_is_refused(root: Path, head: Head, processes: Client) -> None:
-    with pytest.raises(ValueError, match=r"memory://out: memory:// is of one process only"):
+    with pytest.raises(ValueError, match=r"memory://out: memory:// belongs to one process"):
         predict("memory://out", found(root), head, SPEC, processes)

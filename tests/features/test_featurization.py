@@ -176,7 +176,7 @@ def test_a_store_that_was_begun_with_other_weights_is_refused_or_begun_anew(
 
 def test_memory_with_processes_is_refused(pictures: Path, processes: Client) -> None:
     c = settings(pictures)
-    with pytest.raises(ValueError, match=r"memory:// is of one process only"):
+    with pytest.raises(ValueError, match=r"memory:// belongs to one process"):
         featurization.featurize("memory://f", listed(c), spec(c), processes)
 
 

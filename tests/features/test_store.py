@@ -270,12 +270,12 @@ def test_clean_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     before = all_files(store.url)
     (tmp_path / "features.zarr/fc2/c/1/0.0123abc.partial").write_bytes(b"half")
     (tmp_path / "features.zarr/zarr.0123abc.partial").write_bytes(b"half")
-    store.clean()
+    storage.remove_partials(store.url)
     assert all_files(store.url) == before
 
 
 def test_clean_leaves_what_is_whole_on_any_filesystem(root: str) -> None:
     store = fill(create(storage.join(root, "features.zarr")))
     before = all_files(store.url)
-    store.clean()
+    storage.remove_partials(store.url)
     assert all_files(store.url) == before
