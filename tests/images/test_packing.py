@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
 def test_tars_inside_the_images(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for out in (large, large / "tars"):
         assert command_line.main(["pack", "--images", str(large), "--out", str(out)]) == 1
-        assert f"--out = {out} lies in --images = {large}" in capsys.readouterr().err
+        assert f"--out {out} lies in --images {large}" in capsys.readouterr().err
     assert not (large / "tars").exists()
 
 
