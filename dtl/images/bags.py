@@ -15,7 +15,6 @@ from dtl.images.tars import locate_listed
 from dtl.images.values import ImageList
 from dtl.storage import Extent
 
-Row: TypeAlias = tuple[str, int, str | Extent]
 LabelledImage: TypeAlias = tuple[str, int, NDArray[np.uint8] | None]
 
 _N_AHEAD = 32
@@ -33,12 +32,11 @@ def make_bag(
     """Make a Dask bag of the listed images: path, label and pixels, in the order of the list.
 
     A partition reads its images in threads, a few ahead of their use, and neighbours in a tar with
-    one request. All workers must be able to read ``images.root``.
+    one request. All workers must be able to read ``images.root``. The storage's `OSError` comes
+    when the bag is computed.
 
     Parameters
     ----------
-    images : ImageList
-        As `dtl.images.listing.list_images` returns it.
     size : (height, width)
     config : ImagesConfig, optional
         Its ``resize`` and ``max_pixels`` are used.
@@ -52,11 +50,6 @@ def make_bag(
     -------
     dask.bag.Bag of (str, int, (height, width, 3) uint8)
         Path relative to ``images.root``, index into ``images.class_names``, pixels in RGB.
-
-    Raises
-    ------
-    OSError
-        When the bag is computed, if the storage fails.
 
     Examples
     --------
@@ -73,12 +66,14 @@ def make_bag(
 
 
 def _read_partition(
-    rows: Iterable[Row], size: tuple[int, int], config: ImagesConfig, keep_unreadable: bool
+    rows: Iterable[tuple[str, int, str | Extent]],
+    size: tuple[int, int],
+    config: ImagesConfig,
+    keep_unreadable: bool,
 ) -> list[LabelledImage]:
     # A list: Dask cannot send a generator from worker to worker.
     rows = list(rows)
-    files = [file for _, _, file in rows]
-    with open_images(files, size, config, n_ahead=_N_AHEAD) as opened:
+    with open_images([file for _, _, file in rows], size, config, n_ahead=_N_AHEAD) as opened:
         return [
             (path, label, image.pixels)
             for (path, label, _), image in zip(rows, opened, strict=True)

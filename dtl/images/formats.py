@@ -19,13 +19,9 @@ Image.init()
 
 # Not images of pixels, or handed to another program by Pillow.
 # FPX and MIC exist only with the package olefile, and would take every Thumbs.db for an image.
-_EXCLUDED_FORMATS = frozenset(
-    {"EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF", "FPX", "MIC"}
-)
+_EXCLUDED_FORMATS = ["EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF", "FPX", "MIC"]
 _FORMATS = tuple(name for name in Image.OPEN if name not in _EXCLUDED_FORMATS)
-_EXTENSIONS = frozenset(
-    extension for extension, name in Image.EXTENSION.items() if name in _FORMATS
-)
+_EXTENSIONS = {suffix for suffix, name in Image.EXTENSION.items() if name in _FORMATS}
 
 N_MAGIC_BYTES = 32
 """Bytes of a file's start that `is_image` needs."""
@@ -70,7 +66,6 @@ def decode(
 
     Parameters
     ----------
-    data : bytes
     size : (height, width)
     resize : {"stretch", "crop"}
         Stretch to the size, or fit the short side and crop the middle; bilinear with antialiasing.
@@ -83,7 +78,7 @@ def decode(
 
     Raises
     ------
-    ValueError
+    UserError
         If the file is empty, no image, damaged or too large. The message fits into a report.
     """
     height, width = size
@@ -98,13 +93,7 @@ def decode(
 
 
 def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:
-    """Make a small JPEG of an image file, its longer side at most `side` pixels.
-
-    Raises
-    ------
-    ValueError
-        For the same files as `decode`.
-    """
+    """Make a small JPEG of an image file, its longer side at most `side` pixels; see `decode`."""
     image = _open(data, (side, side), max_pixels)
     image.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -46,16 +46,9 @@ def pack(
 ) -> None:
     """Write the listed images into tars, or the tars that are still missing.
 
-    A list of the tars has the same rows, labels and fingerprint as that of the images.
-
-    Parameters
-    ----------
-    url : str
-        Folder for ``shard-000000.tar`` and so on; empty, or one that `pack` began to fill.
-    client : distributed.Client
-        All its workers must be able to read the images and write the tars.
-    overwrite : bool
-        Replace tars of other images or other sizes instead of refusing them.
+    A list of the tars has the same rows, labels and fingerprint as that of the images. All workers
+    must be able to read the images and write the tars. `url` is empty, or `pack` began to fill it;
+    `overwrite` replaces tars of other images or other sizes instead of refusing them.
 
     Raises
     ------
@@ -83,10 +76,7 @@ def write_tars(
 ) -> None:
     """Write the tars that are missing in a folder.
 
-    Parameters
-    ----------
-    map_tasks : callable (function, iterable) -> iterable
-        The built-in `map`, or one that works on a cluster; it need not keep the order.
+    `map_tasks` is the built-in `map`, or one on a cluster, which need not keep the order.
     """
     written = {path for path, _ in storage.walk(url)}
     planned = enumerate(tars.plan_tars(images.size_bytes, config.shard_mib << 20))
@@ -100,22 +90,12 @@ def write_tars(
 def plan_tar(url: str, rows: range, images: ImageList) -> TarPlan:
     """Gather the names and places of the images of one tar."""
     taken = slice(rows.start, rows.stop)
-    return TarPlan(
-        url,
-        images.path[taken].tolist(),
-        images.size_bytes[taken].tolist(),
-        tars.locate_listed(images, taken),
-    )
+    paths, sizes = images.path[taken].tolist(), images.size_bytes[taken].tolist()
+    return TarPlan(url, paths, sizes, tars.locate_listed(images, taken))
 
 
 def write_tar(plan: TarPlan) -> int:
-    """Write one tar; return how many images it holds.
-
-    Raises
-    ------
-    OSError, UserError
-        As `pack` does; a note names the image.
-    """
+    """Write one tar; return how many images it holds. Raises as `pack`; a note names the image."""
     n_images = len(plan.files)
     buffer = io.BytesIO()
     with storage.Reader(plan.files) as reader, ThreadPoolExecutor(_READERS) as pool:
@@ -124,9 +104,8 @@ def write_tar(plan: TarPlan) -> int:
             try:
                 return reader.read(row)
             except OSError as error:
-                error.add_note(
-                    f"while packing {plan.paths[row]}: mend it or remove it, then pack again"
-                )
+                path = plan.paths[row]
+                error.add_note(f"while packing {path}: mend it or remove it, then pack again")
                 raise
 
         ahead = read_ahead(pool, read, range(n_images), 4 * _READERS)
@@ -136,9 +115,7 @@ def write_tar(plan: TarPlan) -> int:
                     f"{path} has {len(data)} bytes, and had {n_bytes} when it was listed. "
                     "Pack when nothing changes the images."
                 )
-            buffer.write(tars.make_header(path, n_bytes))
-            buffer.write(data)
-            buffer.write(tars.make_padding(n_bytes))
+            buffer.write(tars.make_header(path, n_bytes) + data + tars.make_padding(n_bytes))
     buffer.write(tars.END)
     storage.write_bytes(plan.url, buffer.getvalue())
     return n_images

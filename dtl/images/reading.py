@@ -23,21 +23,11 @@ _READERS = 8
 
 
 class ReadImage(NamedTuple):
-    """An image file that was read.
+    """An image file that was read."""
 
-    Parameters
-    ----------
-    content_hash : int
-        `formats.hash_content` of the bytes; 0 where there are none.
-    error : str
-        Why the image cannot be used; empty if it can.
-    pixels : (height, width, 3) uint8, optional
-        None where there is an error.
-    """
-
-    content_hash: int
-    error: str
-    pixels: NDArray[np.uint8] | None
+    content_hash: int  # `formats.hash_content` of the bytes; 0 where there are none
+    error: str  # why the image cannot be used; empty if it can
+    pixels: NDArray[np.uint8] | None  # (height, width, 3); None where there is an error
 
 
 @contextlib.contextmanager
@@ -46,15 +36,8 @@ def open_images(
 ) -> Iterator[Iterator[ReadImage]]:
     """Start to read and decode images in threads; yield an iterator of them in order.
 
-    Parameters
-    ----------
-    files : sequence of str or Extent
-        URLs, and where in tars images lie. Neighbours in a tar are one request.
-    size : (height, width)
-    config : ImagesConfig
-        ``resize`` and ``max_pixels`` are used.
-    n_ahead : int
-        The most images that are read and not yet taken.
+    At most `n_ahead` are read and not yet taken. Neighbours in a tar are one request. `config`
+    gives ``resize`` and ``max_pixels``.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,7 @@ from dtl.config.errors import UserError
 from dtl.images.values import NO_SPLIT, SPLITS, TRAIN, ImageList
 
 
-def hash_keys(
-    names: Sequence[str] | NDArray[np.generic], seed: int, use: str
-) -> NDArray[np.uint64]:
+def hash_keys(names: Sequence[str] | NDArray[Any], seed: int, use: str) -> NDArray[np.uint64]:
     """Return a pseudo-random uint64 for every name; sorting by it shuffles.
 
     Examples
@@ -38,11 +37,7 @@ def hash_keys(
 def count_rows(n: int, parts: Sequence[float | int | str]) -> list[int]:
     """Return how many of n rows each split takes.
 
-    Parameters
-    ----------
-    n : int
-    parts : sequence of float, int or "rest"
-        A fraction of all rows, a number of rows, or what the others leave.
+    A part is a fraction of all rows, a number of rows, or "rest", what the others leave.
 
     Examples
     --------
@@ -64,15 +59,7 @@ def apportion(
 ) -> NDArray[np.int64]:
     """Divide a total over classes in proportion to their sizes, by largest remainders.
 
-    Every class gets at least one, where the total allows, and at most `most`.
-
-    Parameters
-    ----------
-    sizes : (n_classes,) int64
-    total : int
-        No more than the sum of `most`.
-    most : (n_classes,) int64
-        The sizes, unless given.
+    Every class gets one or more, where the total allows, and at most `most`, or else its size.
 
     Examples
     --------
@@ -97,11 +84,8 @@ def _check_parts(config: SplitConfig, n_images: int) -> None:
         parts = {"train": config.train} | parts
     if list(parts.values()).count("rest") > 1:
         raise UserError(f"Only one split can be the rest. Received: {parts}.")
-    taken = sum(
-        p * n_images if isinstance(p, float) else p
-        for p in parts.values()
-        if not isinstance(p, str)
-    )
+    numbers = [p for p in parts.values() if not isinstance(p, str)]
+    taken = sum(p * n_images if isinstance(p, float) else p for p in numbers)
     if taken > n_images * (1 + 1e-9):
         raise UserError(
             f"The splits ask for {taken:.0f} of {n_images} images: {parts}. Make them smaller."
@@ -127,7 +111,7 @@ def assign_splits(
     content_hash: NDArray[np.uint64] | None = None,
     usable: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int8]:
-    """Assign every row to a split.
+    """Assign every row to a split: its index in `SPLITS`, or -1.
 
     Rows with the same bytes are one unit: they stay together, or all but the first are dropped.
     Units are ordered by a seeded hash, within a class, or among all for ``method="random"``. In
@@ -135,60 +119,46 @@ def assign_splits(
 
     Parameters
     ----------
-    images : ImageList
-        Its ``path``, ``label``, ``given_split`` and ``class_names`` are used.
     content_hash : (n_images,) uint64, optional
         Equal where files have the same bytes; all different unless given.
     usable : (n_images,) bool, optional
         False for rows without features, which take no part.
-
-    Returns
-    -------
-    (n_images,) int8
-        Index into `SPLITS`, or -1.
 
     Raises
     ------
     UserError
         If a class has too few images for the splits, or the folders give no split.
     """
-    path, label, given_split = images.path, images.label, images.given_split
-    n_images, class_names = len(images), images.class_names
+    path, label, class_names, n_images = images.path, images.label, images.class_names, len(images)
     if content_hash is None:
         content_hash = np.arange(n_images, dtype=np.uint64)
     usable_rows = np.arange(n_images) if usable is None else np.flatnonzero(usable)
     _check_parts(config, len(usable_rows))
     # Sorted by path, so that the first of identical files does not depend on their rows.
     usable_rows = usable_rows[np.argsort(path[usable_rows].astype(object), kind="stable")]
-    _, first, unit_of_row = np.unique(
-        content_hash[usable_rows], return_index=True, return_inverse=True
-    )
+    hashes = content_hash[usable_rows]
+    _, first, unit_of_row = np.unique(hashes, return_index=True, return_inverse=True)
     leader = usable_rows[first]
     split = np.full(n_images, NO_SPLIT, np.int8)
-    method = config.method
+    method, unit_split = config.method, images.given_split[leader]
     if method == "auto":
-        method = "folders" if (given_split[leader] >= 0).all() else "stratified"
+        method = "folders" if (unit_split >= 0).all() else "stratified"
     if method == "folders":
-        if (given_split[leader] < 0).any():
+        if (unit_split < 0).any():
             raise UserError(
                 "`split.method` = folders needs train/, validation/ or test/ above the class "
-                f"folders. Not so: {path[leader[given_split[leader] < 0][0]]}."
+                f"folders. Not so: {path[leader[unit_split < 0][0]]}."
             )
-        unit_split = given_split[leader].copy()
     else:
         unit_split = np.full(len(leader), NO_SPLIT, np.int8)
         order = np.argsort(hash_keys(path[leader], seed, "split"), kind="stable")
         by_class = method == "stratified" or bool(config.train_per_class)
-        groups = (
-            [order[label[leader[order]] == k] for k in range(len(class_names))]
-            if by_class
-            else [order]
-        )
+        groups = [order]
+        if by_class:
+            groups = [order[label[leader[order]] == k] for k in range(len(class_names))]
         sizes = _divide_units([len(g) for g in groups], config, class_names if by_class else None)
         for group, size in zip(groups, sizes, strict=True):
-            ends = np.cumsum(size)
-            for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-                unit_split[group[start:end]] = part
+            unit_split[group[: size.sum()]] = np.repeat(np.arange(len(SPLITS)), size)
     if config.duplicates == "drop":
         split[leader] = unit_split
     else:

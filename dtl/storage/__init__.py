@@ -5,36 +5,5 @@ Other folders take functions on whole files and on ranges from here, `Ledger` an
 a path of this machine.
 """
 
-from dtl.storage.files import (
-    absolute,
-    asynchronous,
-    check_writable,
-    empty_folder,
-    exists,
-    filesystem,
-    is_file,
-    is_local,
-    join,
-    local_copy,
-    open_at,
-    put,
-    read_bytes,
-    read_start,
-    remove,
-    remove_partials,
-    replaces_atomically,
-    sha256,
-    size,
-    use_hdfs_client,
-    walk,
-    write_bytes,
-)
-from dtl.storage.ranges import Extent, Ranges, Reader, Window, read_ahead, read_file
-
-__all__ = [
-    "Extent", "Ranges", "Reader", "Window", "absolute", "asynchronous", "check_writable",
-    "empty_folder", "exists", "filesystem", "is_file", "is_local", "join", "local_copy",
-    "open_at", "put", "read_ahead", "read_bytes", "read_file", "read_start", "remove",
-    "remove_partials", "replaces_atomically", "sha256", "size", "use_hdfs_client", "walk",
-    "write_bytes",
-]  # fmt: skip
+from dtl.storage.files import *  # noqa: F403
+from dtl.storage.ranges import *  # noqa: F403

@@ -22,6 +22,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dtl.config.errors import UserError
 from dtl.storage.hdfs import Hdfs
 
+__all__ = [
+    "absolute", "asynchronous", "check_writable", "empty_folder", "exists", "filesystem", "is_file",
+    "is_local", "join", "local_copy", "open_at", "put", "read_bytes", "read_start", "remove",
+    "remove_partials", "replaces_atomically", "sha256", "size", "use_hdfs_client", "walk",
+    "write_bytes",
+]  # fmt: skip
+
 SCHEMES = ("file", "hdfs", "webhdfs", "s3", "gs", "abfs", "http", "https", "memory")
 """Schemes that messages offer; any other that fsspec knows works too."""
 
@@ -31,12 +38,8 @@ _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 def filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a URL, and the path on it.
 
-    Raises
-    ------
-    UserError
-        For a scheme that fsspec does not know.
-    ImportError
-        For a scheme whose package is not installed; the message names it.
+    Raises `UserError` for an unknown scheme, and `ImportError`, which names the package, for one
+    whose package is not installed.
     """
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     if scheme not in fsspec.available_protocols():
@@ -47,18 +50,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     if scheme == "webhdfs" and "@" not in url:
         # Hadoop's own clients do the same where Kerberos is off.
         options["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
-    fs, path = fsspec.core.url_to_fs(url, **options)
-    return fs, path
+    return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
 
 
 def use_hdfs_client(name: str) -> None:
-    """Choose this process's client for ``hdfs://``.
-
-    Parameters
-    ----------
-    name : {"native", "pyarrow"}
-        hdfs-native, or libhdfs with its JVM and class path, which pyarrow loads.
-    """
+    """Choose this process's client for ``hdfs://``: "native", or libhdfs through "pyarrow"."""
     client: type = Hdfs
     if name == "pyarrow":
         from fsspec.implementations.arrow import HadoopFileSystem  # imports pyarrow's, too
@@ -140,8 +136,6 @@ def is_file(url: str) -> bool:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file; a reader finds all of it or none.
 
-    Notes
-    -----
     The old file stays until the new one takes its place (see `replaces_atomically`). Three
     filesystems have no rename that overwrites: pyarrow's client for ``hdfs://``, an HttpFS behind
     ``webhdfs://``, and those that only fsspec knows. On them the old file goes a moment before the
@@ -265,13 +259,7 @@ def empty_folder(url: str, keep: str) -> None:
 
 
 def check_writable(url: str) -> None:
-    """Write and remove a small file in a folder, which is made where it is missing.
-
-    Raises
-    ------
-    PermissionError
-        With the folder's name and the filesystem's own reason.
-    """
+    """Write and remove a small file in a folder, which is made where it is missing."""
     probe = join(url, f".dtl-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"dtl")
@@ -285,14 +273,8 @@ def check_writable(url: str) -> None:
 def walk(url: str) -> Iterator[tuple[str, int]]:
     """Yield all files below a folder: path relative to it, size in bytes; sorted within a folder.
 
-    Links to folders are followed.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError
-        If there is no such folder.
-    UserError
-        If a link leads to a folder above itself.
+    Links to folders are followed; one to a folder above itself is a `UserError`. Raises
+    `FileNotFoundError` or `NotADirectoryError` where there is no such folder.
     """
     fs, root = filesystem(url)
     root = root.rstrip("/") or root

@@ -31,31 +31,17 @@ IMAGES = "_dtl_images.json"
 
 @dataclass(frozen=True)
 class Ledger:
-    """A JSON file beside the pieces of a result.
+    """A JSON file beside the pieces of a result."""
 
-    Parameters
-    ----------
-    url : str
-        The folder that is filled.
-    name : str
-        Of the file in it.
-    wanted : mapping of JSON's types
-        The fingerprint of the result.
-    """
-
-    url: str
-    name: str
-    wanted: Mapping[str, Any]
+    url: str  # of the folder that is filled
+    name: str  # of the file in it
+    wanted: Mapping[str, Any]  # fingerprint of the result, of JSON's types
 
     def inspect(self, *, overwrite: bool = False) -> Claim:
         """Say what the folder holds; changes nothing.
 
-        Raises
-        ------
-        DifferentSettingsError
-            If it was filled with other settings and `overwrite` is not set.
-        UserError
-            If it holds files and no ledger, or a damaged one, whatever `overwrite` says.
+        Raises `DifferentSettingsError` if it was filled with other settings and `overwrite` is not
+        set; `UserError` if it holds files and no ledger, or a damaged one, in any case.
         """
         if (ledger := self._read()) is None:
             self._check_empty()
@@ -97,21 +83,14 @@ class Ledger:
             names = (path for path, _ in storage.walk(self.url) if not path.startswith("."))
             if (inside := next(names, None)) is not None:
                 raise UserError(
-                    f"{self.url} is not empty: it has {inside}. Choose an empty folder, or a new "
-                    "one."
+                    f"{self.url} is not empty: it has {inside}. Choose an empty or a new folder."
                 )
 
 
 def read_json(
     url: str, advice: str = "Put back a copy of it, or remove it, to have it made again."
 ) -> dict[str, Any] | None:
-    """Read a JSON object; None where there is no file.
-
-    Raises
-    ------
-    UserError
-        If the file is damaged; `advice` says what to do.
-    """
+    """Read a JSON object; None without a file. A damaged one is a `UserError` with `advice`."""
     try:
         value = json.loads(storage.read_bytes(url))
         if not isinstance(value, dict):

@@ -37,19 +37,13 @@ _GAP_S = 0.3
 def hold(url: str) -> Iterator[None]:
     """Hold a folder for this driver until the end of the context.
 
-    Raises
-    ------
-    BlockingIOError
-        If another driver holds it; the message names that driver.
+    Raises `BlockingIOError`, which names the other driver, if one holds it.
     """
     file = storage.join(url, ".dtl-lock")
     mine: dict[str, Any] = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "token": uuid.uuid4().hex,
-        "beat": 0,
-    }
+        "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()),
+        "token": uuid.uuid4().hex, "beat": 0,
+    }  # fmt: skip
     _refuse_living(file, url)
     # Of two that find no file at the same time, the last to write holds the folder.
     storage.write_bytes(file, json.dumps(mine).encode())
@@ -67,24 +61,19 @@ def hold(url: str) -> Iterator[None]:
 
     thread = threading.Thread(target=beat, name="dtl-lock", daemon=True)
     thread.start()
+    reachable = True
     try:
         yield
     except UnreachableError:
-        # The storage is gone, and each further try would wait for minutes. The next driver finds
-        # the lock of a dead one.
+        reachable = False
+        raise
+    finally:
         stop.set()
-        raise
-    except BaseException:
-        _release(file, str(mine["token"]), stop, thread)
-        raise
-    _release(file, str(mine["token"]), stop, thread)
-
-
-def _release(file: str, token: str, stop: threading.Event, thread: threading.Thread) -> None:
-    stop.set()
-    thread.join()
-    if (_read(file) or {}).get("token") == token:
-        storage.remove(file)
+        # Without storage, each try would wait for minutes; the next driver finds a dead one's lock.
+        if reachable:
+            thread.join()
+            if (_read(file) or {}).get("token") == mine["token"]:
+                storage.remove(file)
 
 
 def _refuse_living(file: str, url: str) -> None:
@@ -93,14 +82,12 @@ def _refuse_living(file: str, url: str) -> None:
         return
     if found["host"] == socket.gethostname() and found["started"]:
         raise BlockingIOError(_name_holder(url, found))  # alive: its process was found
-    log.info(
-        "%s Waiting %.0f s to see whether it still lives.", _name_holder(url, found), _DEAD_AFTER_S
-    )
+    holder = _name_holder(url, found)
+    log.info("%s Waiting %.0f s to see whether it still lives.", holder, _DEAD_AFTER_S)
     until = time.monotonic() + _DEAD_AFTER_S
     while time.monotonic() < until:
         time.sleep(1)
-        now = _read(file)
-        if now is None:
+        if (now := _read(file)) is None:
             return
         if now != found:
             raise BlockingIOError(_name_holder(url, now))

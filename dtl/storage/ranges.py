@@ -18,6 +18,8 @@ from dtl.storage import hdfs
 from dtl.storage.files import filesystem, read_bytes, size
 from dtl.storage.hdfs import Hdfs
 
+__all__ = ["Extent", "Ranges", "Reader", "Window", "read_ahead", "read_file"]
+
 
 class Extent(NamedTuple):
     """Byte range of a file, such as an image in a tar."""
@@ -40,16 +42,10 @@ _GAP_BYTES = 16 << 10
 
 
 class Window:
-    """File for `tarfile` that reads byte ranges and keeps the last one.
+    """File of `n_bytes` for `tarfile` that reads byte ranges and keeps the last one.
 
-    Parameters
-    ----------
-    read : callable (offset, n_bytes) -> bytes
-    n_bytes : int
-        Size of the file.
-    ahead_bytes : int
-        Read so many bytes at once where the next header follows within as many. That costs less
-        than another request where requests take long.
+    Where the next header follows within `ahead_bytes`, as many are read at once. That costs less
+    than another request where requests take long.
     """
 
     def __init__(self, read: Read, n_bytes: int, ahead_bytes: int = 0) -> None:
@@ -71,11 +67,11 @@ class Window:
         return self._buffer[first : first + n_bytes]
 
     def tell(self) -> int:
-        """Return where `read` goes on."""
+        """Return the place where `read` goes on."""
         return self._position
 
     def seek(self, position: int) -> int:
-        """Set where `read` goes on."""
+        """Set the place where `read` goes on."""
         self._position = position
         return position
 
@@ -165,13 +161,8 @@ def plan_requests(
 class Reader:
     """Files and extents of tars, each read once, by several threads.
 
-    Every tar is opened once, and one request reads neighbours in it.
-
-    Parameters
-    ----------
-    files : sequence of str or Extent
-        Roughly in the order in which they are read: the bytes of a request stay in memory until
-        the last of its extents is read.
+    Every tar is opened once, and one request reads neighbours in it. Its bytes stay in memory until
+    the last of its extents is read, so `files` are roughly in the order in which they are read.
     """
 
     def __init__(self, files: Sequence[str | Extent]) -> None:
@@ -188,13 +179,7 @@ class Reader:
             opened.__exit__()
 
     def read(self, row: int) -> bytes:
-        """Read one file's bytes.
-
-        Raises
-        ------
-        OSError
-            If the storage fails, or if a tar is shorter than when it was listed.
-        """
+        """Read one file's bytes; `OSError` also if a tar is shorter than when it was listed."""
         file = self._files[row]
         if isinstance(file, str):
             return read_bytes(file)
