@@ -25,16 +25,11 @@ Colour = NDArray[np.integer[Any]]
 
 
 def draw_pictures(url: str, seed: int, n_images: int = N_IMAGES) -> int:
-    """Draw `n_images` JPEG files of every class into class folders; a seed gives the same files.
+    """Draw `n_images` JPEG files of every class into class folders; return how many there are.
 
-    Each picture has one large shape of its class, anywhere, turned, skewed and in any colour. The
-    background has other colours, small shapes and lines as clutter, blur and noise. Files that
-    exist already stay.
-
-    Returns
-    -------
-    int
-        Number of pictures, old and new.
+    A seed gives the same files, and those that exist already stay. Each picture has one large shape
+    of its class, anywhere, turned, skewed and in any colour. The background has other colours,
+    small shapes and lines as clutter, blur and noise.
     """
     for index, name in enumerate(CLASSES):
         for number in range(n_images):
@@ -79,14 +74,11 @@ def _picture(index: int, rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def _gradient(
-    first: NDArray[np.integer[Any]], last: NDArray[np.integer[Any]], angle: float
-) -> NDArray[np.uint8]:
+def _gradient(first: Colour, last: Colour, angle: float) -> NDArray[np.uint8]:
     y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE - 0.5
     share = (x * math.cos(angle) + y * math.sin(angle) + 0.7) / 1.4
     blended = first * (1 - share[..., None]) + (0.5 * first + 0.5 * last) * share[..., None]
-    rgb: NDArray[np.uint8] = blended.astype(np.uint8)
-    return rgb
+    return np.asarray(blended, np.uint8)
 
 
 def _colour(hue: float, saturation: float, value: float) -> Colour:
@@ -98,10 +90,9 @@ def _clutter(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     r = rng.uniform(4, 20)
     colour = _rgb(rng.integers(0, 256, 3))
     kind = rng.integers(3)
-    if kind == 0:
-        draw.ellipse((x - r, y - r, x + r, y + r), colour)
-    elif kind == 1:
-        draw.rectangle((x - r, y - r, x + r, y + r), colour)
+    if kind < 2:
+        fill = draw.ellipse if kind == 0 else draw.rectangle
+        fill((x - r, y - r, x + r, y + r), colour)
     else:
         draw.line((x, y, *rng.uniform(0, _SIDE, 2)), colour, width=int(rng.integers(1, 5)))
 
@@ -120,23 +111,6 @@ def _turns(n: int, radius: Callable[[float], float], turns: float = 1.0) -> list
     return [(radius(a) * math.sin(a), -radius(a) * math.cos(a)) for a in angles]
 
 
-def _heart() -> Strokes:
-    angles = [2 * math.pi * k / 60 for k in range(60)]
-    points = [
-        (
-            math.sin(a) ** 3,
-            -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16,
-        )
-        for a in angles
-    ]
-    return [(points, False)]
-
-
-def _star() -> Strokes:
-    corners = _turns(10, lambda a: 1.0 if round(a / (math.pi / 5)) % 2 == 0 else 0.42)
-    return [(corners, False)]
-
-
 def _crescent() -> Strokes:
     def arc(x: float, radius: float, start: float) -> list[Point]:
         angles = np.linspace(start, 2 * math.pi - start, 40)
@@ -149,7 +123,13 @@ def _crescent() -> Strokes:
     ]
 
 
+_TURN = [2 * math.pi * k / 60 for k in range(60)]
 # fmt: off
+_HEART: list[Point] = [
+    (math.sin(a) ** 3,
+     -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
+    for a in _TURN
+]
 _ARROW: list[Point] = [
     (-1, -0.22), (0.1, -0.22), (0.1, -0.7), (1, 0), (0.1, 0.7), (0.1, 0.22), (-1, 0.22),
 ]
@@ -162,10 +142,10 @@ _SHAPES: dict[str, Strokes] = {
     "arrow": [(_ARROW, False)],
     "cross": [([(-0.8, -0.8), (0.8, 0.8)], True), ([(-0.8, 0.8), (0.8, -0.8)], True)],
     "crescent": _crescent(),
-    "heart": _heart(),
+    "heart": [(_HEART, False)],
     "house": [(_HOUSE, False)],
     "ring": [(_turns(40, lambda _: 0.85), True)],
     "spiral": [(_turns(80, lambda a: 0.08 + a / (2 * math.pi) * 0.38, 2.3), True)],
-    "star": _star(),
+    "star": [(_turns(10, lambda a: 1.0 if round(a / (math.pi / 5)) % 2 == 0 else 0.42), False)],
     "triangle": [([(0, -0.95), (0.95, 0.75), (-0.95, 0.75)], False)],
 }

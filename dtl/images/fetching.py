@@ -52,25 +52,12 @@ _WRITERS = 32
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public data set.
+    """A public data set."""
 
-    Parameters
-    ----------
-    url : str
-        Address of the archive, a tar.
-    n_bytes : int
-        Size of the archive; 0 if it is not known.
-    md5 : str
-        Checksum of the archive; ``none`` if it is not to be checked.
-    image : str
-        Regular expression of the paths of its images, without the archive's top folder.
-    licence : str
-    """
-
-    url: str
-    n_bytes: int
-    md5: str
-    image: str
+    url: str  # of the archive, a tar
+    n_bytes: int  # size of the archive; 0 if it is not known
+    md5: str  # of the archive; "none" if it is not to be checked
+    image: str  # regular expression of its images' paths, without the archive's top folder
     licence: str
 
 
@@ -276,10 +263,8 @@ def _list_archive(archive: str, dataset: Dataset, seed: int) -> ImageList:
     left_out = [(path.removeprefix(f"{Path(archive).name}/"), why) for path, why in listed.left_out]
     left_out += [(str(path), "no image of the data set") for path in listed.path[~known]]
     if left_out:
-        log.info(
-            "%d members of the archive are left out:\n  %s",
-            len(left_out), "\n  ".join(f"{path}: {why}" for path, why in sorted(left_out)),
-        )  # fmt: skip
+        lines = "\n  ".join(f"{path}: {why}" for path, why in sorted(left_out))
+        log.info("%d members of the archive are left out:\n  %s", len(left_out), lines)
     return _select(listed, known)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -14,13 +16,17 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
-from dtl.images import formats, layout, split, tars
-from dtl.images.values import ImageList
+from dtl.images import formats, split, tars
+from dtl.images.values import NO_SPLIT, SPLITS, ImageList
 from dtl.storage import Extent
 from dtl.storage.ledger import IMAGES, read_json
 
 log = logging.getLogger(__name__)
 
+_SPLIT_NAMES = {
+    "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "test": 2, "testing": 2,
+}  # fmt: skip
+_CALTECH_FILE = re.compile(r"(\d{3})_\d{4}")
 _SNIFFERS = 16
 """Threads that look into tars and files without an image extension; they wait for the storage."""
 
@@ -29,28 +35,16 @@ _SNIFFERS = 16
 class ImageFiles:
     """The image files of a source, in the order in which they were found.
 
-    Parameters
-    ----------
-    root : str
-        The URL that paths and tars are relative to.
-    paths : list of str
-        An image in a tar has the path that it would have if the tar were unpacked in its place; or
-        CLASS/KEY.jpg, where its class lies beside it.
-    sizes : list of int
-        Bytes.
-    left_out : list of (path, reason)
-    tar_names : list of str
-        The tars that have images.
-    tar, offset : list of int
-        As in `ImageList`.
+    An image in a tar has the path that it would have if the tar were unpacked in its place; or
+    CLASS/KEY.jpg, where its class lies beside it.
     """
 
-    root: str
+    root: str  # URL that paths and tars are relative to
     paths: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    tar_names: list[str] = field(default_factory=list)
-    tar: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # bytes
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # path, reason
+    tar_names: list[str] = field(default_factory=list)  # of the tars that have images
+    tar: list[int] = field(default_factory=list)  # as in `ImageList`, like `offset`
     offset: list[int] = field(default_factory=list)
 
     def add(self, path: str, n_bytes: int, tar: int = -1, offset: int = 0) -> None:
@@ -62,10 +56,8 @@ class ImageFiles:
 
     def sort(self) -> None:
         """Sort by tar and place in it; files outside tars by path."""
-        rows = sorted(
-            range(len(self.paths)),
-            key=lambda row: (self.tar[row], self.offset[row], self.paths[row]),
-        )
+        keys = list(zip(self.tar, self.offset, self.paths, strict=True))
+        rows = sorted(range(len(keys)), key=keys.__getitem__)
         for name in ("paths", "sizes", "tar", "offset"):
             setattr(self, name, [getattr(self, name)[row] for row in rows])
 
@@ -79,12 +71,7 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
 
     Names and sizes are read, the headers of tars, and the first bytes of files without an image
     extension. Images that all lie in tars keep the tars' order, unless that is not random: so they
-    can be read from start to end.
-
-    Parameters
-    ----------
-    keep_order : bool
-        False: give images in tars the order that they would have in folders.
+    can be read from start to end. Without `keep_order`, they get the order they had in folders.
 
     Raises
     ------
@@ -96,8 +83,8 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     found = find_images(config.url)
     paths, left_out = _strip_common_folder(found), found.left_out
     top_folders = {path.split("/")[0] for path in paths if "/" in path}
-    with_splits = layout.folders_are_splits(top_folders)
-    places = [layout.read_split_and_class(path, with_splits) for path in paths]
+    with_splits = folders_are_splits(top_folders)
+    places = [read_split_and_class(path, with_splits) for path in paths]
     named = np.array([name is not None for _, name in places], bool)
     left_out += [
         (path, "in no class folder") for path, ok in zip(paths, named, strict=True) if not ok
@@ -140,9 +127,8 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
 def _strip_common_folder(found: ImageFiles) -> list[str]:
     """Return the paths without the one folder above all of them, which archives have."""
     tops = {path.split("/", 1)[0] for path in found.paths}
-    if len(tops) != 1 or not found.tar_names or layout.folders_are_splits(tops):
-        return found.paths
-    if any(path.count("/") < 2 for path in found.paths):
+    shallow = any(path.count("/") < 2 for path in found.paths)
+    if len(tops) != 1 or not found.tar_names or folders_are_splits(tops) or shallow:
         return found.paths
     return [path.split("/", 1)[1] for path in found.paths]
 
@@ -175,12 +161,8 @@ def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str
 def find_images(url: str) -> ImageFiles:
     """Find the image files below a folder, or in a tar, whatever its folders mean.
 
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError
-        If there is no such folder.
-    UserError
-        If no URL is given; if a tar is damaged, or the folder is not completely filled yet.
+    Raises as `list_images`; a folder that `pack` or `fetch` has not filled completely is a
+    `UserError`, too.
     """
     if not url:
         raise UserError("No images given. Set `images.url`.")
@@ -213,8 +195,8 @@ def find_images(url: str) -> ImageFiles:
             if start is not None and formats.is_image(start):
                 found.add(path, size)
             else:
-                reason = "cannot be read" if start is None else "not an image"
-                found.left_out.append((path, reason))
+                why = "cannot be read" if start is None else "not an image"
+                found.left_out.append((path, why))
     _add_tars(found, sorted(tar_names))
     return found
 
@@ -293,3 +275,45 @@ def _list_tar(url: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, str
         rows.append((path, n_bytes, offset))
     left_out += [(name, "not an image") for names in sidecars.values() for name in names]
     return rows, left_out
+
+
+# --- the meaning of folders ----------------------------------------------------------------------
+
+
+def read_split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
+    """Read the split and class of an image from its path, relative to the source.
+
+    `with_splits` says that the first folder is a split. The class is then the second, or the number
+    that begins a Caltech file name; None where the path names no class.
+
+    Examples
+    --------
+    >>> read_split_and_class("003.backpack/003_0001.jpg", with_splits=False)
+    (-1, '003.backpack')
+    >>> read_split_and_class("valid/003_0001.jpg", with_splits=True)
+    (1, '003')
+    >>> read_split_and_class("loose.jpg", with_splits=False)
+    (-1, None)
+    """
+    *folders, name = path.split("/")
+    split = NO_SPLIT
+    if with_splits:
+        if not folders or folders[0].lower() not in _SPLIT_NAMES:
+            return NO_SPLIT, None
+        split = _SPLIT_NAMES[folders.pop(0).lower()]
+        if not folders:
+            caltech = _CALTECH_FILE.match(name)
+            return split, caltech[1] if caltech else None
+    return split, folders[0] if folders else None
+
+
+def folders_are_splits(top_folders: Iterable[str]) -> bool:
+    """Return whether a source's folders are splits rather than classes.
+
+    Examples
+    --------
+    >>> folders_are_splits(["train", "val"]), folders_are_splits(["train", "plane"])
+    (True, False)
+    """
+    names = {name.lower() for name in top_folders}
+    return {SPLITS[0], "training"} & names != set() and names <= set(_SPLIT_NAMES)

@@ -30,16 +30,10 @@ _MOST_SIDECAR_BYTES = 1 << 20
 
 
 class Member(NamedTuple):
-    """One entry of a tar.
+    """One entry of a tar: its name without ``./``, and the place of its data in the tar.
 
-    Parameters
-    ----------
-    name : str
-        Relative, without ``./``; unchanged where there is a `problem`.
-    offset, n_bytes : int
-        Place of its data in the tar.
-    problem : str
-        Why it must not be used: a link, a device, a name that leads elsewhere; empty if it may be.
+    `problem` says why it must not be used: a link, a device, a name that leads elsewhere. Its name
+    is then unchanged.
     """
 
     name: str
@@ -51,10 +45,7 @@ class Member(NamedTuple):
 def read_members(window: Window) -> Iterator[Member]:
     """Yield all entries of a tar but its folders, from its headers.
 
-    Raises
-    ------
-    ValueError
-        If the file is no tar, or damaged, or shorter than its headers say.
+    Raises `ValueError` if the file is no tar, or damaged, or shorter than its headers say.
     """
     position = 0
     try:
@@ -83,18 +74,10 @@ def _member(info: tarfile.TarInfo) -> Member:
         problem = "not a plain file in the tar"
     elif info.name.startswith("/") or ".." in parts or "\0" in info.name or not parts:
         problem = "unsafe name in a tar"
-    elif not _is_utf8(info.name):
+    elif any("\ud800" <= character <= "\udfff" for character in info.name):
         problem = "name in a tar that is not UTF-8"
     shown = info.name.encode("utf-8", "backslashreplace").decode()
     return Member(shown if problem else "/".join(parts), info.offset_data, info.size, problem)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_key(name: str) -> str:
@@ -202,14 +185,7 @@ def locate(
     offset: Iterable[int] = (),
     size_bytes: Iterable[int] = (),
 ) -> list[str | Extent]:
-    """Return where the bytes of rows are: URLs of files, and extents of tars.
-
-    Parameters
-    ----------
-    root : str
-        URL that `path` and `tar_names` are relative to.
-    tar_names, tar, offset, size_bytes
-        As an `ImageList` has them; nothing where no image is in a tar.
+    """Return URLs of files, and extents of tars; arguments as the columns of an `ImageList`.
 
     Examples
     --------

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from dtl.images.formats import N_MAGIC_BYTES, decode, has_image_name, is_image, thumbnail
-from dtl.images.layout import folders_are_splits, read_split_and_class
+from dtl.images.listing import folders_are_splits, read_split_and_class
 
 SIZE = (6, 8)
 RNG = np.random.default_rng(0)
