@@ -123,12 +123,11 @@ def _crescent() -> Strokes:
     ]
 
 
-_TURN = [2 * math.pi * k / 60 for k in range(60)]
 # fmt: off
 _HEART: list[Point] = [
     (math.sin(a) ** 3,
      -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
-    for a in _TURN
+    for a in (2 * math.pi * k / 60 for k in range(60))
 ]
 _ARROW: list[Point] = [
     (-1, -0.22), (0.1, -0.22), (0.1, -0.7), (1, 0), (0.1, 0.7), (0.1, 0.22), (-1, 0.22),

@@ -83,12 +83,10 @@ def fetch(
     layout: str = "folders",
     scratch: str = "",
 ) -> None:
-    """Bring a data set to ``settings.out``, or go on where that was interrupted.
+    """Bring one of `DATASETS` to ``settings.out``, or go on where that was interrupted.
 
     Parameters
     ----------
-    name : str
-        One of `DATASETS`.
     settings : Config
         ``out``, ``overwrite`` and ``seed``; ``split`` for that layout, ``pack`` for tars.
     source : str

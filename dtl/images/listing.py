@@ -195,8 +195,8 @@ def find_images(url: str) -> ImageFiles:
             if start is not None and formats.is_image(start):
                 found.add(path, size)
             else:
-                why = "cannot be read" if start is None else "not an image"
-                found.left_out.append((path, why))
+                reason = "cannot be read" if start is None else "not an image"
+                found.left_out.append((path, reason))
     _add_tars(found, sorted(tar_names))
     return found
 
@@ -296,15 +296,15 @@ def read_split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]
     (-1, None)
     """
     *folders, name = path.split("/")
-    split = NO_SPLIT
+    part = NO_SPLIT
     if with_splits:
         if not folders or folders[0].lower() not in _SPLIT_NAMES:
             return NO_SPLIT, None
-        split = _SPLIT_NAMES[folders.pop(0).lower()]
+        part = _SPLIT_NAMES[folders.pop(0).lower()]
         if not folders:
             caltech = _CALTECH_FILE.match(name)
-            return split, caltech[1] if caltech else None
-    return split, folders[0] if folders else None
+            return part, caltech[1] if caltech else None
+    return part, folders[0] if folders else None
 
 
 def folders_are_splits(top_folders: Iterable[str]) -> bool:

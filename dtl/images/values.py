@@ -20,36 +20,19 @@ NO_SPLIT = -1
 class ImageList:
     """The labelled images of one source, in the order of the feature store's rows.
 
-    Parameters
-    ----------
-    root : str
-        fsspec URL that `path` is relative to.
-    path : (n_images,) StringDType
-        With the class folder. An image in a tar has the path that it would have unpacked.
-    label : (n_images,) int32
-        Index into `class_names`.
-    given_split : (n_images,) int8
-        Index into `SPLITS` where the source's folders give the split, else -1.
-    size_bytes : (n_images,) int64
-    class_names : tuple of str
-    left_out : tuple of (path, reason)
-        Files of the source that are no images of a class.
-    tar_names : tuple of str
-        Tars that images lie in, relative to `root`.
-    tar : (n_images,) int32
-        Index into `tar_names`, -1 for a file of its own. Empty where there are no tars.
-    offset : (n_images,) int64
-        Byte in its tar at which the image begins. Empty where there are no tars.
+    An image in a tar has the path that it would have unpacked. Both `tar` and `offset` are empty
+    where there are no tars.
     """
 
-    root: str
-    path: NDArray[Any]
-    label: NDArray[np.int32]
-    given_split: NDArray[np.int8]
-    size_bytes: NDArray[np.int64]
+    root: str  # fsspec URL that `path` and `tar_names` are relative to
+    path: NDArray[Any]  # (n_images,) StringDType, with the class folder
+    label: NDArray[np.int32]  # (n_images,), index into `class_names`
+    given_split: NDArray[np.int8]  # (n_images,), index into `SPLITS` where folders give it, else -1
+    size_bytes: NDArray[np.int64]  # (n_images,)
     class_names: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
-    tar_names: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()  # path and reason of files that are no images
+    tar_names: tuple[str, ...] = ()  # tars that images lie in
+    # (n_images,): index into `tar_names`, -1 for a file of its own; byte at which the image begins
     tar: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     offset: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 

@@ -50,7 +50,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     if scheme == "webhdfs" and "@" not in url:
         # Hadoop's own clients do the same where Kerberos is off.
         options["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
-    return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    return fs, path
 
 
 def use_hdfs_client(name: str) -> None:
@@ -259,7 +260,7 @@ def empty_folder(url: str, keep: str) -> None:
 
 
 def check_writable(url: str) -> None:
-    """Write and remove a small file in a folder, which is made where it is missing."""
+    """Write and remove a small file in a folder, made where missing, or raise `PermissionError`."""
     probe = join(url, f".dtl-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"dtl")
