@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from hdfs_native.fsspec import HdfsFileSystem
 
@@ -45,14 +45,12 @@ _PASSING = re.compile(
 
 _RPC_ERROR = re.compile(r'RPCError\("(?P<exception>[\w.$]+)", "(?P<message>.*)"\)', re.DOTALL)
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 
 class UnreachableError(ConnectionError):
     """No NameNode answered for as long as ``hdfs-site.xml`` lets a client try."""
 
 
-def _retry(method: Function) -> Function:
+def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
     """Retry a method while its error is a passing one, then raise Python's own exception."""
 
     @functools.wraps(method)
@@ -76,7 +74,7 @@ def _retry(method: Function) -> Function:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def translate(error: Exception, url: str) -> OSError:
