@@ -55,63 +55,177 @@ _EVERY = "out overwrite seed cluster yarn storage"
 _EARLIER = "images features"
 _RUN = f"{_EVERY} {_EARLIER} split train"
 
+
+def _add_application(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("application", metavar="ID", help="what `submit` printed")
+
+
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="until it has ended; exit as it did")
+
+
+def _add_archive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="URL", required=True, help="ends in .tar")
+
+
+_APPLICATION = "application_1700000000000_0001"
+
 COMMANDS = {
-    # Small chunks, shards and batches, so that so few pictures show what many would.
-    "demo": Command("draw pictures and run every stage on them", "staged.demo", "", _RUN,
-        base={"out": "demo", "features": {"chunk_images": 32},
-              "train": {"n_shards": 4, "batch_size": 8, "l2": 0.1}}),
-    "run": Command("every stage, from images to report.html", "staged.run_all",
-        "--images photographs --out results", _RUN),
-    "featurize": Command("images to features.zarr", "staged.featurize",
-        "--images photographs --out results", f"{_EVERY} {_EARLIER} split", "train"),
-    "train": Command("features.zarr to head.npz", "staged.train", "--out results --train.l2 0.001",
-        f"{_EVERY} split train features.weights", _EARLIER, "train.solver train.batch_size "
-        "train.n_shards train.optimizer train.hidden_units train.dropout train.keep", "out"),
-    "evaluate": Command("head.npz to evaluation.json", "staged.evaluate", "--out results",
-        "out cluster yarn storage", _RUN, starts_from="out"),
-    "report": Command("evaluation.json to report.html", "staged.report", "--out results",
-        "out storage images.url", _RUN, starts_from="out"),
-    "compare": Command("averaging in several ways, against the exact optimum", "search.compare",
-        "--out results", f"{_EVERY} split train compare", _EARLIER,
-        "compare.frequencies compare.shards compare.sklearn_mib", "out", resumes=False),
-    "tune": Command("search for the options of training that validate best", "search.tune",
-        "--out results --tune.learning-rates 0.01,0.03 --tune.l2s 0.001,0.01",
-        f"{_EVERY} split train tune features.weights", _EARLIER, "tune.method tune.n_trials "
-        "tune.learning_rates tune.l2s tune.dropouts tune.frequencies", "out"),
-    "predict": Command("classify other images into a Parquet dataset", "model.predict",
-        "--model results --images others --out predictions", f"{_EVERY} {_EARLIER}",
-        starts_from="model"),
-    "derive": Command("stored fc1 features to fc2 and predictions, without the images",
-        "model.derive", "--model results --out derived --features.layers fc2",
-        f"{_EVERY} features", _RUN, starts_from="model"),
-    "export": Command("network and head as one .keras file", "model.export",
-        "--model results --out classifier.keras", "out overwrite storage",
-        f"{_EVERY} {_EARLIER}", starts_from="model", resumes=False),
-    "fetch": Command("bring a public data set to where the work is", "data.fetch",
-        "caltech256 --to hdfs:///data/caltech256", "out overwrite seed storage split pack",
-        add_arguments=lambda parser: load("data.add_fetch_arguments")(parser)),
-    "pack": Command("many image files into few tars, which are read faster", "data.pack",
-        "--images photographs --out tars", f"{_EVERY} images pack", explained="pack.shard_mib"),
-    "summary": Command("the network, the cut, what is frozen", "model.summarize",
-        "--features.network ResNet50 --features.layers avg_pool",
-        "features.network features.layers features.pooling train.hidden_units", _RUN,
-        resumes=False),
-    "submit": Command("`run` on YARN, the driver too; prints the application's id", "yarn.submit",
-        "--images hdfs:///photographs --out hdfs:///results", _RUN,
-        add_arguments=lambda parser: parser.add_argument(
-            "--wait", action="store_true", help="until it has ended; exit as it did"),
-        resumes=False),
-    **{name: Command(help, f"yarn.{function}", "application_1700000000000_0001",
-           add_arguments=lambda parser: parser.add_argument(
-               "application", metavar="ID", help="what `submit` printed"),
-           starts_from="nothing", resumes=False)
-       for name, help, function in (
-           ("status", "how a submitted run is", "show_status"),
-           ("logs", "what a submitted run said", "show_logs"),
-           ("kill", "end a submitted run", "kill"))},
-    "pack-environment": Command("the Python that runs as an archive for YARN",
-        "data.pack_environment", "--out hdfs:///environment.tar",
-        add_arguments=lambda parser: parser.add_argument(
-            "--out", metavar="URL", required=True, help="ends in .tar"),
-        starts_from="nothing", resumes=False),
-}  # fmt: skip
+    "demo": Command(
+        "draw pictures and run every stage on them",
+        "staged.demo",
+        example="",
+        options=_RUN,
+        # Small chunks, shards and batches, so that so few pictures show what many would.
+        base={
+            "out": "demo",
+            "features": {"chunk_images": 32},
+            "train": {"n_shards": 4, "batch_size": 8, "l2": 0.1},
+        },
+    ),
+    "run": Command(
+        "every stage, from images to report.html",
+        "staged.run_all",
+        example="--images photographs --out results",
+        options=_RUN,
+    ),
+    "featurize": Command(
+        "images to features.zarr",
+        "staged.featurize",
+        example="--images photographs --out results",
+        options=f"{_EVERY} {_EARLIER} split",
+        checked="train",
+    ),
+    "train": Command(
+        "features.zarr to head.npz",
+        "staged.train",
+        example="--out results --train.l2 0.001",
+        options=f"{_EVERY} split train features.weights",
+        checked=_EARLIER,
+        explained="train.solver train.batch_size train.n_shards train.optimizer "
+        "train.hidden_units train.dropout train.keep",
+        starts_from="out",
+    ),
+    "evaluate": Command(
+        "head.npz to evaluation.json",
+        "staged.evaluate",
+        example="--out results",
+        options="out cluster yarn storage",
+        checked=_RUN,
+        starts_from="out",
+    ),
+    "report": Command(
+        "evaluation.json to report.html",
+        "staged.report",
+        example="--out results",
+        options="out storage images.url",
+        checked=_RUN,
+        starts_from="out",
+    ),
+    "compare": Command(
+        "averaging in several ways, against the exact optimum",
+        "search.compare",
+        example="--out results",
+        options=f"{_EVERY} split train compare",
+        checked=_EARLIER,
+        explained="compare.frequencies compare.shards compare.sklearn_mib",
+        starts_from="out",
+        resumes=False,
+    ),
+    "tune": Command(
+        "search for the options of training that validate best",
+        "search.tune",
+        example="--out results --tune.learning-rates 0.01,0.03 --tune.l2s 0.001,0.01",
+        options=f"{_EVERY} split train tune features.weights",
+        checked=_EARLIER,
+        explained="tune.method tune.n_trials tune.learning_rates tune.l2s tune.dropouts "
+        "tune.frequencies",
+        starts_from="out",
+    ),
+    "predict": Command(
+        "classify other images into a Parquet dataset",
+        "model.predict",
+        example="--model results --images others --out predictions",
+        options=f"{_EVERY} {_EARLIER}",
+        starts_from="model",
+    ),
+    "derive": Command(
+        "stored fc1 features to fc2 and predictions, without the images",
+        "model.derive",
+        example="--model results --out derived --features.layers fc2",
+        options=f"{_EVERY} features",
+        checked=_RUN,
+        starts_from="model",
+    ),
+    "export": Command(
+        "network and head as one .keras file",
+        "model.export",
+        example="--model results --out classifier.keras",
+        options="out overwrite storage",
+        checked=f"{_EVERY} {_EARLIER}",
+        starts_from="model",
+        resumes=False,
+    ),
+    "fetch": Command(
+        "bring a public data set to where the work is",
+        "data.fetch",
+        example="caltech256 --to hdfs:///data/caltech256",
+        options="out overwrite seed storage split pack",
+        add_arguments=lambda parser: load("data.add_fetch_arguments")(parser),
+    ),
+    "pack": Command(
+        "many image files into few tars, which are read faster",
+        "data.pack",
+        example="--images photographs --out tars",
+        options=f"{_EVERY} images pack",
+        explained="pack.shard_mib",
+    ),
+    "summary": Command(
+        "the network, the cut, what is frozen",
+        "model.summarize",
+        example="--features.network ResNet50 --features.layers avg_pool",
+        options="features.network features.layers features.pooling train.hidden_units",
+        checked=_RUN,
+        resumes=False,
+    ),
+    "submit": Command(
+        "`run` on YARN, the driver too; prints the application's id",
+        "yarn.submit",
+        example="--images hdfs:///photographs --out hdfs:///results",
+        options=_RUN,
+        add_arguments=_add_wait,
+        resumes=False,
+    ),
+    "status": Command(
+        "how a submitted run is",
+        "yarn.show_status",
+        example=_APPLICATION,
+        starts_from="nothing",
+        add_arguments=_add_application,
+        resumes=False,
+    ),
+    "logs": Command(
+        "what a submitted run said",
+        "yarn.show_logs",
+        example=_APPLICATION,
+        starts_from="nothing",
+        add_arguments=_add_application,
+        resumes=False,
+    ),
+    "kill": Command(
+        "end a submitted run",
+        "yarn.kill",
+        example=_APPLICATION,
+        starts_from="nothing",
+        add_arguments=_add_application,
+        resumes=False,
+    ),
+    "pack-environment": Command(
+        "the Python that runs as an archive for YARN",
+        "data.pack_environment",
+        example="--out hdfs:///environment.tar",
+        starts_from="nothing",
+        add_arguments=_add_archive,
+        resumes=False,
+    ),
+}
