@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A process per core; more than four would wait for the one that has the servers.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
+# One process more than cores, for those that have the servers mostly wait.
+PROCESSES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --maxprocesses 4
 
 .PHONY: demo lint check test bench clean
 

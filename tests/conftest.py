@@ -64,9 +64,9 @@ SERVERS = {"hadoop", "yarn", "breakable_hadoop", "s3"}
 
 
 class Scheduler(LoadGroupScheduling):
-    """Gives a process whole files, and one process all tests that need a server.
+    """Gives a process whole files, another all tests that need YARN, a third those of other servers.
 
-    So each server starts once, and tests that break one disturb nobody else.
+    So YARN starts once, HDFS twice, and tests that break a server disturb nobody else.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -85,7 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         backend = parameters.get("root")  # a fixture that asks for its server by itself
         if not SERVERS.isdisjoint(item.fixturenames) or backend in ("hdfs", "webhdfs", "s3"):
             item.add_marker("servers")
-            item.add_marker(pytest.mark.xdist_group("servers"))
+            on_yarn = "yarn" in item.fixturenames or item.path.name == "test_minicluster.py"
+            item.add_marker(pytest.mark.xdist_group("yarn" if on_yarn else "servers"))
         if "real_run" in item.fixturenames:
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -91,11 +91,11 @@ def manager(yarn: MiniCluster) -> Iterator[skein.Client]:
 def _nothing_is_left(yarn: MiniCluster, manager: skein.Client) -> Iterator[None]:
     drivers = processes_of("com.anaconda.skein.Driver")  # the fixture's
     yield
-    wait_until(lambda: not applications(yarn), "applications to end", 20)
-    wait_until(lambda: not in_containers(yarn), "processes in containers to end", 20)
+    wait_until(lambda: not applications(yarn), "applications to end")
+    wait_until(lambda: not in_containers(yarn), "processes in containers to end")
     wait_until(lambda: not rest(yarn, "metrics")["clusterMetrics"]["containersAllocated"],
-               "containers to be given back", 20)  # fmt: skip
-    wait_until(lambda: processes_of("com.anaconda.skein.Driver") == drivers, "skein to end", 20)
+               "containers to be given back")  # fmt: skip
+    wait_until(lambda: processes_of("com.anaconda.skein.Driver") == drivers, "skein to end")
     uploaded = f"{yarn.url}/user/{user_name()}/.skein"
     assert not storage.exists(uploaded) or list(storage.walk(uploaded)) == []
 
