@@ -64,7 +64,7 @@ SERVERS = {"hadoop", "yarn", "breakable_hadoop", "s3"}
 
 
 class Scheduler(LoadGroupScheduling):
-    """Gives a process whole files, another all tests that need YARN, a third those of other servers.
+    """Gives a process whole files, or all tests that need YARN, or all that need other servers.
 
     So YARN starts once, HDFS twice, and tests that break a server disturb nobody else.
     """
