@@ -2,9 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# One process more than cores, for those that have the servers mostly wait.
-PROCESSES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --maxprocesses 4
+# A process per core: those that have the servers leave room for what these do.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 .PHONY: demo lint check test bench clean
 

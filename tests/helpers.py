@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,15 @@ def processes_of(folder: Path | str) -> list[int]:
         except OSError:
             continue
     return [pid for pid in found if pid != os.getpid()]
+
+
+def in_session(session: int) -> bool:
+    """Whether a process of a session lives: workers outlive a killed driver for a while."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(entry.name)) == session:
+                return True
+    return False
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 300) -> None:

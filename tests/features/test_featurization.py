@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import xarray
 from distributed import Client
-from helpers import COLOURS, contents, draw, jpeg, wait_until
+from helpers import COLOURS, contents, draw, in_session, jpeg, wait_until
 
 from dtl import config
 from dtl.config import Config
@@ -245,15 +244,6 @@ def n_done(url: Path) -> int:
 def wait_for(n_chunks: int, url: Path, driver: subprocess.Popen[bytes]) -> None:
     wait_until(lambda: driver.poll() is not None or n_done(url) >= n_chunks, "chunks")
     assert driver.poll() is None, "the driver ended too early"
-
-
-def in_session(session: int) -> bool:
-    """Whether a process of a session lives: workers outlive a killed driver for a while."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if os.getsid(int(entry.name)) == session:
-                return True
-    return False
 
 
 @pytest.mark.slow

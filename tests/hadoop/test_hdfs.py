@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 import xarray
-from helpers import COLOURS, CUT, THREADS, Run, command, draw
+from helpers import COLOURS, CUT, THREADS, Run, command, draw, in_session, wait_until
 from minicluster import MiniCluster
 
 from dtl import storage
@@ -154,6 +154,7 @@ def test_the_driver_killed_while_chunks_are_written(
         wait_for_chunk(out, chunk)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        wait_until(lambda session=process.pid: not in_session(session), "its workers to end")
     done = command("run", "--images", images, "--out", out, *CUT)
     assert done.returncode == 0, done.stderr
     same_results(folder, out)

@@ -25,6 +25,7 @@ from helpers import (
     command,
     contents,
     draw,
+    in_session,
     jpeg,
     wait_until,
 )
@@ -184,6 +185,7 @@ def test_killed_again_and_again_goes_on_to_the_same_bits(
         wait_until((tmp_path / reached).exists, reached, timeout_s=300)
         os.killpg(process.pid, signal.SIGKILL)  # the driver and its workers
         process.wait()
+        wait_until(lambda session=process.pid: not in_session(session), "its workers to end")
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     for name in ("head.npz", "evaluation.json"):
