@@ -65,6 +65,8 @@ def test_ctrl_c_during_start_up_ends_in_one_line() -> None:
     code = (
         "import builtins, signal, sys\n"
         "from dtl.pipeline import main\n"
+        # A shell's background jobs, and what they start, ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "real = builtins.__import__\n"
         "def interrupted(name, *rest, **others):\n"
         "    if name == 'dtl.pipeline.run': signal.raise_signal(signal.SIGINT)\n"
