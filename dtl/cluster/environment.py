@@ -31,6 +31,7 @@ from typing import Any
 
 from dtl import storage
 from dtl.config.errors import UserError
+from dtl.storage.ledger import read_json
 
 log = logging.getLogger(__name__)
 
@@ -154,10 +155,7 @@ def _starts_as_archive(url: str, start: bytes) -> bool:
 
 
 def _read_record(url: str) -> dict[str, Any]:
-    if not storage.exists(f"{url}.json"):
-        return {}
-    found: dict[str, Any] = json.loads(storage.read_bytes(f"{url}.json"))
-    return found
+    return read_json(f"{url}.json") or {}
 
 
 def _is_whole(url: str, record: dict[str, Any]) -> bool:

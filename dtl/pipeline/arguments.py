@@ -68,7 +68,7 @@ def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.A
     parser = _Parser(
         prog=f"dtl {name}",
         usage=f"dtl {name} {command.example}\n       dtl {name} [ARGUMENTS]",
-        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        description=f"{command.help}.",
         epilog=_list_names(others, name, width),
         formatter_class=functools.partial(
             argparse.RawDescriptionHelpFormatter, max_help_position=28, width=width

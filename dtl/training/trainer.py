@@ -21,11 +21,11 @@ from dtl.cluster.spread import Session, group_shards
 from dtl.config import TrainConfig
 from dtl.config.errors import UserError
 from dtl.head.averaging import Moments, merge_moments
-from dtl.head.model import WEIGHTS, Head
+from dtl.head.model import Head
 from dtl.head.schedules import Plan
 from dtl.head.softmax import Params
 from dtl.images.values import TRAIN
-from dtl.training import initialisation, lbfgs, rounds, sharding
+from dtl.training import initialisation, lbfgs, local_sgd, rounds, sharding
 from dtl.training.checkpoint import Keeper
 from dtl.training.spec import Fitted, Inputs, Trained, TrainingSpec
 
@@ -66,7 +66,7 @@ def train(
 
     def make_head(params: Params) -> Head:
         return Head(
-            **{name: params[name] for name in WEIGHTS if name in params},
+            **local_sgd.pick_weights(params),
             mean=moments.mean.astype(np.float32),
             scale=moments.scale(),
             class_names=spec.store.class_names,
