@@ -39,6 +39,15 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases() -> Path:
+    """Small inputs that failed in the field."""
+    folder = DATA.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}; DTL_DATA can say where the data beside it are")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_options(data: Path) -> list[str]:
     """The real weights, the layer that they suffice for, and the split of the issue's bar."""
     return [

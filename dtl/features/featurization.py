@@ -19,7 +19,7 @@ from dtl.config.provenance import Claim, claim
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
-from dtl.features.values import PENDING, SKIPPED, ExtractionSpec
+from dtl.features.values import PENDING, SKIPPED, ExtractionSpec, fingerprint_weights
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ def featurize(
     extractor = extraction.prepare(client, spec, store.fingerprint["precision"] if store else None)
     if store is not None:
         # The same fingerprint may stand for other weights: Keras may offer new ones as "imagenet".
-        name = "SHA-256 of the weights"
-        wanted, stored = extractor.weights_sha256, store.attrs["weights_sha256"]
-        if claim({name: wanted}, {name: stored}, url, overwrite=overwrite) is Claim.REPLACE:
+        wanted = fingerprint_weights(extractor.weights_sha256)
+        stored = fingerprint_weights(store.attrs["weights_sha256"])
+        if claim(wanted, stored, url, overwrite=overwrite) is Claim.REPLACE:
             store = None
     if store is None:
         attrs = {

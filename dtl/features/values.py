@@ -14,6 +14,9 @@ from dtl.images.values import ImageList
 PENDING, DONE, SKIPPED = range(3)
 """The `status` of a row of the feature store."""
 
+NAMED_WEIGHTS = ("imagenet", "random")
+"""Values of ``features.weights`` that name no file."""
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -59,14 +62,14 @@ class ExtractionSpec:
         f = self.features
         return NetworkSpec(
             name=f.network, layers=f.layers, pooling=f.pooling, preprocess=f.preprocess,
-            weights=self.weights_url or f.weights, seed=self.seed, precision=precision,
+            weights=locate_weights(f.weights), seed=self.seed, precision=precision,
         )  # fmt: skip
 
     @property
     def weights_url(self) -> str:
         """Absolute URL of the file of weights; empty for named weights."""
         weights = self.features.weights
-        return "" if weights in ("imagenet", "random") else storage.absolute(weights)
+        return "" if weights in NAMED_WEIGHTS else locate_weights(weights)
 
     @cached_property
     def weights(self) -> str:
@@ -102,6 +105,11 @@ class ExtractionSpec:
         return self.options | {"weights": self.weights, "images": images.description}
 
 
+def locate_weights(weights: str) -> str:
+    """Return ``features.weights`` as all processes take it: a file by its absolute URL."""
+    return weights if weights in NAMED_WEIGHTS else storage.absolute(weights)
+
+
 def describe_weights(weights: str, seed: int) -> str:
     """Return the fingerprint of ``features.weights``, the same wherever their file lies.
 
@@ -115,11 +123,16 @@ def describe_weights(weights: str, seed: int) -> str:
     return weights if weights == "imagenet" else f"file, SHA-256 {storage.sha256(weights)}"
 
 
+def fingerprint_weights(sha256: str) -> dict[str, str]:
+    """Return the part of a fingerprint that the numbers of the weights are."""
+    return {"SHA-256 of the weights": sha256}
+
+
 def check_weights(sha256: str, stored_sha256: str, stored: str) -> None:
     """Refuse a network with other weights than the one that made a stored result."""
-    name = "SHA-256 of the weights"
     check_same(
-        {name: sha256}, {name: stored_sha256}, f"{stored} was made with other weights",
+        fingerprint_weights(sha256), fingerprint_weights(stored_sha256),
+        f"{stored} was made with other weights",
         "Give `features.weights` and `seed` as they were.",
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def gather_report(
     made_by = {k: v for k, v in store.attrs.items() if k not in _SHOWN_ELSEWHERE}
     files = {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
     return ReportInput(
-        title=root.rstrip("/").rsplit("/", 1)[-1],
+        title=storage.base_name(root),
         config=config.to_dict(settings),
         provenance={"features": made_by, "head": dict(head.provenance), "files": files},
         class_names=store.class_names,

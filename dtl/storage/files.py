@@ -23,9 +23,10 @@ from dtl.config.errors import UserError
 from dtl.storage.hdfs import Hdfs
 
 __all__ = [
-    "absolute", "asynchronous", "check_writable", "empty_folder", "exists", "filesystem", "is_file",
-    "is_local", "join", "local_copy", "open_at", "put", "read_bytes", "read_start", "remove",
-    "remove_partials", "replaces_atomically", "sha256", "size", "use_hdfs_client", "walk",
+    "absolute", "asynchronous", "base_name", "check_writable", "empty_folder", "exists",
+    "filesystem", "is_file", "is_local", "join", "local_copy", "open_at", "put", "read_bytes",
+    "read_start", "remove", "remove_partials", "replaces_atomically", "sha256", "size",
+    "use_hdfs_client", "walk",
     "write_bytes",
 ]  # fmt: skip
 
@@ -84,6 +85,17 @@ def absolute(url: str) -> str:
 def join(url: str, name: str) -> str:
     """Return the URL of a name in a folder."""
     return f"{url.rstrip('/')}/{name}"
+
+
+def base_name(url: str) -> str:
+    """Return the last part of a URL: the name of a file or folder.
+
+    Examples
+    --------
+    >>> base_name("hdfs:///data/photos/")
+    'photos'
+    """
+    return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def is_local(url: str) -> bool:
@@ -254,7 +266,7 @@ def empty_folder(url: str, keep: str) -> None:
     """Empty a folder, but keep one file, and hidden files such as a lock."""
     fs, path = filesystem(url)
     for inside in fs.ls(path, detail=False):
-        name = inside.rstrip("/").rsplit("/", 1)[-1]
+        name = base_name(inside)
         if name != keep and not name.startswith("."):
             fs.rm(inside, recursive=True)
 

@@ -14,7 +14,7 @@ from dtl.cluster.spread import Session
 from dtl.config.errors import UserError
 from dtl.config.provenance import differences
 from dtl.features.store import FeatureStore
-from dtl.features.values import NetworkSpec
+from dtl.features.values import NetworkSpec, check_weights, locate_weights
 from dtl.head import blas, hidden, softmax
 from dtl.head.averaging import Moments
 from dtl.head.model import Head
@@ -90,7 +90,7 @@ def network_spec(store: FeatureStore, weights: str) -> NetworkSpec:
         name=made["network"],
         layers=tuple(made["layers"]),
         pooling=made["pooling"],
-        weights=weights if weights in ("imagenet", "random") else storage.absolute(weights),
+        weights=locate_weights(weights),
         seed=int(store.attrs["seed"]),
         preprocess=made["preprocess"],
     )
@@ -113,11 +113,7 @@ def network_head(
             "`train.hidden_start` = random."
         )
     kernel, bias, found_sha256 = networks.read_dense(spec, name)
-    if found_sha256 != sha256:
-        raise UserError(
-            f"The features were made with weights of SHA-256 {sha256}, the same layers of the "
-            f"worker's network have {found_sha256}. Give `features.weights` as it was."
-        )
+    check_weights(found_sha256, sha256, "The feature store")
     n_features, n_classes = len(kernel), len(class_names)
     return Head(
         hidden_kernel=kernel,

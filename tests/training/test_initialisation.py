@@ -96,7 +96,7 @@ def test_learns_from_there_to_the_same_bits_in_worker_processes(
     ("options", "changes", "message"),
     [
         ({"hidden_units": 100}, {}, "`train.hidden_units` = 100, but fc2 of .* has 4096 units"),
-        ({}, {"weights_sha256": "0" * 64}, r"made with weights of SHA-256 0{64}, .*as it was"),
+        ({}, {"weights_sha256": "0" * 64}, r"made with other weights:\n.*, stored '0{64}'"),
     ],
     ids=["units", "weights"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from dtl import storage
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.pipeline.messages import name_flags, print_line
@@ -28,7 +29,9 @@ def compare(run: Run, _: argparse.Namespace) -> None:
 
         comparison.check_store(spec, c.compare)
         compared = comparison.compare(spec, c.compare, run.client)
-        results.write_comparison(compared, page.render_comparison(compared, _title(store)))
+        results.write_comparison(
+            compared, page.render_comparison(compared, storage.base_name(store.attrs["root"]))
+        )
     print_line(f"{format_comparison(compared)}\n\nPage: {results.comparison_page}")
 
 
@@ -51,7 +54,9 @@ def tune(run: Run, _: argparse.Namespace) -> None:
             spec, c.tune, run.client, checkpoint=results.tuning_checkpoint, overwrite=c.overwrite
         )
         seconds = time.monotonic() - started
-        results.write_tuning(found, page.render_tuning(found, _title(store)))
+        results.write_tuning(
+            found, page.render_tuning(found, storage.base_name(store.attrs["root"]))
+        )
         results.add_timing("tune", seconds, len(found.trials), "trials")
     chosen = tuning.choose(found, c.train)
     results.write_tuned(chosen)
@@ -71,7 +76,3 @@ def _split_store(run: Run) -> FeatureStore:
     run.claim_folder()
     splitting.split_images(store, run.options.split, run.options.seed)
     return store
-
-
-def _title(store: FeatureStore) -> str:
-    return str(store.attrs["root"]).rstrip("/").rsplit("/", 1)[-1]
