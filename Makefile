@@ -2,8 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A process per core: those that have the servers leave room for what these do.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
+PYTEST := $(BIN)/python -m pytest -n auto
 
 .PHONY: demo lint check test bench clean
 

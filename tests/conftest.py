@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -61,11 +62,21 @@ def real_options(data: Path) -> list[str]:
 def real_run(
     data: Path, real_options: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """The results of a run on all photographs, on a local disk, and what it printed."""
-    out = tmp_path_factory.mktemp("real") / "out"
-    done = command("run", "--images", data / "caltech256", "--out", out, *real_options)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout + done.stderr
+    """The results of a run on all photographs, on a local disk, and what it printed.
+
+    The first of pytest's processes that needs it makes it for all of them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real"
+    folder.mkdir(exist_ok=True)
+    out, printed = folder / "out", folder / "printed"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            done = command("run", "--images", data / "caltech256", "--out", out, *real_options)
+            assert done.returncode == 0, done.stderr
+            printed.write_text(done.stdout + done.stderr)
+    return out, printed.read_text()
 
 
 SERVERS = {"hadoop", "yarn", "breakable_hadoop", "s3"}
@@ -80,6 +91,11 @@ class Scheduler(LoadGroupScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return super()._split_scope(nodeid).split("::")[0]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: those that have servers wait for these much of the time."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
@@ -99,7 +115,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "real_run" in item.fixturenames:
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not item.get_closest_marker("servers"), item.path not in slow))
+    real = {item.path for item in items if "real_run" in item.fixturenames}
+    items.sort(
+        key=lambda item: (
+            not item.get_closest_marker("servers"), item.path not in real, item.path not in slow
+        )
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

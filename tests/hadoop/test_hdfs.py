@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,13 +123,26 @@ def test_what_passes_is_waited_for(
     same_results(folder, out)
 
 
+def impatient(hadoop: MiniCluster, folder: Path) -> str:
+    """Configuration of a client that soon gives up a NameNode: each of its pauses is longer."""
+    shutil.copytree(hadoop.conf_dir, folder / "conf")
+    file, name = folder / "conf" / "hdfs-site.xml", "dfs.client.failover.max.attempts"
+    text, n = re.subn(rf"({name}</name>\s*<value>)\d+", r"\g<1>3", file.read_text())
+    assert n == 1
+    file.write_text(text)
+    return str(folder / "conf")
+
+
 def test_the_namenode_gone_for_good(
-    breakable_hadoop: MiniCluster, places: tuple[Path, str], here: Run
+    breakable_hadoop: MiniCluster, places: tuple[Path, str], here: Run, tmp_path: Path
 ) -> None:
     folder, images = places
     out = f"{breakable_hadoop.url}/gone"
     with once_stored(out, 3, lambda: breakable_hadoop.kill("namenode")):
-        done = command("run", "--images", images, "--out", out, *CUT)
+        done = command(
+            "run", "--images", images, "--out", out, *CUT,
+            HADOOP_CONF_DIR=impatient(breakable_hadoop, tmp_path),
+        )  # fmt: skip
     assert done.returncode == 1
     assert "the NameNode does not answer" in done.stderr
     assert "Traceback" not in done.stderr
@@ -229,13 +244,12 @@ def test_names_with_odd_characters(hadoop: MiniCluster) -> None:
 def test_real_photographs_from_hdfs_to_hdfs(
     hadoop: MiniCluster, data: Path, real_options: list[str], real_run: tuple[Path, str]
 ) -> None:
-    """A run that began on a disk goes on here, with its first and last chunks."""
+    """A run that was done on a disk but for its last chunk goes on here."""
     put(data / "caltech256", f"{hadoop.url}/photographs")
     out, local = f"{hadoop.url}/photographs_out", Results(str(real_run[0]))
     put(real_run[0] / "features.zarr", f"{out}/features.zarr")
-    for chunk in (0, local.store().n_chunks - 1):
-        storage.remove(f"{out}/features.zarr/status/c/{chunk}")
-        storage.remove(f"{out}/features.zarr/block5_pool/c/{chunk}")
+    for name in ("status", "block5_pool"):
+        storage.remove(f"{out}/features.zarr/{name}/c/{local.store().n_chunks - 1}")
     images = f"{hadoop.url}/photographs"
     done = command("run", "--images", images, "--out", out, *real_options)
     assert done.returncode == 0, done.stderr

@@ -332,7 +332,7 @@ def test_balanced_classes_against_scikit_learn(make_store: MakeStore, threads: C
     split[(label == 0) & (np.arange(600) % 4 > 0)] = -1  # a rare class
     store.write_split(split, {"made": "by a test"})
     config = replace(
-        CONFIG, n_shards=3, epochs=300.0, l2=0.1, class_weights="balanced",
+        CONFIG, n_shards=3, epochs=100.0, l2=0.1, class_weights="balanced",
         averaging_frequency_end=1,
     )  # fmt: skip
     trained = trainer.train(TrainingSpec(store, config, "fc2", 0), threads)
