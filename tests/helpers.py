@@ -163,7 +163,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def all_files(url: str) -> dict[str, bytes]:
     """All files below a URL."""
-    return {path: storage.read_bytes(storage.join(url, path)) for path, _ in storage.walk(url)}
+    return {path: storage.read_bytes(storage.join(url, path)) for path, *_ in storage.walk(url)}
 
 
 def loss_and_gradient(

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 5.0
 """Time between two looks for workers that are lost or have paused."""
 
+_SLOW_TOPIC = "dtl-slow-storage"
+"""Events by which workers tell the driver."""
+
 MORE_MEMORY = (
     "Give each worker more memory (`cluster.memory_limit` on a local cluster, `yarn.worker_memory` "
     "on YARN, `dask worker --memory-limit` where a scheduler runs already), or run fewer workers "
@@ -115,6 +118,18 @@ class _Setup(WorkerPlugin):  # type: ignore[misc]
 def register_setup(client: Client, function: Callable[..., None], *args: Any) -> None:
     """Call a function once in every worker process, also in those that join later."""
     client.register_plugin(_Setup(function, *args), name=function.__name__)
+
+
+class _SlowStorage(WorkerPlugin):  # type: ignore[misc]
+    def setup(self, worker: Any) -> None:
+        if not worker.address.startswith("inproc://"):  # whose log is the driver's
+            storage.on_slow(lambda message: worker.log_event(_SLOW_TOPIC, message))
+
+
+def show_slow_storage(client: Client) -> None:
+    """Show here which files the workers wait for in vain; see `storage.tell_slow`."""
+    client.subscribe_topic(_SLOW_TOPIC, lambda event: log.warning("%s", event[1]))
+    client.register_plugin(_SlowStorage(), name=_SLOW_TOPIC)
 
 
 def check_shared(client: Client, *urls: str) -> None:

@@ -288,7 +288,7 @@ def _select(listed: ImageList, rows: Any) -> ImageList:
 
 
 def _write_files(listed: ImageList, url: str) -> None:
-    written = dict(storage.walk(url))
+    written = {file.path: file.n_bytes for file in storage.walk(url)}
     wanted = zip(listed.path.tolist(), listed.size_bytes.tolist(), strict=True)
     pending = [row for row, (path, size) in enumerate(wanted) if written.get(path) != size]
     files = tars.locate_listed(listed)

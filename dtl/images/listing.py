@@ -176,8 +176,10 @@ def find_images(url: str) -> ImageFiles:
     unsure: list[tuple[str, int]] = []
     tar_names: list[str] = []
     try:
-        for path, size in storage.walk(root):
-            if any(part.startswith(".") for part in path.split("/")):
+        for path, size, problem in storage.walk(root):
+            if problem:
+                found.left_out.append((path, problem))
+            elif any(part.startswith(".") for part in path.split("/")):
                 found.left_out.append((path, "hidden file"))
             elif formats.has_image_name(path):
                 found.add(path, size)

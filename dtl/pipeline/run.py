@@ -66,7 +66,7 @@ class Run:
         if self._client is None:
             # A finished run needs no Dask.
             from dtl.cluster import connection
-            from dtl.cluster.workers import register_setup
+            from dtl.cluster.workers import register_setup, show_slow_storage
 
             # After the import, which sets the levels. These lines are for operators of a cluster.
             logging.getLogger("distributed").setLevel(logging.ERROR)
@@ -75,6 +75,7 @@ class Run:
                 connection.connect(o.cluster, o.yarn, file_systems=list_hdfs_urls(o))
             )
             register_setup(self._client, storage.use_hdfs_client, o.storage.hdfs_client)
+            show_slow_storage(self._client)
         return self._client
 
     @property

@@ -1,127 +1,150 @@
-"""Files on any filesystem that fsspec reaches: its only importer."""
+"""Whole files and folders on any filesystem that fsspec reaches."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
-import getpass
+import glob
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dtl.config.errors import UserError
+from dtl.storage.guards import check_guards
 from dtl.storage.hdfs import Hdfs
+from dtl.storage.local import Local, read_regular, write_whole
+from dtl.storage.places import base_name, filesystem, join
+from dtl.storage.retries import ask
 
 __all__ = [
-    "absolute", "asynchronous", "base_name", "check_writable", "empty_folder", "exists",
-    "filesystem", "is_file", "is_local", "join", "local_copy", "open_at", "put", "read_bytes",
-    "read_start", "remove", "remove_partials", "replaces_atomically", "sha256", "size",
-    "use_hdfs_client", "walk",
-    "write_bytes",
+    "TooLargeError", "asynchronous", "check_writable", "empty_folder", "exists", "is_file",
+    "local_copy", "open_at", "put", "read_bytes", "read_start", "remove", "replaces_atomically",
+    "sha256", "size", "write_bytes",
 ]  # fmt: skip
 
-SCHEMES = ("file", "hdfs", "webhdfs", "s3", "gs", "abfs", "http", "https", "memory")
-"""Schemes that messages offer; any other that fsspec knows works too."""
-
-_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+_BLOCK_BYTES = 1 << 22
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a URL, and the path on it.
+class TooLargeError(UserError):
+    """A file of more bytes than are to be read."""
 
-    Raises `UserError` for an unknown scheme, and `ImportError`, which names the package, for one
-    whose package is not installed.
-    """
-    scheme = url.split("://", 1)[0] if "://" in url else "file"
-    if scheme not in fsspec.available_protocols():
-        raise UserError(f"Unknown scheme {scheme}:// in {url!r}. Known: {', '.join(SCHEMES)}.")
-    options: dict[str, Any] = {"auto_mkdir": True} if scheme in ("file", "local") else {}
-    if scheme in _OBJECT_STORES:
-        options["use_listings_cache"] = False  # other processes write to them, too
-    if scheme == "webhdfs" and "@" not in url:
-        # Hadoop's own clients do the same where Kerberos is off.
-        options["user"] = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
-    fs, path = fsspec.core.url_to_fs(url, **options)
-    return fs, path
+    @classmethod
+    def of(cls, place: str, n_bytes: int | str, most_bytes: int) -> TooLargeError:
+        """Make the error of a place."""
+        return cls(f"{place} has {n_bytes} bytes. At most {most_bytes} are read.")
 
 
-def use_hdfs_client(name: str) -> None:
-    """Choose this process's client for ``hdfs://``: "native", or libhdfs through "pyarrow"."""
-    client: type = Hdfs
-    if name == "pyarrow":
-        from fsspec.implementations.arrow import HadoopFileSystem  # imports pyarrow's, too
-
-        client = HadoopFileSystem
-    fsspec.register_implementation("hdfs", client, clobber=True)
-
-
-use_hdfs_client("native")
-
-
-def absolute(url: str) -> str:
-    """Return a URL that means the same place in every process, whatever its working directory.
-
-    Examples
-    --------
-    >>> absolute("/data/photos/")
-    '/data/photos'
-    >>> absolute("memory://photos")
-    'memory://photos'
-    """
-    fs, path = filesystem(url)
-    return path if isinstance(fs, LocalFileSystem) else url.rstrip("/")
-
-
-def join(url: str, name: str) -> str:
-    """Return the URL of a name in a folder."""
-    return f"{url.rstrip('/')}/{name}"
-
-
-def base_name(url: str) -> str:
-    """Return the last part of a URL: the name of a file or folder.
-
-    Examples
-    --------
-    >>> base_name("hdfs:///data/photos/")
-    'photos'
-    """
-    return url.rstrip("/").rsplit("/", 1)[-1]
-
-
-def is_local(url: str) -> bool:
-    """Return whether a URL is a path of this machine, which other machines may not have."""
-    return isinstance(filesystem(url)[0], LocalFileSystem)
+# --- what is there -------------------------------------------------------------------------------
 
 
 def exists(url: str) -> bool:
-    """Return whether a file or folder exists."""
-    fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    """Return whether a file or folder exists.
+
+    False only if the storage says so: an error is tried again if it may pass, and raised if not.
+    """
+    return _read_info(url) is not None
 
 
-def read_bytes(url: str) -> bytes:
-    """Read a whole file."""
+def is_file(url: str) -> bool:
+    """Return whether a URL is a file, and no folder; raises as `exists`."""
+    return find_type(url) == "file"
+
+
+def find_type(url: str) -> str | None:
+    """Return ``file``, ``directory`` or another kind; None if there is nothing."""
+    info = _read_info(url)
+    return None if info is None else str(info["type"])
+
+
+def size(url: str) -> int:
+    """Return how many bytes a file has."""
+    n_bytes = _need_info(url)["size"]
+    if n_bytes is None:
+        raise OSError(f"{url}: the server does not say how large it is. Download it first.")
+    return int(n_bytes)
+
+
+def sha256(url: str) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; reads it again only if it changed."""
+    return _sha256(url, repr(_need_info(url)))
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(url: str, version: str) -> str:
     fs, path = filesystem(url)
-    return bytes(fs.cat_file(path))
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with fs.open(path, "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return ask(fs, url, read)
+
+
+def _read_info(url: str) -> Mapping[str, Any] | None:
+    fs, path = filesystem(url)
+    try:
+        info: Mapping[str, Any] = ask(fs, url, fs.info, path)
+    except NotADirectoryError:  # a file is where its folder would be
+        return None
+    except FileNotFoundError as error:
+        # fsspec's HTTP says so of every error: a server that fails, or none.
+        if url.startswith("http") and getattr(error.__cause__, "status", 0) not in (404, 410):
+            raise OSError(f"{url}: {error.__cause__}") from error
+        return None
+    return info
+
+
+def _need_info(url: str) -> Mapping[str, Any]:
+    if (info := _read_info(url)) is None:
+        raise FileNotFoundError(f"No such file: {url}.")
+    return info
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_bytes(url: str, most_bytes: int | None = None) -> bytes:
+    """Read a whole file; one of more than `most_bytes` is a `TooLargeError`.
+
+    Raises `OSError` for a pipe or a device, which could wait for ever.
+    """
+    fs, path = filesystem(url)
+    if most_bytes is None:
+        if isinstance(fs, Local):
+            return ask(fs, url, read_regular, path, sys.maxsize)
+        return bytes(ask(fs, url, fs.cat_file, path))
+    if isinstance(fs, Local) and (n_bytes := size(url)) > most_bytes:
+        raise TooLargeError.of(url, n_bytes, most_bytes)
+    data = read_start(url, most_bytes + 1)
+    if len(data) > most_bytes:
+        raise TooLargeError.of(url, f"over {most_bytes}", most_bytes)
+    return data
 
 
 def read_start(url: str, n_bytes: int) -> bytes:
-    """Read the first bytes of a file."""
+    """Read the first bytes of a file; raises as `read_bytes`."""
     fs, path = filesystem(url)
+    if isinstance(fs, Local):
+        return ask(fs, url, read_regular, path, n_bytes)
     try:
-        return bytes(fs.cat_file(path, start=0, end=n_bytes))
+        return bytes(ask(fs, url, fs.cat_file, path, start=0, end=n_bytes))
     except OSError:
-        if fs.exists(path) and fs.size(path) == 0:  # S3 refuses any range of an empty object
+        if (_read_info(url) or {}).get("size") == 0:  # S3 refuses any range of an empty object
             return b""
         raise
 
@@ -129,58 +152,77 @@ def read_start(url: str, n_bytes: int) -> bytes:
 def open_at(url: str, offset: int) -> IO[bytes]:
     """Open a file for reading from an offset on."""
     fs, path = filesystem(url)
-    file: IO[bytes] = fs.open(path, "rb")
+    file: IO[bytes] = ask(fs, url, fs.open, path, "rb")
     file.seek(offset)
     return file
 
 
-def size(url: str) -> int:
-    """Return how many bytes a file has."""
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[str]:
+    """Yield the path of a file on this machine: the file itself, or a copy for the context."""
     fs, path = filesystem(url)
-    return int(fs.size(path))
+    _need_info(url)
+    if isinstance(fs, LocalFileSystem):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(prefix="dtl-") as copy:
+        ask(fs, url, fs.get_file, path, copy.name)
+        yield copy.name
 
 
-def is_file(url: str) -> bool:
-    """Return whether a URL is a file, and no folder."""
-    fs, path = filesystem(url)
-    return bool(fs.isfile(path))
+# --- writing -------------------------------------------------------------------------------------
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file; a reader finds all of it or none.
 
-    The old file stays until the new one takes its place (see `replaces_atomically`). Three
-    filesystems have no rename that overwrites: pyarrow's client for ``hdfs://``, an HttpFS behind
-    ``webhdfs://``, and those that only fsspec knows. On them the old file goes a moment before the
-    new one comes, and a process that is killed in between leaves only a ``.partial``.
+    The old file stays until the new one takes its place (see `replaces_atomically`). On a path of
+    this machine, file and folder are on disk before this returns.
+
+    Three filesystems have no rename that overwrites: pyarrow's client for ``hdfs://``, an HttpFS
+    behind ``webhdfs://``, and those that only fsspec knows. On them the old file goes a moment
+    before the new one comes, and a process that is killed in between leaves only a ``.partial``.
+
+    Raises `OSError`, which names the place, if that is full.
     """
     fs, path = filesystem(url)
+    check_guards(url)
     if _shows_whole_files(fs):
-        fs.pipe_file(path, data)
+        ask(fs, url, fs.pipe_file, path, data)
     else:
-        _write_whole(fs, path, data)
+        ask(fs, url, _write_whole, fs, path, data)
 
 
 def replaces_atomically(url: str) -> bool:
     """Return whether a file that is written again can be read at every moment, for certain."""
-    fs, _ = filesystem(url)
-    return isinstance(fs, LocalFileSystem) or _shows_whole_files(fs)
+    return _shows_whole_files(filesystem(url)[0])
 
 
 def _shows_whole_files(fs: Any) -> bool:
-    # Object stores show an object only once it is whole; `Hdfs.pipe_file` renames.
-    return isinstance(fs, Hdfs) or bool(fs.async_impl)
+    # Object stores show an object only once it is whole; the others' `pipe_file` renames.
+    return isinstance(fs, Local | Hdfs) or bool(fs.async_impl)
 
 
 def put(source: str, url: str) -> None:
     """Copy a file of this machine, piece by piece; a reader finds all of it or none."""
     fs, path = filesystem(url)
-    with (
-        open(source, "rb") as local,
-        _write_beside(fs, path) as partial,
-        fs.open(partial, "wb") as file,
-    ):
-        shutil.copyfileobj(local, file, 1 << 22)
+    check_guards(url)
+
+    def copy() -> None:
+        with open(source, "rb") as local, _open_whole(fs, path) as file:
+            shutil.copyfileobj(local, file, _BLOCK_BYTES)
+
+    ask(fs, url, copy)
+
+
+@contextlib.contextmanager
+def _open_whole(fs: Any, path: str) -> Iterator[IO[bytes]]:
+    if isinstance(fs, Local):
+        with write_whole(path) as file:
+            yield file
+    else:
+        with _write_beside(fs, path) as partial, fs.open(partial, "wb") as file:
+            yield file
 
 
 def _write_whole(fs: Any, path: str, data: bytes) -> None:
@@ -197,8 +239,8 @@ def _write_beside(fs: Any, path: str) -> Iterator[str]:
         yield partial
         _replace(fs, partial, path)
     except BaseException:
-        if fs.exists(partial):
-            fs.rm(partial)
+        with contextlib.suppress(Exception):
+            fs.rm_file(partial)
         raise
 
 
@@ -209,66 +251,23 @@ def _replace(fs: Any, partial: str, path: str) -> None:
     if "webhdfs" in fs.protocol:
         # A NameNode renames over a file if asked, which fsspec's `mv` does not; HttpFS never does.
         fs._call("RENAME", "put", path=partial, destination=path, renameoptions="OVERWRITE")
-        if not fs.exists(partial):
+        if not _is_at(fs, partial):
             return
-    if fs.exists(path):
-        fs.rm(path)
-    fs.mv(partial, path)
+    if _is_at(fs, path):
+        fs.rm_file(path)
+    if type(fs).mv is AbstractFileSystem.mv:  # which takes names for patterns
+        fs.cp_file(partial, path)
+        fs.rm_file(partial)
+    else:
+        fs.mv(partial, path)
 
 
-class _WholeFiles(AsyncFileSystemWrapper):  # type: ignore[misc]
-    """Filesystem for Zarr on which a file appears whole."""
-
-    async def _pipe_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
-        await asyncio.to_thread(_write_whole, self.sync_fs, path, value)
-
-
-@contextlib.contextmanager
-def local_copy(url: str) -> Iterator[str]:
-    """Yield the path of a file on this machine: the file itself, or a copy for the context."""
-    fs, path = filesystem(url)
-    if not fs.exists(path):
-        raise FileNotFoundError(f"No such file: {url}.")
-    if isinstance(fs, LocalFileSystem):
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(prefix="dtl-") as copy:
-        fs.get_file(path, copy.name)
-        yield copy.name
-
-
-def sha256(url: str) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; reads it again only if it changed."""
-    fs, path = filesystem(url)
-    if not fs.exists(path):
-        raise FileNotFoundError(f"No such file: {url}.")
-    return _sha256(url, repr(fs.info(path)))
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256(url: str, version: str) -> str:
-    digest = hashlib.sha256()
-    fs, path = filesystem(url)
-    with fs.open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def remove(url: str) -> None:
-    """Remove a file, or a folder with all that is in it, if it exists."""
-    fs, path = filesystem(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
-
-
-def empty_folder(url: str, keep: str) -> None:
-    """Empty a folder, but keep one file, and hidden files such as a lock."""
-    fs, path = filesystem(url)
-    for inside in fs.ls(path, detail=False):
-        name = base_name(inside)
-        if name != keep and not name.startswith("."):
-            fs.rm(inside, recursive=True)
+def _is_at(fs: Any, path: str) -> bool:
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_writable(url: str) -> None:
@@ -283,52 +282,57 @@ def check_writable(url: str) -> None:
         ) from error
 
 
-def walk(url: str) -> Iterator[tuple[str, int]]:
-    """Yield all files below a folder: path relative to it, size in bytes; sorted within a folder.
-
-    Links to folders are followed; one to a folder above itself is a `UserError`. Raises
-    `FileNotFoundError` or `NotADirectoryError` where there is no such folder.
-    """
-    fs, root = filesystem(url)
-    root = root.rstrip("/") or root
-    if not fs.exists(root):
-        raise FileNotFoundError(f"No such folder: {url}.")
-    if not fs.isdir(root):
-        raise NotADirectoryError(f"Not a folder: {url}.")
-    prefix = len(fs._strip_protocol(root).rstrip("/")) + 1
-    for path, size in _walk(fs, root, ()):
-        yield path[prefix:], size
+# --- removing ------------------------------------------------------------------------------------
 
 
-def _walk(fs: Any, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    # One folder at a time: details of all files at once would be the driver's largest value.
-    for folder, _, files in fs.walk(root, detail=True):
-        for name in sorted(files):
-            path = f"{folder}/{name}"
-            if files[name].get("islink") and fs.isdir(path):  # which fsspec gives as a file
-                target = os.path.realpath(path)
-                places = (*above, os.path.realpath(folder))
-                if any(f"{place}/".startswith(f"{target}/") for place in places):
-                    raise UserError(f"{path} links to a folder above itself. Remove the link.")
-                yield from _walk(fs, path, places)
-            else:
-                yield path, int(files[name]["size"])
+def remove(url: str) -> None:
+    """Remove a file, or a folder with all that is in it, if it exists."""
+    check_guards(url)
+    if exists(url):
+        _remove(*filesystem(url), url)
 
 
-def remove_partials(url: str) -> None:
-    """Remove half-written files that a killed process left below a folder."""
+def empty_folder(url: str, keep: str) -> None:
+    """Empty a folder, but keep one file, and hidden files such as a lock."""
     fs, path = filesystem(url)
-    if not fs.async_impl:  # object stores have none, and would take long to list
-        for partial in fs.glob(f"{path}/**/*.partial"):
-            fs.rm_file(partial)
+    check_guards(url)
+    for inside in ask(fs, url, fs.ls, path, detail=False):
+        name = base_name(inside)
+        if inside.rstrip("/") != path.rstrip("/") and name != keep and not name.startswith("."):
+            _remove(fs, inside, join(url, name))
+
+
+def _remove(fs: Any, path: str, url: str) -> None:
+    # These two kinds take a path for a pattern, and would remove others that match it.
+    if fs.async_impl or type(fs).rm in (AbstractFileSystem.rm, MemoryFileSystem.rm):
+        path = glob.escape(path)
+    with contextlib.suppress(FileNotFoundError):  # removed by a try that failed
+        ask(fs, url, fs.rm, path, recursive=True)
+
+
+# --- for Zarr ------------------------------------------------------------------------------------
 
 
 def asynchronous(url: str) -> tuple[Any, str]:
-    """Return the filesystem and path for Zarr, which runs coroutines on a loop of its own."""
+    """Return the filesystem and path for Zarr, which runs coroutines on a loop of its own.
+
+    Files on it appear whole, on paths of this machine too, and those are synced.
+    """
     fs, path = filesystem(url)
     if fs.async_impl:
         scheme = url.split("://", 1)[0]
         return fsspec.filesystem(scheme, asynchronous=True, **fs.storage_options), path
-    if isinstance(fs, Hdfs | MemoryFileSystem):
+    if isinstance(fs, Local | Hdfs | MemoryFileSystem):
         return AsyncFileSystemWrapper(fs, asynchronous=True), path
     return _WholeFiles(fs, asynchronous=True), path
+
+
+class _WholeFiles(AsyncFileSystemWrapper):  # type: ignore[misc]
+    """Filesystem for Zarr on which a file appears whole."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pipe_file = self._pipe_whole_file  # which the wrapper has set to the wrapped one's
+
+    async def _pipe_whole_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
+        await asyncio.to_thread(_write_whole, self.sync_fs, path, value)

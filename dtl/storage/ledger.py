@@ -28,6 +28,9 @@ from dtl.config.provenance import Claim, claim
 IMAGES = "_dtl_images.json"
 """The ledger's name beside images that were packed or fetched."""
 
+_MOST_BYTES = 1 << 30
+"""More than any JSON of ours has."""
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -80,7 +83,7 @@ class Ledger:
         if storage.is_file(self.url):
             raise UserError(f"{self.url} is a file. Choose an empty folder, or a new one.")
         if storage.exists(self.url):
-            names = (path for path, _ in storage.walk(self.url) if not path.startswith("."))
+            names = (path for path, *_ in storage.walk(self.url) if not path.startswith("."))
             if (inside := next(names, None)) is not None:
                 raise UserError(
                     f"{self.url} is not empty: it has {inside}. Choose an empty or a new folder."
@@ -92,11 +95,11 @@ def read_json(
 ) -> dict[str, Any] | None:
     """Read a JSON object; None without a file. A damaged one is a `UserError` with `advice`."""
     try:
-        value = json.loads(storage.read_bytes(url))
+        value = json.loads(storage.read_bytes(url, _MOST_BYTES))
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{url} is damaged: {error}. {advice}") from error
     return value

@@ -3,24 +3,27 @@
 A file names the driver that holds the folder, which writes it again every few seconds. A driver
 that finds such a file takes over at once if the holder ran on this machine and has ended. If not,
 it watches: a file that does not change for a while belongs to a dead driver. No clocks are
-compared.
+compared. A driver that was only suspended finds another's name there when it goes on, and ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dtl import storage
+from dtl.config.errors import UserError
+from dtl.storage.guards import guard
 from dtl.storage.hdfs import UnreachableError
 from dtl.storage.ledger import read_json
 
@@ -31,49 +34,116 @@ _DEAD_AFTER_S = 30.0
 """Six beats: a NameNode that pauses must not look like a dead driver."""
 _GAP_S = 0.3
 """Longer than a file is absent while it is replaced, where it is; see `storage.write_bytes`."""
+_FIELDS = {"host": str, "pid": int, "started": str, "token": str, "beat": int}
 
 
-@contextmanager
-def hold(url: str) -> Iterator[None]:
+class LostLockError(BlockingIOError):
+    """The lock of a folder belongs to another driver now."""
+
+
+class Lock:
+    """The lock of a folder, held by this driver."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._file = storage.join(url, ".dtl-lock")
+        self._content: dict[str, Any] = {
+            "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()),
+            "token": uuid.uuid4().hex, "beat": 0,
+        }  # fmt: skip
+        # While a beat is written, the file may be away for a moment.
+        self._busy = threading.RLock()
+
+    def take(self) -> None:
+        """Write the lock, or raise `BlockingIOError` where another driver holds the folder."""
+        _refuse_living(self._file, self.url)
+        # Of two that find no file at the same time, the last to write holds the folder.
+        self._write()
+        found = _read(self._file)
+        if found is None or found["token"] != self._content["token"]:
+            raise BlockingIOError(_name_holder(self.url, found or {}))
+
+    def check(self) -> None:
+        """Raise `LostLockError` unless this driver still holds the folder.
+
+        A driver that was suspended, or lost its network, may have been taken for dead meanwhile.
+        """
+        with self._busy:
+            found = _read(self._file)
+        if found is None or found["token"] != self._content["token"]:
+            holder = "nobody" if found is None else f"process {found['pid']} on {found['host']}"
+            raise LostLockError(
+                f"The lock of {self.url} was lost: it belongs to {holder} now. This driver was "
+                "suspended or cut off for a while, so another took its place. Nothing more is "
+                "written. If no other driver runs there, give the same command again."
+            )
+
+    def beat(self) -> None:
+        """Show that this driver lives; raises as `check`."""
+        with self._busy:
+            self.check()
+            self._content["beat"] += 1
+            self._write()
+
+    def release(self) -> None:
+        """Remove the lock, if it is still this driver's."""
+        with contextlib.suppress(LostLockError), self._busy:
+            self.check()
+            storage.remove(self._file)
+
+    def _write(self) -> None:
+        storage.write_bytes(self._file, json.dumps(self._content).encode())
+
+
+@contextlib.contextmanager
+def hold(url: str) -> Iterator[Lock]:
     """Hold a folder for this driver until the end of the context.
 
-    Raises `BlockingIOError`, which names the other driver, if one holds it.
+    Whatever this process writes or removes in the folder meanwhile, it does so only after a look
+    at the lock. If that is lost, the main thread's work ends with a `LostLockError`; so does any
+    write.
+
+    Raises `BlockingIOError`, which names the other driver, if one holds the folder.
     """
-    file = storage.join(url, ".dtl-lock")
-    mine: dict[str, Any] = {
-        "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()),
-        "token": uuid.uuid4().hex, "beat": 0,
-    }  # fmt: skip
-    _refuse_living(file, url)
-    # Of two that find no file at the same time, the last to write holds the folder.
-    storage.write_bytes(file, json.dumps(mine).encode())
-    if (found := _read(file)) is None or found["token"] != mine["token"]:
-        raise BlockingIOError(_name_holder(url, found or {}))
+    lock = Lock(url)
+    lock.take()
     stop = threading.Event()
+    lost: list[LostLockError] = []
+    to_interrupt = threading.current_thread() is threading.main_thread()
 
     def beat() -> None:
         while not stop.wait(_BEAT_S):
-            mine["beat"] += 1
             try:
-                storage.write_bytes(file, json.dumps(mine).encode())
-            except OSError as error:
+                lock.beat()
+            except LostLockError as error:
+                lost.append(error)
+                if to_interrupt and not stop.is_set():
+                    # Unlike `_thread.interrupt_main`, it ends a call that waits, too.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+            except (OSError, UserError) as error:
                 log.warning("The lock could not be renewed: %s", error)
 
     thread = threading.Thread(target=beat, name="dtl-lock", daemon=True)
     thread.start()
     reachable = True
     try:
-        yield
+        with guard(url, lock.check):
+            yield lock
     except UnreachableError:
         reachable = False
+        raise
+    except KeyboardInterrupt:
+        if lost:
+            raise lost[0] from None
         raise
     finally:
         stop.set()
         # Without storage, each try would wait for minutes; the next driver finds a dead one's lock.
         if reachable:
             thread.join()
-            if (_read(file) or {}).get("token") == mine["token"]:
-                storage.remove(file)
+            if not lost:
+                lock.release()
 
 
 def _refuse_living(file: str, url: str) -> None:
@@ -102,11 +172,23 @@ def _name_holder(url: str, found: dict[str, Any]) -> str:
 
 
 def _read(file: str) -> dict[str, Any] | None:
-    advice = "Remove it if no driver writes to its folder."
-    found = read_json(file, advice)
+    found = _read_once(file)
     if found is None and not storage.replaces_atomically(file):
         time.sleep(_GAP_S)
-        found = read_json(file, advice)
+        found = _read_once(file)
+    return found
+
+
+def _read_once(file: str) -> dict[str, Any] | None:
+    advice = "Remove it if no driver writes to its folder."
+    found = read_json(file, advice)
+    if found is not None:
+        for name, kind in _FIELDS.items():
+            if not isinstance(found.get(name), kind):
+                raise UserError(
+                    f"{file} is damaged: {name} is no {kind.__name__} but {found.get(name)!r}. "
+                    f"{advice}"
+                )
     return found
 
 

@@ -15,8 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import merge_offset_ranges
 
 from dtl.storage import hdfs
-from dtl.storage.files import filesystem, read_bytes, size
+from dtl.storage.files import TooLargeError, read_bytes, size
 from dtl.storage.hdfs import Hdfs
+from dtl.storage.places import filesystem
+from dtl.storage.retries import ask
 
 __all__ = ["Extent", "Ranges", "Reader", "Window", "read_ahead", "read_file"]
 
@@ -88,10 +90,13 @@ class Ranges:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs, self._path = filesystem(url)
-        self._file = None
+        self._file: Any = None
         if isinstance(self._fs, LocalFileSystem | Hdfs):
-            with self._translated():
-                self._file = self._fs.open(self._path, "rb")
+            self._file = ask(self._fs, url, self._open)
+
+    def _open(self) -> Any:
+        with self._translated():
+            return self._fs.open(self._path, "rb")
 
     def __enter__(self) -> Ranges:
         return self
@@ -102,10 +107,18 @@ class Ranges:
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Read from an offset; fewer bytes at the end of the file."""
+        return ask(self._fs, self.url, self._read, offset, n_bytes)
+
+    def _read(self, offset: int, n_bytes: int) -> bytes:
         if self._file is None:  # a web server or object store: each range is a request
             return bytes(self._fs.cat_file(self._path, start=offset, end=offset + n_bytes))
         if isinstance(self._fs, LocalFileSystem):
-            return os.pread(self._file.fileno(), n_bytes, offset)
+            try:
+                return os.pread(self._file.fileno(), n_bytes, offset)
+            except OSError:
+                # A stale handle stays so. It is not closed here, for other threads may use it.
+                self._file = self._open()
+                raise
         with self._translated():
             n_bytes = max(min(n_bytes, len(self._file) - offset), 0)
             return bytes(self._file.read_range(offset, n_bytes))
@@ -163,10 +176,12 @@ class Reader:
 
     Every tar is opened once, and one request reads neighbours in it. Its bytes stay in memory until
     the last of its extents is read, so `files` are roughly in the order in which they are read.
+
+    A file or member of a tar of more than `most_bytes` is a `TooLargeError`, and not read.
     """
 
-    def __init__(self, files: Sequence[str | Extent]) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[str | Extent], most_bytes: int | None = None) -> None:
+        self._files, self._most_bytes = files, most_bytes
         self._lock = threading.Lock()
         self._tars: dict[str, Ranges] = {}
         self._requests = plan_requests(files)
@@ -182,8 +197,12 @@ class Reader:
         """Read one file's bytes; `OSError` also if a tar is shorter than when it was listed."""
         file = self._files[row]
         if isinstance(file, str):
-            return read_bytes(file)
+            return read_bytes(file, self._most_bytes)
         request = self._requests.pop(row)
+        if self._most_bytes is not None and file.n_bytes > self._most_bytes:
+            raise TooLargeError.of(
+                f"{file.url} from byte {file.offset}", file.n_bytes, self._most_bytes
+            )
         with request.lock:
             if request.data is None:
                 n_bytes = request.stop - request.start

@@ -14,6 +14,7 @@ from helpers import local_cluster, wait_until
 
 from dtl.cluster import workers
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker, warn_of_pauses
+from dtl.storage import slow
 
 
 def test_on_each_worker(threads: Client, processes: Client) -> None:
@@ -50,6 +51,19 @@ def test_a_worker_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
         message = rf"Worker {address} was lost at the start\. Most likely its memory did not suf"
         with pytest.raises(ConnectionError, match=message):
             run_on_each_worker(client, dies)
+
+
+def test_what_a_worker_waits_for_is_shown_here(
+    processes: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wait_for_a_file() -> None:
+        slow._AFTER_S = slow._LOOK_EVERY_S = 0.1
+        with slow.tell_slow("/nas/cat/1.jpg"):
+            time.sleep(3)
+
+    workers.show_slow_storage(processes)
+    run_on_each_worker(processes, wait_for_a_file)
+    wait_until(lambda: "/nas/cat/1.jpg has not answered for" in caplog.text, "the message", 60)
 
 
 def test_a_function_may_take_long_and_raise_what_it_likes(

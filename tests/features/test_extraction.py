@@ -193,11 +193,11 @@ def test_reads_a_window_ahead_while_another_chunk_is_in_the_network(
     urls = [str(file) for file in sorted(pictures.glob("*/*.jpg"))]
     n_read, lock, read_bytes = 0, threading.Lock(), storage.read_bytes
 
-    def count(url: str) -> bytes:
+    def count(url: str, most_bytes: int | None) -> bytes:
         nonlocal n_read
         with lock:
             n_read += 1
-        return read_bytes(url)
+        return read_bytes(url, most_bytes)
 
     monkeypatch.setattr("dtl.storage.ranges.read_bytes", count)
     done: list[Any] = []

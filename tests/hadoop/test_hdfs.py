@@ -37,7 +37,7 @@ def put(folder: Path, url: str) -> None:
 
 
 def stored(url: str) -> dict[str, bytes]:
-    return {path: storage.read_bytes(f"{url}/{path}") for path, _ in storage.walk(url)}
+    return {path: storage.read_bytes(f"{url}/{path}") for path, *_ in storage.walk(url)}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_the_driver_killed_while_chunks_are_written(
     done = command("run", "--images", images, "--out", out, *CUT)
     assert done.returncode == 0, done.stderr
     same_results(folder, out)
-    assert not [path for path, _ in storage.walk(out) if ".partial" in path]
+    assert not [path for path, *_ in storage.walk(out) if ".partial" in path]
 
 
 def refused(here: Run, images: str, out: str) -> str:
@@ -237,7 +237,7 @@ def admin(hadoop: MiniCluster, *arguments: str) -> None:
 def test_names_with_odd_characters(hadoop: MiniCluster) -> None:
     url = f"{hadoop.url}/odd/a #1 %20 ä?.jpg"
     storage.write_bytes(url, b"odd")
-    assert [path for path, _ in storage.walk(f"{hadoop.url}/odd")] == ["a #1 %20 ä?.jpg"]
+    assert [path for path, *_ in storage.walk(f"{hadoop.url}/odd")] == ["a #1 %20 ä?.jpg"]
     assert storage.read_bytes(url) == b"odd"
 
 

@@ -63,7 +63,7 @@ def test_unreadable_images_are_left_out_or_marked(pictures: Path) -> None:
 def test_a_failure_of_the_storage_is_an_error(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(url: str) -> bytes:
+    def fail(url: str, most_bytes: int | None) -> bytes:
         raise OSError("Connection reset by peer")
 
     monkeypatch.setattr("dtl.storage.ranges.read_bytes", fail)

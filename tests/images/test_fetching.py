@@ -425,7 +425,8 @@ def test_something_else_is_there(
 def test_straight_to_hdfs(small: Fetch, tmp_path: Path, server: Server, hadoop: Any) -> None:
     url = f"{hadoop.url}/tmp/{tmp_path.name}"
     small(f"{url}/folders")
-    assert dict(storage.walk(f"{url}/folders")).keys() - {IMAGES} == PHOTOGRAPHS.keys()
+    written = {file.path for file in storage.walk(f"{url}/folders")}
+    assert written - {IMAGES} == PHOTOGRAPHS.keys()
     assert all(storage.read_bytes(f"{url}/folders/{p}") == PHOTOGRAPHS[p] for p in PHOTOGRAPHS)
     storage.write_bytes(f"{url}/objects.tar", server.data)
     small(f"{url}/tars", layout="tars", source=f"{url}/objects.tar")

@@ -211,7 +211,7 @@ def test_links(tmp_path: Path) -> None:
     (tmp_path / "photos/ant/nowhere").symlink_to("gone")
     images = listing(tmp_path / "photos")
     assert rows(images) == [("ant/1.jpg", "ant", -1), ("bee/1.jpg", "bee", -1)]
-    assert images.left_out == (("ant/nowhere", "cannot be read"),)
+    assert images.left_out == (("ant/nowhere", "a link to nowhere"),)
 
 
 def test_no_url() -> None:

@@ -41,7 +41,7 @@ def test_a_file_that_is_gone_or_no_image(tmp_path: Path) -> None:
 
 
 def test_a_file_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbid(url: str) -> bytes:
+    def forbid(url: str, most_bytes: int | None) -> bytes:
         raise PermissionError(13, "Permission denied", url)
 
     monkeypatch.setattr("dtl.storage.ranges.read_bytes", forbid)  # root may read everything
@@ -51,7 +51,7 @@ def test_a_file_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failure_of_the_storage_names_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(url: str) -> bytes:
+    def fail(url: str, most_bytes: int | None) -> bytes:
         raise OSError("Connection reset by peer")
 
     monkeypatch.setattr("dtl.storage.ranges.read_bytes", fail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from dtl import storage
 from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.config.provenance import Claim
-from dtl.storage.ledger import Ledger, read_json
+from dtl.images.listing import find_images
+from dtl.storage.ledger import IMAGES, Ledger, read_json
 
 NAME = "_ledger.json"
 
@@ -87,6 +89,34 @@ def test_a_json_file(tmp_path: Path) -> None:
     assert read_json(url) is None
     Path(url).write_bytes(b'{"a": 1}')
     assert read_json(url) == {"a": 1}
-    Path(url).write_bytes(b'{"a": \xff}')
-    with pytest.raises(UserError, match=rf"{url} is damaged: .* Put back a copy of it, or remove"):
-        read_json(url)
+    for data in (b'{"a": \xff}', b"", b"[0]", b"[" * 100_000, b'{"a": ' * 100_000, b"\0" * 99):
+        Path(url).write_bytes(data)
+        with pytest.raises(UserError, match=rf"{url} is damaged: .* Put back a copy of it, or rem"):
+            read_json(url)
+
+
+def test_a_sparse_file_is_no_json(tmp_path: Path) -> None:
+    url = tmp_path / "scores.json"
+    with url.open("wb") as file:
+        file.truncate(60 << 30)
+    with pytest.raises(UserError, match=rf"{url} is damaged: .* has 64424509440 bytes"):
+        read_json(str(url))
+
+
+def test_the_ledger_of_the_field(tmp_path: Path, cases: Path) -> None:
+    shutil.copy(cases / "files/dtl_images-list.json", tmp_path / IMAGES)
+    (tmp_path / "cat").mkdir()
+    said = rf"{tmp_path}/{IMAGES} is damaged: it holds no JSON object"
+    with pytest.raises(UserError, match=said):
+        Ledger(str(tmp_path), IMAGES, {"seed": 0}).claim(overwrite=True)
+    with pytest.raises(UserError, match=said):
+        find_images(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "stored", ['{"seed": [0], "complete": "yes"}', '{"seed": null}', '{"complete": {}, "x": 1}']
+)
+def test_a_ledger_with_other_types_is_one_of_other_settings(tmp_path: Path, stored: str) -> None:
+    (tmp_path / NAME).write_text(stored)
+    with pytest.raises(DifferentSettingsError, match=rf"{tmp_path} was made with other settings"):
+        Ledger(str(tmp_path), NAME, {"seed": 0}).inspect()

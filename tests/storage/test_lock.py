@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dtl import storage
+from dtl.config.errors import UserError
 from dtl.storage import lock
 
 HOLDER = """
@@ -112,3 +114,106 @@ def test_the_holder_shows_that_it_lives(tmp_path: Path) -> None:
         before = json.loads((tmp_path / ".dtl-lock").read_text())["beat"]
         time.sleep(0.5)
         assert json.loads((tmp_path / ".dtl-lock").read_text())["beat"] > before
+
+
+def test_a_driver_that_lost_its_lock_writes_nothing_more(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = rf"The lock of {out} was lost: it belongs to process 7 on elsewhere now\."
+    with lock.hold(str(out)) as held:
+        storage.write_bytes(f"{out}/head.npz", b"1")
+        held.check()
+        elsewhere(out, 0)
+        for change in (
+            held.check,
+            held.beat,
+            lambda: storage.write_bytes(f"{out}/head.npz", b"2"),
+            lambda: storage.put(__file__, f"{out}/head.npz"),
+            lambda: storage.remove(f"{out}/head.npz"),
+            lambda: storage.remove(str(out)),
+            lambda: storage.empty_folder(str(out), keep="x"),
+            lambda: storage.remove_partials(str(out)),
+        ):
+            with pytest.raises(lock.LostLockError, match=said):
+                change()
+        storage.write_bytes(f"{tmp_path}/out2/file", b"elsewhere one may write")
+    assert json.loads((out / ".dtl-lock").read_text())["host"] == "elsewhere"
+    assert (out / "head.npz").read_bytes() == b"1"
+    storage.write_bytes(f"{out}/head.npz", b"3")  # it is held no more
+
+
+def test_a_lock_that_was_removed_is_lost(tmp_path: Path) -> None:
+    with lock.hold(str(tmp_path)):
+        (tmp_path / ".dtl-lock").unlink()
+        with pytest.raises(lock.LostLockError, match="it belongs to nobody now"):
+            storage.write_bytes(f"{tmp_path}/head.npz", b"2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold_and_lose(folder: Path) -> None:
+    with lock.hold(str(folder)):
+        elsewhere(folder, 0)
+        time.sleep(60)  # work that writes nothing
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_work_of_a_driver_that_lost_its_lock_ends(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(lock.LostLockError, match="process 7 on elsewhere"):
+        hold_and_lose(tmp_path)
+    assert time.monotonic() - started < 50
+    assert json.loads((tmp_path / ".dtl-lock").read_text())["host"] == "elsewhere"
+
+
+SUSPENDED = """
+import sys, time
+from dtl import storage
+from dtl.config.errors import UserError
+from dtl.storage import lock
+with lock.hold(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+    storage.write_bytes(sys.argv[1] + "/head.npz", b"late")
+"""
+
+
+def test_a_driver_that_was_suspended_notices_before_it_writes(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED, tmp_path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as driver:  # fmt: skip
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "held\n"
+        driver.send_signal(signal.SIGSTOP)
+        elsewhere(tmp_path, 0)  # as a driver on another machine that took it for dead
+        (tmp_path / "head.npz").write_bytes(b"of the other")
+        driver.send_signal(signal.SIGCONT)
+        _, errors = driver.communicate("go on\n", timeout=120)
+    assert driver.returncode == 1
+    assert "was lost: it belongs to process 7 on elsewhere" in errors
+    assert (tmp_path / "head.npz").read_bytes() == b"of the other"
+    assert json.loads((tmp_path / ".dtl-lock").read_text())["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"[" * 100_000, b"\xff", b"null", b'{"host": 1, "pid": 2}',
+     b'{"host": "a", "pid": "7", "started": "1", "token": "t", "beat": 1}',
+     b'{"host": "a", "pid": 7, "started": null, "token": "t", "beat": 1}'],
+)  # fmt: skip
+def test_a_damaged_lock_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".dtl-lock").write_bytes(content)
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}/\.dtl-lock is damaged: .* Remove it if no dr"),
+        lock.hold(str(tmp_path)),
+    ):
+        pass
+    assert (tmp_path / ".dtl-lock").read_bytes() == content
+
+
+def test_the_empty_lock_of_the_field(tmp_path: Path, cases: Path) -> None:
+    shutil.copy(cases / "files/dtl-lock-empty", tmp_path / ".dtl-lock")
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}/\.dtl-lock is damaged"),
+        lock.hold(str(tmp_path)),
+    ):
+        pass

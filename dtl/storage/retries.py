@@ -1,0 +1,79 @@
+"""Calls to a filesystem that may fail or wait: passing errors are tried again, slow ones told.
+
+An error that stays is raised as it came; a note, or its own text, names the place.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from dtl.storage.hdfs import Hdfs
+from dtl.storage.slow import tell_slow
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_PAUSES_S = (0.1, 0.4, 1.0, 2.0)
+"""Pauses before each further try: an NFS server that blinks, a disk that reads a sector again."""
+
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO,
+    errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.ENETRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE,
+    None,  # a filesystem that does not say
+}  # fmt: skip
+_LASTING = (
+    FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError,
+    io.UnsupportedOperation,
+)  # fmt: skip
+
+_FULL = {
+    errno.ENOSPC: "no space is left there",
+    errno.EDQUOT: "the quota there is used up",
+    errno.EROFS: "its file system is read-only now",
+}
+
+
+def ask(fs: Any, url: str, method: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    """Call a method of a filesystem; try again while the error is one that passes.
+
+    `Hdfs` and clients of object stores try again by themselves. A call that takes long is told.
+    """
+    # Object stores' clients are the asynchronous ones.
+    pauses = () if isinstance(fs, Hdfs) or fs.async_impl else _PAUSES_S
+    with tell_slow(url):
+        for pause in (*pauses, None):
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                if pause is None or not is_passing(error):
+                    _add_place(error, url)
+                    raise
+                log.warning("%s: %s. Trying again in %.1f s.", url, error, pause)
+                time.sleep(pause)
+        raise AssertionError  # the last try returns or raises
+
+
+def is_passing(error: Exception) -> bool:
+    """Return whether an error may be gone at the next try."""
+    return (
+        isinstance(error, OSError) and error.errno in _PASSING and not isinstance(error, _LASTING)
+    )
+
+
+def _add_place(error: Exception, url: str) -> None:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        explained = OSError(
+            f"{url} cannot be written: {_FULL[error.errno]}. Free some, or choose another place; "
+            "then give the same command again: what is done stays done."
+        )
+        explained.errno = error.errno
+        raise explained from error
+    if url not in str(error) and url not in "".join(getattr(error, "__notes__", ())):
+        error.add_note(f"at {url}")

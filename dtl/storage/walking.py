@@ -1,0 +1,167 @@
+"""Listing of folders, one after the other; none is passed over because it could not be listed."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from dtl.config.errors import UserError
+from dtl.storage.files import find_type
+from dtl.storage.guards import check_guards
+from dtl.storage.places import filesystem, has_folders, join, printable
+from dtl.storage.retries import ask
+
+__all__ = ["Found", "remove_partials", "walk"]
+
+_ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+class Found(NamedTuple):
+    """A file below a folder, or a link that leads to none."""
+
+    path: str  # relative to the folder; printable where its name is not UTF-8
+    n_bytes: int
+    problem: str = ""  # why it cannot be read as a file; empty where it can
+
+
+class _Folder(NamedTuple):
+    url: str
+    path: str  # on its filesystem
+    prefix: str  # of the relative paths of what is in it
+    links_in: tuple[str, ...] = ()  # real folders in which the links on the way to it lie
+
+
+def walk(url: str, leave_out: Callable[[str], str] | None = None) -> Iterator[Found]:
+    """Yield all files below a folder; sorted within a folder, its own before its folders'.
+
+    Links to folders are followed, except to a folder above themselves. `leave_out` may give the
+    reason not to list folders of a name; such a folder is yielded with it.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    OSError
+        If a folder below cannot be listed, after several tries: its files would be missed.
+    UserError
+        If it lies on a web server.
+    """
+    if not has_folders(url):
+        raise UserError(
+            f"{url}: the folders of a web server cannot be listed. Download them, and give that "
+            "folder; or give one .tar file by its whole URL."
+        )
+    fs, root = filesystem(url)
+    kind = find_type(url)
+    if kind is None:
+        raise FileNotFoundError(f"No such folder: {url}.")
+    if kind != "directory":
+        raise NotADirectoryError(f"Not a folder: {url}.{_advise_on_archive(url)}")
+    waiting = [_Folder(url, root, "")]
+    while waiting:
+        folder = waiting.pop()
+        below: list[_Folder] = []
+        for name, entry in _list(fs, folder):
+            path, place = folder.prefix + name, join(folder.url, name)
+            is_folder, n_bytes, problem = _read_entry(fs, entry, place)
+            if is_folder:
+                links_in = folder.links_in
+                if entry.get("islink"):
+                    links_in = (*links_in, os.path.realpath(folder.path))
+                    problem = _find_loop(entry["name"], links_in)
+                if not problem and leave_out is not None:
+                    problem = leave_out(name)
+                if not problem:
+                    below.append(_Folder(place, entry["name"], f"{path}/", links_in))
+                    continue
+                n_bytes = 0
+            if not problem and not path.isascii() and printable(path) != path:
+                problem = "its name is not UTF-8"
+            yield Found(printable(path), n_bytes, problem)
+        waiting += reversed(below)
+
+
+def _list(fs: Any, folder: _Folder) -> list[tuple[str, Mapping[str, Any]]]:
+    """List names and details of what is in a folder; sorted."""
+    try:
+        entries = ask(fs, folder.url, fs.ls, folder.path, detail=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OSError(
+            f"{folder.url} went away while it was listed. List it when nothing changes it."
+        ) from error
+    except PermissionError as error:
+        error.add_note(
+            f"{folder.url} may not be listed, and its files would be missed. Ask for permission to "
+            "read it (chmod), or move it elsewhere."
+        )
+        raise
+    except OSError as error:
+        error.add_note(
+            f"{folder.url} cannot be listed, and its files would be missed. Try again later, or "
+            "move it elsewhere."
+        )
+        raise
+    named = [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
+    here = folder.path.rstrip("/")
+    # Some clients of object stores list a folder's own empty object, too.
+    named = [(name, entry) for name, entry in named if entry["name"].rstrip("/") != here]
+    return sorted(named, key=operator.itemgetter(0))
+
+
+def _read_entry(fs: Any, entry: Mapping[str, Any], url: str) -> tuple[bool, int, str]:
+    """Return of an entry of a folder whether it is a folder itself, its size, and its problem."""
+    if not entry.get("islink"):
+        problem = _name_kind(entry.get("mode", 0)) if entry["type"] == "other" else ""
+        return entry["type"] == "directory", int(entry["size"] or 0), problem
+    try:
+        target = ask(fs, url, os.stat, entry["name"])
+    except (FileNotFoundError, NotADirectoryError):
+        return False, 0, "a link to nowhere"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False, 0, "a link to itself"
+        raise
+    if stat.S_ISDIR(target.st_mode) or stat.S_ISREG(target.st_mode):
+        return stat.S_ISDIR(target.st_mode), target.st_size, ""
+    return False, 0, f"a link to {_name_kind(target.st_mode)}"
+
+
+def _name_kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "neither a file nor a folder")
+
+
+def _find_loop(link: str, links_in: tuple[str, ...]) -> str:
+    target = os.path.realpath(link).rstrip("/")
+    above = any(f"{place}/".startswith(f"{target}/") for place in links_in)
+    return "a link to a folder above itself" if above else ""
+
+
+def _advise_on_archive(url: str) -> str:
+    if not url.lower().endswith(_ARCHIVES):
+        return ""
+    return " Unpack it, and give that folder; of archives, only .tar files are read as they are."
+
+
+def remove_partials(url: str) -> None:
+    """Remove half-written files that a killed process left below a folder."""
+    fs, root = filesystem(url)
+    if fs.async_impl or find_type(url) != "directory":
+        return  # object stores have none, and would take long to list
+    check_guards(url)
+    waiting = [_Folder(url, root, "")]
+    while waiting:
+        folder = waiting.pop()
+        for name, entry in _list(fs, folder):
+            place = join(folder.url, name)
+            if entry["type"] == "directory":
+                waiting.append(_Folder(place, entry["name"], ""))
+            elif name.endswith(".partial"):
+                ask(fs, place, fs.rm_file, entry["name"])

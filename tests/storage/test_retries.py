@@ -1,0 +1,171 @@
+"""A failure is no answer: passing ones are tried again, others raised, and none means "absent"."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flaky import failing
+
+from dtl import storage
+from dtl.config.provenance import Claim
+from dtl.features.store import FeatureStore
+from dtl.storage import retries
+from dtl.storage.ledger import Ledger, read_json
+from dtl.storage.local import Local
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "_PAUSES_S", (0.0, 0.01, 0.01, 0.01))
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    url = f"flaky://{uuid.uuid4().hex}"
+    storage.write_bytes(f"{url}/a/1.jpg", b"12345")
+    yield url
+    storage.remove(url)
+
+
+ASKING: dict[str, Any] = {
+    "exists": (storage.exists, True),
+    "is_file": (storage.is_file, True),
+    "size": (storage.size, 5),
+    "read_bytes": (storage.read_bytes, b"12345"),
+    "read_start": (lambda url: storage.read_start(url, 2), b"12"),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset"),
+        TimeoutError("no answer"),
+        OSError("the server is busy"),
+    ],
+)
+def test_storage_that_fails_three_times(url: str, name: str, error: Exception) -> None:
+    ask, expected = ASKING[name]
+    with failing(3, error) as calls:
+        assert ask(f"{url}/a/1.jpg") == expected
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), PermissionError(13, "Permission denied")]
+)
+def test_storage_that_goes_on_failing_is_an_error_with_the_place(
+    url: str, name: str, error: Exception
+) -> None:
+    with failing(99, error), pytest.raises(type(error)) as caught:
+        ASKING[name][0](f"{url}/a/1.jpg")
+    assert f"{url}/a/1.jpg" in f"{caught.value} {caught.value.__notes__}"
+
+
+def test_what_lasts_is_not_tried_again(url: str) -> None:
+    with failing(99, PermissionError(13, "Permission denied")) as calls:
+        with pytest.raises(PermissionError):
+            storage.exists(url)
+        assert calls == ["info"]
+    assert not storage.exists(f"{url}/b")
+    assert not storage.exists(f"{url}/a/1.jpg/c")
+
+
+def test_a_write_that_fails_three_times(url: str) -> None:
+    with failing(3) as calls:
+        storage.write_bytes(f"{url}/a/2.jpg", b"2")
+    assert len(calls) == 3
+    assert storage.read_bytes(f"{url}/a/2.jpg") == b"2"
+    assert [file.path for file in storage.walk(url)] == ["a/1.jpg", "a/2.jpg"]
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_removed(url: str) -> None:
+    with failing(99), pytest.raises(OSError, match="Input/output error"):
+        storage.remove(url)
+    with failing(3):
+        storage.remove(f"{url}/a/1.jpg")
+    assert not storage.exists(f"{url}/a/1.jpg")
+
+
+@pytest.mark.parametrize("n_failures", [3, 99])
+def test_a_finished_ledger_is_never_begun_again(url: str, n_failures: int) -> None:
+    ledger = Ledger(f"{url}/out", "_ledger.json", {"seed": 0})
+    ledger.claim()
+    storage.write_bytes(f"{url}/out/piece", b"work")
+    ledger.finish()
+    with failing(n_failures, below="out"):
+        if n_failures == 3:
+            assert ledger.claim(overwrite=True) is Claim.FINISHED
+        else:
+            with pytest.raises(OSError, match="Input/output error"):
+                ledger.claim(overwrite=True)
+    assert storage.read_bytes(f"{url}/out/piece") == b"work"
+    assert read_json(f"{url}/out/_ledger.json") == {"seed": 0, "complete": True}
+
+
+@pytest.mark.parametrize("n_failures", [3, 99])
+def test_a_store_that_cannot_be_reached_is_not_absent(url: str, n_failures: int) -> None:
+    store = f"{url}/features.zarr"
+    storage.write_bytes(f"{store}/zarr.json", b"{}")
+    with failing(n_failures), pytest.raises((OSError, ValueError)) as caught:
+        FeatureStore.open(store)
+    assert not isinstance(caught.value, FileNotFoundError)
+    assert storage.read_bytes(f"{store}/zarr.json") == b"{}"
+
+
+def test_a_disk_that_blinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    info, failures = Local.info, iter([errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+
+    def blink(self: Local, path: Any, **kwargs: Any) -> Any:
+        if number := next(failures, None):
+            raise OSError(number, "blinks", str(path))
+        return info(self, path, **kwargs)
+
+    monkeypatch.setattr(Local, "info", blink)
+    assert storage.exists(str(tmp_path / "a"))
+
+
+def test_a_full_disk_names_the_place_and_what_to_do(url: str) -> None:
+    for number, said in (
+        (errno.ENOSPC, "no space is left there"),
+        (errno.EDQUOT, "the quota there is used up"),
+        (errno.EROFS, "its file system is read-only now"),
+    ):
+        with failing(99, OSError(number, "full")) as calls:
+            with pytest.raises(
+                OSError, match=rf"{url}/b cannot be written: {said}\. Free some"
+            ) as caught:
+                storage.write_bytes(f"{url}/b", b"1")
+            assert caught.value.errno == number
+            assert len(calls) <= 2  # the write, and the removal of what was half written
+
+
+def test_a_full_device() -> None:
+    with pytest.raises(OSError, match="/dev/full cannot be written: no space is left there"):
+        retries.ask(Local(), "/dev/full", _fill)
+
+
+def _fill() -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"1")
+
+
+def test_two_threads_ask(url: str) -> None:
+    found: list[bool] = []
+    threads = [threading.Thread(target=lambda: found.append(storage.exists(url))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 8
