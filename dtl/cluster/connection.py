@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
+from dtl.cluster.losses import start_local
 from dtl.cluster.workers import warn_of_pauses
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 
@@ -68,7 +69,7 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
     with (
         # A worker that reads ahead is not stuck: no warning about its event loop.
         dask.config.set({"distributed.admin.tick.limit": "60s"}),
-        LocalCluster(
+        start_local(
             n_workers=config.n_workers,
             # Two at least: a chunk is written while the next is computed.
             threads_per_worker=max(threads, 2),

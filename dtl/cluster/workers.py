@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,13 @@ _LOOK_EVERY_S = 5.0
 _SLOW_TOPIC = "dtl-slow-storage"
 """Events by which workers tell the driver."""
 
+_ASK_AGAIN_S = 0.01
+
+SCHEDULER_LOST = (
+    "The Dask scheduler, or the connection to it, was lost. If it still runs, see its log; if not, "
+    "start it again, and its workers."
+)
+
 MORE_MEMORY = (
     "Give each worker more memory (`cluster.memory_limit` on a local cluster, `yarn.worker_memory` "
     "on YARN, `dask worker --memory-limit` where a scheduler runs already), or run fewer workers "
@@ -30,13 +38,20 @@ MORE_MEMORY = (
 
 
 def known_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
-    """Return what the scheduler knows of every worker, by address."""
+    """Return what the scheduler knows of every worker, by address.
+
+    A `ConnectionError` says that the scheduler is lost.
+    """
     while True:
         info = client.scheduler_info(n_workers=-1)
+        if client.status == "closed" or not info:
+            raise ConnectionError(SCHEDULER_LOST)
         # The client renews its copy in the background, without workers: that one may come between.
+        # Without a scheduler it stays as it is, until the client gives up.
         if info["workers"] or not info["n_workers"]:
             workers: Mapping[str, Mapping[str, Any]] = info["workers"]
             return workers
+        time.sleep(_ASK_AGAIN_S)
 
 
 def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
@@ -85,7 +100,7 @@ def warn_of_pauses(client: Client) -> Iterator[None]:
         while not ended.wait(_LOOK_EVERY_S) and client.status == "running":
             try:
                 workers = known_workers(client)
-            except KeyError:  # the client has just been closed
+            except ConnectionError:  # the client has just been closed
                 return
             paused = {name for name, worker in workers.items() if worker["status"] == "paused"}
             for name in sorted(paused - warned):

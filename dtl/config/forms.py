@@ -119,12 +119,28 @@ def build(*layers: Mapping[str, Any]) -> Config:
     return Config(**merged | {name: kinds[name](**merged[name]) for name in sections})
 
 
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """Read a TOML text; `where` names it in the message."""
+def parse_toml(data: bytes) -> dict[str, Any]:
+    r"""Read the bytes of a TOML file; a `UserError` if they are none.
+
+    Editors of Windows begin it with a byte-order mark, and end lines with CRLF.
+
+    Examples
+    --------
+    >>> parse_toml(b"\xef\xbb\xbfseed = 1\r\n")
+    {'seed': 1}
+    """
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where} is not valid TOML: {error}.") from error
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} is none of UTF-8"
+    else:
+        try:
+            if "\0" not in text:
+                return tomllib.loads(text)
+            problem = "it has zero bytes"
+        except (ValueError, RecursionError) as error:  # ValueError itself for endless numbers
+            raise UserError(f"Not valid TOML: {error}.") from error
+    raise UserError(f"Not valid TOML: {problem}. Save it as UTF-8, not as UTF-16 or Latin-1.")
 
 
 def parse_text(option: Option, text: str) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Union
 
 from dtl.config.errors import UserError
+from dtl.config.text import printable
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B")
 _IN_WORDS = {
@@ -49,6 +50,11 @@ def each(rule: Rule, *, may_be_empty: bool = False) -> Rule:
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "from 0 to below 1")
 MEMORY = Rule(lambda text: _MEMORY.fullmatch(text) is not None, "an amount such as 4GiB")
 NAME = Rule(bool, "a name")
+URL = Rule(
+    lambda url: "::" not in url and printable(url) == url,
+    "a URL or path without :: (which chains filesystems) and control characters; rename it, or "
+    "give a link to it",
+)
 
 
 def parse_memory(text: str) -> int:

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dtl.config.errors import UserError
-from dtl.config.options import BELOW_1, MEMORY, NAME, Rule, Section, above, at_least, each, option
+from dtl.config.options import (
+    BELOW_1,
+    MEMORY,
+    NAME,
+    URL,
+    Rule,
+    Section,
+    above,
+    at_least,
+    each,
+    option,
+)
 
 
 def _is_share(value: float | int | str) -> bool:
@@ -55,7 +66,7 @@ class YarnConfig(Section):
     queue: str = option("default", "queue that the application is submitted to", NAME)
     node_label: str = option("", "label of the nodes to run on; empty: as the queue says")
     environment: str = option("",
-        "archive of pack-environment, or a folder on every node; empty: the running Python")
+        "archive of pack-environment, or a folder on every node; empty: the running Python", URL)
     worker_memory: str = option("4GiB", "memory of a worker's container", MEMORY)
     worker_vcores: int = option(2, "virtual cores of a worker's container", at_least(1))
     worker_gpus: int = option(0, "GPUs of a worker's container (yarn.io/gpu)", at_least(0))
@@ -81,7 +92,7 @@ class ImagesConfig(Section):
     """Which images, and how they become arrays."""
 
     url: str = option("",
-        "folder of class folders, of train/, validation/ and test/, or of tars; or a tar")
+        "folder of class folders, of train/, validation/ and test/, or of tars; or a tar", URL)
     resize: Literal["stretch", "crop"] = option("stretch",
         "to the network's size: stretch, or scale the short side and crop the middle")
     max_pixels: int = option(100_000_000, "pixels above which an image is skipped", at_least(1))
@@ -98,7 +109,8 @@ class FeaturesConfig(Section):
         "layers to store, all computed in one pass", Rule(bool, "one layer or more"))
     pooling: Literal["avg", "max", "flatten"] = option("avg",
         "how a layer with positions (height, width, channels) becomes one row")
-    weights: str = option("imagenet", "imagenet, random, or the URL of a .h5, .weights.h5 or .npz")
+    weights: str = option("imagenet",
+        "imagenet, random, or the URL of a .h5, .weights.h5 or .npz", URL)
     preprocess: Literal["network", "dl4j"] = option("network",
         "the network's own; dl4j: BGR without subtracted means, as in Deeplearning4j")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option("auto",
@@ -172,7 +184,7 @@ class TrainConfig(Section):
     keep: Literal["last", "best"] = option("last",
         "head that becomes head.npz: of the last round, or of the best validation")
     start_from: str = option("",
-        "head.npz, or out of a run, whose head is trained further; empty: a new head")
+        "head.npz, or out of a run, whose head is trained further; empty: a new head", URL)
     features_in: Literal["memory", "store"] = option("memory",
         "where features stay: memory of the workers, or the store if that is too small")
 
@@ -263,7 +275,7 @@ class PackConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    out: str = option("", "folder for everything that the run makes")
+    out: str = option("", "folder for everything that the run makes", URL)
     seed: int = option(0, "seed of the order, the split, batches and random weights", at_least(0))
     overwrite: bool = option(False, "replace results that were made with other settings")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -26,7 +26,7 @@ from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
 from dtl.images.listing import ImageFiles
 from dtl.storage import Extent
-from dtl.storage.ledger import Ledger
+from dtl.storage.ledger import Ledger, read_parsed
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,13 @@ def _predict_chunk(
 
 
 def _count_unread(url: str) -> int:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["class"])
-    return int(table["class"].null_count)
+    def parse(data: bytes) -> int:
+        return int(pq.read_table(io.BytesIO(data), columns=["class"])["class"].null_count)
+
+    n_unread = read_parsed(url, parse, "Remove it, and the same command makes it again.")
+    if n_unread is None:
+        raise FileNotFoundError(f"{url} was there a moment ago. Does another command remove it?")
+    return n_unread
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dtl.config.plain import from_plain
 from dtl.images.values import SPLITS
 
 N_MISTAKES = 24
@@ -58,11 +59,8 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """Make an evaluation from the object in evaluation.json."""
-        scores = {
-            name: SplitScores(**s | {"confusion": tuple(map(tuple, s["confusion"]))})
-            for name in SPLITS
-            if (s := values["scores"].get(name))
-        }
-        mistakes = tuple(Mistake(**mistake) for mistake in values["mistakes"])
-        return cls(scores, mistakes, tuple(values["class_names"]), values["provenance"])
+        """Make an evaluation from the object in evaluation.json; another is a `ValueError`."""
+        value: Evaluation = from_plain(cls, values)
+        if not value.scores or not value.scores.keys() <= {*SPLITS}:
+            raise ValueError(f"it has scores of {[*value.scores]} instead of {[*SPLITS]}")
+        return replace(value, scores={k: value.scores[k] for k in SPLITS if k in value.scores})

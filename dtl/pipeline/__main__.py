@@ -1,7 +1,6 @@
-"""``python -m dtl.pipeline``."""
+"""``dtl``, and ``python -m dtl.pipeline``."""
 
-import sys
+from dtl.pipeline.process import enter
 
-from dtl.pipeline import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    enter()

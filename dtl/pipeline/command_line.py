@@ -2,66 +2,92 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import typing
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
-from dtl.pipeline.messages import log_to_stderr, name_flags
+from dtl.pipeline.messages import list_notes, log_to_stderr, print_error
 
 if typing.TYPE_CHECKING:
+    import argparse
+
     from dtl.pipeline.commands import Command
+
+
+class Stopped(KeyboardInterrupt):
+    """Signal that asks a command to end; `signum` is its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of the process, or of `argv`.
 
-    Returns the exit status: 0, 1 after an error, 130 after Ctrl-C. Arguments that the command does
-    not have, and ``--help``, raise `SystemExit`.
+    Returns the exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM. Arguments
+    that the command does not have, and ``--help``, raise `SystemExit`.
     """
     command: Command | None = None
     debug = False
     try:
         # Imported here, so that Ctrl-C during start-up ends in one line, too.
         from dtl.pipeline.arguments import parse_arguments
-        from dtl.pipeline.commands import COMMANDS, load
+        from dtl.pipeline.commands import COMMANDS
 
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         command, debug = COMMANDS[arguments.command], arguments.debug
         log_to_stderr()
-        function = load(command.function)
-        if command.starts_from == "nothing":
-            return function(arguments) or 0
-        from dtl.pipeline.run import Run, read_options
-
-        with ExitStack() as stack:
-            return function(Run(read_options(arguments, command), stack), arguments) or 0
-    except KeyboardInterrupt:
-        sys.stderr.write(f"error: Interrupted.{_advise(command)}\n")
-        return 130  # 128 and the number of SIGINT, as in shells
-    except Exception as error:
+        return _run(command, arguments)
+    except KeyboardInterrupt as stop:
+        signum = getattr(stop, "signum", signal.SIGINT)
+        by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
+        print_error(f"Interrupted{by}.{_advise(command)}{list_notes(stop)}")
+        return 128 + signum  # as shells do
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of Rust's is no `Exception`
         if debug:
             raise
-        sys.stderr.write(f"error: {name_flags(_describe(error, command))}\n")
+        from dtl.pipeline.faults import describe
+
+        print_error(f"{describe(error, _advise(command))}{list_notes(error)}")
         return 1
 
 
-def _describe(error: Exception, command: Command | None) -> str:
-    from dtl.config.errors import UserError
+def _run(command: Command, arguments: argparse.Namespace) -> int:
+    from dtl.pipeline.commands import load
 
-    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-    if isinstance(error, UserError | OSError):
-        return f"{error}{notes}"
-    # Dask is loaded if, and only if, the command came to need workers.
-    dask = sys.modules.get("distributed.scheduler")
-    if dask is not None and isinstance(error, dask.KilledWorker):
-        from dtl.cluster.workers import MORE_MEMORY
+    function = load(command.function)
+    if command.starts_from == "nothing":
+        return function(arguments) or 0
+    from dtl.pipeline.run import Run, read_options
 
-        return f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}{_advise(command)}"
-    return (
-        f"{type(error).__name__}: {error}{notes}: this is a fault of dtl. "
-        "Run again with --debug to see where."
-    )
+    with _closing() as stack:
+        return function(Run(read_options(arguments, command), stack), arguments) or 0
+
+
+@contextmanager
+def _closing() -> Iterator[ExitStack]:
+    """Yield a stack; an error that comes while it is closed hides none that came before."""
+    before: BaseException | None = None
+    try:
+        with ExitStack() as stack:
+            try:
+                yield stack
+            except BaseException as error:
+                before = error
+                raise
+    except BaseException as error:
+        if before is None:
+            error.add_note("It came while the command was closed; its results are written.")
+        elif error is not before and error.__cause__ is not before:
+            if not isinstance(error, KeyboardInterrupt):
+                before.add_note(f"Then, while closing: {type(error).__name__}: {error}")
+            raise before from error
+        raise
 
 
 def _advise(command: Command | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from dtl.pipeline.stages import list_warnings
 from dtl.report.page import ReportInput
 from dtl.storage import Extent
 from dtl.training.values import Tuning
+
+log = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
@@ -74,11 +77,17 @@ def _pictures(
     if store.attrs.get("shards"):
         places = zip(store.read("path"), store.files(str(store.attrs["root"])), strict=True)
         files = {str(path): place for path, place in places if path in files}
-    pictures = {}
+    pictures: dict[str, bytes] = {}
+    problems: list[str] = []
     for path, file in files.items():
         try:
             data = storage.read_file(file)
             pictures[path] = formats.thumbnail(data, _PICTURE_SIDE, max_pixels=max_pixels)
-        except (OSError, ValueError):
-            continue  # the photographs may have moved since; the report says which it lacks
+        except (OSError, ValueError) as error:  # they may have moved, or changed, since
+            problems.append(f"{path}: {error}")
+    if problems:
+        log.warning(
+            "The report lacks the pictures of %d of %d mistakes, such as %s",
+            len(problems), len(files), problems[0],
+        )  # fmt: skip
     return pictures

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -11,9 +13,32 @@ from typing import Any
 
 
 def print_line(text: str) -> None:
-    """Print to stdout at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Print to stdout at once, until nobody reads it any more."""
+    try:
+        sys.stdout.write(_show(text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `dtl … | head`: the work itself goes on
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError as error:
+        raise OSError(f"Cannot write to the standard output: {error}.") from error
+
+
+def print_error(text: str) -> None:
+    """Print what ends a command to stderr, if anybody reads it."""
+    with contextlib.suppress(OSError):  # there is no other place to tell it
+        sys.stderr.write(f"error: {name_flags(_show(text))}\n")
+        sys.stderr.flush()
+
+
+def _show(text: str) -> str:
+    from dtl.config.text import printable  # with all of `config`: see below
+
+    return printable(text, keep="\n")
+
+
+def list_notes(error: BaseException) -> str:
+    """Return the notes on an error, a line each."""
+    return "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
 
 
 def name_flags(message: str) -> str:
@@ -50,7 +75,7 @@ class _ToStderr(logging.StreamHandler[Any]):
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        return name_flags(super().format(record))
+        return name_flags(_show(super().format(record)))
 
 
 def log_to_stderr() -> None:

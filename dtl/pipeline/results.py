@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import tomli_w
@@ -12,10 +14,11 @@ import tomli_w
 from dtl import config, storage
 from dtl.config import Config, TrainConfig
 from dtl.config.errors import UserError
+from dtl.config.plain import from_plain
 from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
-from dtl.storage.ledger import read_json
+from dtl.storage.ledger import parse_object, read_parsed
 from dtl.training import values as training_values
 from dtl.training.values import Comparison, Round, Tuning
 
@@ -58,18 +61,17 @@ class Results:
 
     def config(self) -> dict[str, Any]:
         """Read the options of the run, as tables."""
-        text = self._parse("config.toml", bytes.decode)
-        if text is None:
+        found = self._read("config.toml", config.parse_toml)
+        if found is None:
             raise FileNotFoundError(f"No config.toml in {self.url}. Start with `dtl run`.")
-        return config.parse_toml(text, self._place("config.toml"))
+        return found
 
     def write_config(self, value: Config) -> None:
         """Store the configuration, and remove the report of another one."""
-        try:
-            if config.build(self.config()) == value:
+        found = self._read("config.toml", config.parse_toml)
+        with contextlib.suppress(UserError):  # another version's options, which are replaced
+            if found is not None and config.build(found) == value:
                 return  # whether or not it was written in other words, or with retired options
-        except (FileNotFoundError, UserError):
-            pass
         storage.remove(self.report)
         self._write("config.toml", tomli_w.dumps(config.to_dict(value)).encode())
 
@@ -85,7 +87,7 @@ class Results:
 
     def head(self) -> Head | None:
         """Read the head; None if there is none."""
-        return self._parse("head.npz", Head.from_bytes)
+        return self._read("head.npz", Head.from_bytes, *_OF_A_HEAD)
 
     def trained_head(self) -> Head:
         """Read the head, which must be there."""
@@ -95,7 +97,7 @@ class Results:
 
     def history(self) -> list[Round]:
         """Read the rounds of the head's training."""
-        return self._parse("history.parquet", training_values.history_from_bytes) or []
+        return self._read("history.parquet", training_values.history_from_bytes) or []
 
     def write_head(
         self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"
@@ -116,8 +118,7 @@ class Results:
 
     def evaluation(self) -> Evaluation | None:
         """Read the scores; None if there are none."""
-        values = read_json(self._place("evaluation.json"))
-        return None if values is None else Evaluation.from_dict(values)
+        return self._read("evaluation.json", _parse_evaluation, "head_sha256")
 
     def write_evaluation(self, value: Evaluation) -> None:
         """Store scores, and remove the report of others."""
@@ -126,7 +127,8 @@ class Results:
 
     def comparison(self) -> Comparison | None:
         """Read the comparison; None if there is none."""
-        return self._parse("compare.json", functools.partial(training_values.from_json, Comparison))
+        parse = functools.partial(training_values.from_json, Comparison)
+        return self._read("compare.json", parse, "layer", "compare", "train")
 
     def write_comparison(self, value: Comparison, html: str) -> None:
         """Store a comparison; its page first, so that a comparison always has its own."""
@@ -135,7 +137,8 @@ class Results:
 
     def tuning(self) -> Tuning | None:
         """Read the search for options; None if there was none."""
-        return self._parse("tune.json", functools.partial(training_values.from_json, Tuning))
+        parse = functools.partial(training_values.from_json, Tuning)
+        return self._read("tune.json", parse, *_OF_A_HEAD, "tune")
 
     def write_tuning(self, value: Tuning, html: str) -> None:
         """Store a search, its page first; remove its checkpoint, and the report without it."""
@@ -150,7 +153,7 @@ class Results:
 
     def timings(self) -> dict[str, dict[str, Any]]:
         """Read the seconds, number and unit of what each stage did."""
-        return dict(read_json(self._place("timings.json")) or {})
+        return self._read("timings.json", _parse_timings) or {}
 
     def add_timing(
         self, stage: str, seconds: float, n: int, unit: str, *, add: bool = False
@@ -166,9 +169,36 @@ class Results:
     def _place(self, name: str) -> str:
         return storage.join(self.url, name)
 
-    def _parse(self, name: str, parse: Callable[[bytes], _T]) -> _T | None:
-        url = self._place(name)
-        return parse(storage.read_bytes(url)) if storage.exists(url) else None
+    def _read(self, name: str, parse: Callable[[bytes], _T], *needed: str) -> _T | None:
+        """Read a file, whose provenance must have some keys; None if there is none."""
+
+        def parse_whole(data: bytes) -> _T:
+            value = parse(data)
+            if lost := [key for key in needed if key not in value.provenance]:  # type: ignore[attr-defined]
+                raise ValueError(f"its provenance lacks {', '.join(lost)}")
+            return value
+
+        return read_parsed(self._place(name), parse_whole)
 
     def _write(self, name: str, data: bytes) -> None:
         storage.write_bytes(self._place(name), data)
+
+
+_OF_A_HEAD = ("features", "weights_sha256", "split", "layer", "train", "seed")
+"""Keys of a head's provenance, and of all that was made as it was."""
+
+
+def _parse_evaluation(data: bytes) -> Evaluation:
+    return Evaluation.from_dict(parse_object(data))
+
+
+@dataclass(frozen=True)
+class _Timing:
+    seconds: float
+    n: int
+    unit: str
+
+
+def _parse_timings(data: bytes) -> dict[str, dict[str, Any]]:
+    timings: dict[str, _Timing] = from_plain(dict[str, _Timing], json.loads(data))
+    return {stage: asdict(timing) for stage, timing in timings.items()}

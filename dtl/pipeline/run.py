@@ -20,6 +20,7 @@ from dtl.features.values import ExtractionSpec
 from dtl.pipeline.commands import Command
 from dtl.pipeline.results import Results
 from dtl.storage import lock
+from dtl.storage.ledger import read_parsed
 from dtl.training.spec import TrainingSpec, head_url
 
 if TYPE_CHECKING:
@@ -129,9 +130,10 @@ def read_options(arguments: argparse.Namespace, command: Command) -> config.Conf
     layers: list[Mapping[str, Any]] = [command.base]
     file: dict[str, Any] = {}
     if arguments.config:
-        if not storage.exists(arguments.config):
+        found = read_parsed(arguments.config, config.parse_toml, "Mend it, or check --config.")
+        if found is None:
             raise FileNotFoundError(f"No such file: {arguments.config}. Check --config.")
-        file = config.parse_toml(storage.read_bytes(arguments.config).decode(), arguments.config)
+        file = found
     if command.starts_from == "out" and (out := given.get("out") or file.get("out")):
         layers.append(Results(out).config())
     if command.starts_from == "model":

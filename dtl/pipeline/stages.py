@@ -55,8 +55,11 @@ def featurize(run: Run) -> FeatureStore:
         )
     except OSError:
         raise  # the storage may be gone
-    except BaseException:
-        keep_timing()
+    except BaseException as error:
+        try:
+            keep_timing()
+        except Exception as another:
+            error.add_note(f"Then its time could not be stored: {another}")
         raise
     keep_timing()
     return store
@@ -123,18 +126,23 @@ def reuse(stage: str, stored: _Stored | None, wanted: Mapping[str, Any]) -> _Sto
 
 
 def list_warnings(store: FeatureStore) -> list[str]:
-    """List what makes the scores mean less than they seem to."""
-    if store.attrs["weights"] != "random":
-        return []
-    return [
-        f"The network was not trained: {store.fingerprint['network']} has random weights, so its "
-        "features are random projections and the scores are far below what ImageNet weights give. "
-        "This shows that everything runs, not how good a classifier can be."
-    ]
+    """List what makes the scores mean less than they seem to.
+
+    Each command on the store prints it, and the report begins with it. It is the only such list: a
+    stage that finds something out stores it with the features, and it is put into words here.
+    """
+    warnings = []
+    if store.attrs["weights"] == "random":
+        warnings.append(
+            f"The network was not trained: {store.fingerprint['network']} has random weights, so "
+            "its features are random projections and the scores are far below what ImageNet "
+            "weights give. This shows that everything runs, not how good a classifier can be."
+        )
+    return warnings
 
 
 def _count_done(results: Results) -> int:
     try:
         return FeatureStore.open(results.features).n_done
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return 0

@@ -14,10 +14,11 @@ import numpy as np
 import tomli_w
 from bokeh.palettes import Category10
 from bokeh.resources import Resources
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from dtl.config import build
+from dtl.config.text import printable
 from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.images.values import SPLITS
 from dtl.report import plots
@@ -110,7 +111,7 @@ def render(report: ReportInput) -> str:
         tuning=report.tuning,
         config=config,
         exact=exact,
-        toml=tomli_w.dumps(report.config),
+        toml=_keep_lines(tomli_w.dumps(report.config)),
         ramps={"right": plots.RIGHT, "wrong": plots.WRONG},
         split=split,
         scores=scores,
@@ -144,7 +145,9 @@ def render_comparison(comparison: Comparison, title: str) -> str:
         title=title,
         line_colors=line_colors,
         nearest=plots.NEAREST,
-        settings=tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")}),
+        settings=_keep_lines(
+            tomli_w.dumps({k: comparison.provenance[k] for k in ("compare", "train")})
+        ),
     )
 
 
@@ -155,7 +158,7 @@ def render_tuning(tuning: Tuning, title: str) -> str:
         plots.draw_tuning(tuning),
         tuning=tuning,
         title=title,
-        settings=tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")}),
+        settings=_keep_lines(tomli_w.dumps({k: tuning.provenance[k] for k in ("tune", "train")})),
     )
 
 
@@ -163,6 +166,7 @@ def _fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dtl.report"),
         autoescape=True,
+        finalize=_show,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -213,6 +217,15 @@ def _group_by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, int, l
 
 
 # --- text ----------------------------------------------------------------------------------------
+
+
+def _show(value: Any) -> Any:
+    """Show names of files and classes whatever is in them; markup is dtl's own."""
+    return printable(value) if type(value) is str else value
+
+
+def _keep_lines(text: str) -> Markup:
+    return escape(printable(text, keep="\n"))
 
 
 def _format_number(value: float, spec: str) -> str:

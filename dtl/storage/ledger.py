@@ -9,17 +9,17 @@ A result is claimed before work on it begins, always in this way:
   ``.finish()``.
 - A result that holds its own fingerprint (a feature store, a checkpoint, a head) is read by its
   owner, who passes the fingerprint to `dtl.config.provenance.claim`.
-- A small JSON result is read with `read_json`: None where it is absent, `UserError` where it is
-  damaged. Only `DifferentSettingsError` may be answered by ``overwrite``, so nothing is ever
-  removed because it could not be read.
+- A file is read with `read_parsed`, a small JSON result with `read_json`: None where it is absent,
+  `UserError` where it is damaged. Only `DifferentSettingsError` may be answered by ``overwrite``,
+  so nothing is ever removed because it could not be read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dtl import storage
 from dtl.config.errors import UserError
@@ -28,8 +28,14 @@ from dtl.config.provenance import Claim, claim
 IMAGES = "_dtl_images.json"
 """The ledger's name beside images that were packed or fetched."""
 
-_MOST_BYTES = 1 << 30
-"""More than any JSON of ours has."""
+_MOST_BYTES = 1 << 33
+"""More than any file has that is read whole: the checkpoint of a wide hidden layer."""
+
+_MOST_JSON_BYTES = 1 << 30
+
+_ADVICE = "Put back a copy of it, or remove it, to have it made again."
+
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,49 @@ class Ledger:
                 )
 
 
-def read_json(
-    url: str, advice: str = "Put back a copy of it, or remove it, to have it made again."
-) -> dict[str, Any] | None:
+def read_json(url: str, advice: str = _ADVICE) -> dict[str, Any] | None:
     """Read a JSON object; None without a file. A damaged one is a `UserError` with `advice`."""
+    return read_parsed(url, parse_object, advice, _MOST_JSON_BYTES)
+
+
+def read_parsed(
+    url: str,
+    parse: Callable[[bytes], _Parsed],
+    advice: str = _ADVICE,
+    most_bytes: int = _MOST_BYTES,
+) -> _Parsed | None:
+    """Read a file by a function of its bytes; None without a file.
+
+    Whatever the function raises, but for a lack of memory, is because of the bytes: a `UserError`
+    that begins with the URL and ends with `advice`.
+    """
     try:
-        value = json.loads(storage.read_bytes(url, _MOST_BYTES))
-        if not isinstance(value, dict):
-            raise ValueError("it holds no JSON object")
+        data = storage.read_bytes(url, most_bytes)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{url} is damaged: {error}. {advice}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{url} is a folder, and no file. {advice}") from error
+    except storage.TooLargeError as error:
+        raise UserError(f"{url} is damaged: {_one_line(error)}. {advice}") from error
+    try:
+        return parse(data)
+    except MemoryError as error:
+        error.add_note(f"while reading {url}")
+        raise
+    except UserError as error:
+        raise UserError(f"{url}: {_one_line(error)}. {advice}") from error
+    except Exception as error:  # NumPy, Arrow, zipfile and the like raise anything on other bytes
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{url} is damaged: {kind}{_one_line(error)}. {advice}") from error
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object; anything else is a `ValueError`."""
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
     return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

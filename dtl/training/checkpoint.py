@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from dtl import storage
-from dtl.config.errors import UserError
+from dtl.config.plain import from_plain
 from dtl.config.provenance import Claim, claim
 from dtl.head.npz import from_npz, join_groups, reading, split_groups, to_npz
 from dtl.head.softmax import Params
+from dtl.storage.ledger import read_parsed
 from dtl.training.values import Round, from_columns, to_columns
 
 
@@ -55,8 +56,8 @@ class Checkpoint:
                 params=groups["params"],
                 best=groups.get("best", {}),
                 history=tuple(from_columns(history)),
-                seconds=float(meta["seconds"]),
-                provenance=meta["provenance"],
+                seconds=from_plain(float, meta["seconds"], "seconds"),
+                provenance=from_plain(dict[str, Any], meta["provenance"], "provenance"),
             )
 
 
@@ -96,12 +97,9 @@ def resume(
     UserError
         If it is damaged.
     """
-    if not storage.exists(url):
+    found = read_parsed(url, from_bytes, "Remove it to start again.")
+    if found is None:
         return None
-    try:
-        found = from_bytes(storage.read_bytes(url))
-    except UserError as error:
-        raise UserError(f"Cannot go on from {url}. {error} Remove it to start again.") from error
     decision = claim(
         wanted, found.provenance, url, overwrite=overwrite,
         # `overwrite` would replace features, too.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from distributed import Future
 
-from dtl import storage
 from dtl.cluster.spread import Session
 from dtl.config.errors import UserError
 from dtl.config.provenance import differences
@@ -19,6 +18,7 @@ from dtl.head import blas, hidden, softmax
 from dtl.head.averaging import Moments
 from dtl.head.model import Head
 from dtl.head.softmax import Params
+from dtl.storage.ledger import read_parsed
 from dtl.training.spec import TrainingSpec, head_url
 
 
@@ -129,12 +129,15 @@ def network_head(
 def _read_head(spec: TrainingSpec) -> Head:
     """Read the head that `train.start_from` names, and refuse one of other features or rows."""
     config, store = spec.config, spec.store
-    head = Head.from_bytes(storage.read_bytes(head_url(config.start_from)))
+    url = head_url(config.start_from)
+    head = read_parsed(url, Head.from_bytes, "Give another head as `train.start_from`.")
+    if head is None:
+        raise FileNotFoundError(f"No such file: {url}. Check `train.start_from`.")
     # The features say of which images. In another split of the same ones, some that the head was
     # trained on would be held out here, and scored as if it had not seen them.
     names = ("features", "split", "layer")
     wanted = {name: spec.provenance[name] for name in names}
-    made = {name: head.provenance[name] for name in names}
+    made = {name: head.provenance.get(name) for name in names}
     found = differences(
         wanted | {"hidden units": config.hidden_units}, made | {"hidden units": head.n_units}
     )

@@ -29,6 +29,7 @@ from dtl.cluster.progress import track
 from dtl.cluster.spread import Session
 from dtl.config import RETIRED, TrainConfig, TuneConfig, to_fingerprint
 from dtl.config.errors import UserError
+from dtl.config.plain import from_plain
 from dtl.head import blas, descent
 from dtl.head.npz import from_npz, join_groups, reading, split_groups, to_npz
 from dtl.head.schedules import Plan
@@ -37,7 +38,7 @@ from dtl.training import trainer
 from dtl.training.checkpoint import resume
 from dtl.training.rounds import ROUNDS_AHEAD, RoundTasks
 from dtl.training.spec import TrainingSpec
-from dtl.training.values import Rung, Trial, Tuning, from_plain
+from dtl.training.values import Rung, Trial, Tuning
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,9 @@ class Search:
         with reading("checkpoint"):
             arrays, meta = from_npz(data)
             return cls(
-                tuple(from_plain(Trial, values) for values in meta["trials"]),
+                from_plain(tuple[Trial, ...], meta["trials"], "trials"),
                 {int(k): params for k, params in split_groups(arrays).items()},
-                meta["provenance"],
+                from_plain(dict[str, Any], meta["provenance"], "provenance"),
             )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+from dtl.config.plain import from_plain
 
 _Value = TypeVar("_Value")
 
@@ -62,9 +63,9 @@ def to_columns(history: Sequence[Round]) -> dict[str, list[Any]]:
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Round]:
-    """Return the rounds whose fields `to_columns` returned."""
+    """Return the rounds whose fields `to_columns` returned; a `ValueError` for others."""
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return [Round(**(row | {"shard_loss": tuple(row["shard_loss"])})) for row in rows]
+    return [from_plain(Round, row, f"round {n}") for n, row in enumerate(rows, 1)]
 
 
 def history_to_bytes(history: Sequence[Round]) -> bytes:
@@ -193,19 +194,6 @@ def to_json(value: Comparison | Tuning) -> bytes:
 
 
 def from_json(kind: type[_Value], data: bytes) -> _Value:
-    """Read what `to_json` wrote of a value of this type."""
+    """Read what `to_json` wrote of a value of this type; anything else is a `ValueError`."""
     value: _Value = from_plain(kind, json.loads(data))
-    return value
-
-
-def from_plain(kind: Any, value: Any) -> Any:
-    """Return the value of which `asdict` and JSON made this one, by the types of its fields."""
-    # By hand: pydantic's TypeAdapter makes 1.0 of 1, and takes longer to import than to read.
-    if hasattr(kind, "__dataclass_fields__"):
-        hints = get_type_hints(kind)
-        return kind(**{name: from_plain(hints[name], v) for name, v in value.items()})
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        of = itertools.repeat(kinds[0]) if kinds[-1] is Ellipsis else kinds
-        return tuple(from_plain(k, v) for k, v in zip(of, value, strict=False))
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from dtl.config import (
 from dtl.config.errors import UserError
 
 OPTIONS = {option.key: option for option in list_options()}
+PLACE = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20).filter(
+    lambda text: "::" not in text
+)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SHARE = st.one_of(
     st.floats(0, 1, exclude_max=True), st.integers(0, 2**40), st.just("rest"), st.just(0)
@@ -60,7 +64,7 @@ def test_flags_are_unique_and_short_for_the_main_keys() -> None:
 
 @settings(deadline=None)
 @given(
-    out=TEXT,
+    out=PLACE,
     seed=st.integers(0, 2**63 - 1),
     layers=st.lists(TEXT, min_size=1, max_size=4),
     resize=st.sampled_from(["stretch", "crop"]),
@@ -93,7 +97,7 @@ def test_toml_round_trip(
     )
     assert (config.seed, config.split.train, config.features.layers) == (seed, train, tuple(layers))
     text = tomli_w.dumps(to_dict(config))
-    again = build(parse_toml(text, "config.toml"))
+    again = build(parse_toml(text.encode()))
     assert again == config
     assert tomli_w.dumps(to_dict(again)) == text
 
@@ -199,9 +203,37 @@ def test_a_fingerprint_has_the_retired_options() -> None:
     assert to_fingerprint(build().split) == to_dict(build().split)
 
 
-def test_invalid_toml_names_the_file() -> None:
-    with pytest.raises(ValueError, match=r"run\.toml is not valid TOML: .* \(at line 2, column "):
-        parse_toml("seed = 1\nout  \n", "run.toml")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"seed = 1\nout  \n", r"Not valid TOML: .* \(at line 2, column "),
+        ("out = 'ö'".encode("latin-1"), "byte 7 is none of UTF-8. Save it as UTF-8, not as UTF-16"),
+        ("seed = 1".encode("utf-16"), "byte 0 is none of UTF-8. Save it as UTF-8"),
+        ("seed = 1".encode("utf-16-le"), "it has zero bytes. Save it as UTF-8"),
+        (b"seed = " + b"9" * 5000, "Not valid TOML: Exceeds the limit"),
+        (b"out = " + b"[" * 9999, "Not valid TOML: maximum recursion depth"),
+        (b"\x89PNG\r\n\x1a\n", "byte 0 is none of UTF-8"),
+    ],
+    ids=["syntax", "Latin-1", "UTF-16", "UTF-16 without a mark", "digits", "depth", "a picture"],
+)
+def test_what_is_no_toml(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_toml(data)
+
+
+def test_toml_of_an_editor_of_windows(cases: Path) -> None:
+    options = parse_toml((cases / "config" / "bom.toml").read_bytes())
+    assert build(options).train.epochs == 3
+
+
+@pytest.mark.parametrize("key", ["out", "images.url", "features.weights", "train.start_from"])
+def test_places_that_filesystems_take_for_chains(key: str) -> None:
+    section, _, name = key.rpartition(".")
+    for url in ("zip::memory://a", "a::b", "a\nb", "a\0", "a\x1b[2J", "a\udcff"):
+        given = {section: {name: url}} if section else {name: url}
+        with pytest.raises(UserError, match=rf"{key} must be a URL or path .* rename it") as raised:
+            build(given)
+        assert repr(url) in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ from dtl.features import featurization
 from dtl.features.values import ExtractionSpec
 from dtl.images import listing
 if __name__ == "__main__":
-    c = config.build(config.parse_toml(open(sys.argv[2]).read(), "test"))
+    c = config.build(config.parse_toml(open(sys.argv[2], "rb").read()))
     spec = ExtractionSpec(c.features, c.images, c.seed)
     with connection.connect(c.cluster) as client:
         listed = listing.list_images(c.images, c.seed)

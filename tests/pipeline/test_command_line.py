@@ -13,6 +13,7 @@ import pytest
 from dtl.config.errors import UserError
 from dtl.pipeline import commands
 from dtl.pipeline.command_line import main
+from dtl.pipeline.run import Run
 
 
 def failing(error: BaseException) -> Callable[[object], NoReturn]:
@@ -58,6 +59,71 @@ def test_an_error_is_one_line_and_says_whose_fault_it_is(
     with pytest.raises(type(error)) as raised:
         main(["status", "application_1", "--debug"])
     assert raised.value is error
+
+
+class Closing:
+    def __init__(self, error: BaseException | None = None, cause: bool = False) -> None:
+        self.error, self.cause = error, cause
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self.error is not None:
+            raise self.error from (error if self.cause else None)
+
+
+def closes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *parts: BaseException | None,
+    cause: bool = False,
+) -> tuple[int, str]:
+    """What a command says and returns that fails, or does not, and then fails to close."""
+    work, closing = parts
+
+    def function(run: Run, _: object) -> None:
+        run._stack.enter_context(Closing(closing, cause))
+        if work is not None:
+            raise work
+
+    monkeypatch.setattr(commands, "load", lambda _: function)
+    return main(["run"]), capsys.readouterr().err
+
+
+def test_how_a_command_failed_is_not_hidden_by_how_it_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = closes(monkeypatch, capsys, UserError("No images."), OSError("the lock is gone"))
+    assert told == (1, "error: No images.\n  Then, while closing: OSError: the lock is gone\n")
+    told = closes(monkeypatch, capsys, KeyboardInterrupt(), OSError("the lock is gone"))
+    assert told == (
+        130,
+        "error: Interrupted. What is done stays done; the same command goes on.\n"
+        "  Then, while closing: OSError: the lock is gone\n",
+    )
+    told = closes(monkeypatch, capsys, UserError("No images."), KeyboardInterrupt())
+    assert told == (1, "error: No images.\n")
+
+
+def test_an_error_while_closing_is_told_and_what_it_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = closes(monkeypatch, capsys, None, OSError("the lock is gone"))
+    assert told == (
+        1,
+        "error: the lock is gone\n"
+        "  It came while the command was closed; its results are written.\n",
+    )
+
+
+def test_what_is_closed_may_say_the_error_in_its_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ConnectionError("YARN ended the application.")
+    assert closes(monkeypatch, capsys, KeyError("x"), words, cause=True) == (
+        1, "error: YARN ended the application.\n"
+    )  # fmt: skip
 
 
 def test_ctrl_c_during_start_up_ends_in_one_line() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +13,7 @@ from dtl import storage
 from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.config.provenance import Claim
 from dtl.images.listing import find_images
-from dtl.storage.ledger import IMAGES, Ledger, read_json
+from dtl.storage.ledger import IMAGES, Ledger, read_json, read_parsed
 
 NAME = "_ledger.json"
 
@@ -120,3 +121,51 @@ def test_a_ledger_with_other_types_is_one_of_other_settings(tmp_path: Path, stor
     (tmp_path / NAME).write_text(stored)
     with pytest.raises(DifferentSettingsError, match=rf"{tmp_path} was made with other settings"):
         Ledger(str(tmp_path), NAME, {"seed": 0}).inspect()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("not so"), KeyError("kernel"), EOFError(), RecursionError("too deep"),
+        OverflowError("too large"), OSError("Arrow's own"), ZeroDivisionError("by 0"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_a_parser_raises_is_a_message_with_the_file(
+    tmp_path: Path, error: Exception
+) -> None:
+    (tmp_path / "x.npz").write_bytes(b"bytes")
+
+    def parse(data: bytes) -> NoReturn:
+        assert data == b"bytes"
+        raise error
+
+    with pytest.raises(UserError, match=rf"^{tmp_path}/x.npz is damaged: .*\. Mend it\.$") as told:
+        read_parsed(str(tmp_path / "x.npz"), parse, "Mend it.")
+    assert str(error).strip("'") in str(told.value)
+    assert told.value.__cause__ is error
+
+
+def test_a_lack_of_memory_damages_no_file(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"bytes")
+
+    def parse(data: bytes) -> NoReturn:
+        raise MemoryError("2 GiB")
+
+    with pytest.raises(MemoryError, match="2 GiB") as told:
+        read_parsed(str(tmp_path / "x.npz"), parse)
+    assert told.value.__notes__ == [f"while reading {tmp_path}/x.npz"]
+
+
+def test_a_storage_that_fails_is_no_absent_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(url: str, _: int) -> NoReturn:
+        raise PermissionError(13, "Permission denied", url)
+
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=rf"^{tmp_path}/folder is a folder, and no file\. "):
+        read_json(str(tmp_path / "folder"))
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        read_json(str(tmp_path / "x.json"))

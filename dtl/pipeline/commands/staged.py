@@ -25,8 +25,7 @@ def run_all(run: Run, _: argparse.Namespace) -> None:
     head = stages.train(run, store)
     scores = stages.evaluate(run, store, head)
     stages.report(run, store, head, scores)
-    for warning in stages.list_warnings(store):
-        print_line(f"\nWarning: {warning}")
+    _print_warnings(store)
     print_line(f"\n{format_scores(scores)}\n\nReport: {run.results.report}")
     if run.dashboard:
         print_line(f"Dask dashboard (while it ran): {run.dashboard}")
@@ -47,7 +46,7 @@ def demo(run: Run, arguments: argparse.Namespace) -> None:
         try:
             # The store of an earlier demo tells what could be had then.
             weights = FeatureStore.open(run.results.features).attrs["weights"]
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             weights = _available_weights(run, c)
         c = replace(c, features=replace(c.features, weights=weights))
     run.options = c
@@ -69,6 +68,7 @@ def _available_weights(run: Run, c: config.Config) -> str:
 def featurize(run: Run, _: argparse.Namespace) -> None:
     """Compute the features of all images."""
     store = stages.featurize(run)
+    _print_warnings(store)
     print_line(f"Features of {store.n_images} images: {store.url}")
 
 
@@ -78,6 +78,7 @@ def train(run: Run, _: argparse.Namespace) -> None:
     store.check_options(run.extraction)
     run.begin()
     stages.train(run, store)
+    _print_warnings(store)
     print_line(f"Head: {storage.join(run.results.url, 'head.npz')}")
 
 
@@ -86,7 +87,9 @@ def evaluate(run: Run, _: argparse.Namespace) -> None:
     store, head = run.results.store(), run.results.trained_head()
     _check_made_with(run, store, head)
     run.begin()
-    print_line(format_scores(stages.evaluate(run, store, head)))
+    scores = stages.evaluate(run, store, head)
+    _print_warnings(store)
+    print_line(format_scores(scores))
 
 
 def report(run: Run, _: argparse.Namespace) -> None:
@@ -100,7 +103,13 @@ def report(run: Run, _: argparse.Namespace) -> None:
     run.begin()
     storage.remove(run.results.report)
     stages.report(run, store, head, scores)
+    _print_warnings(store)
     print_line(f"Report: {run.results.report}")
+
+
+def _print_warnings(store: FeatureStore) -> None:
+    for warning in stages.list_warnings(store):
+        print_line(f"\nWarning: {warning}")
 
 
 def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:

@@ -1,0 +1,55 @@
+"""Errors that end a command, in words."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from dtl.config.errors import UserError
+
+_ADVICE = {
+    errno.ENOSPC: "The disk is full: free some space, or give another place.",
+    errno.EDQUOT: "The quota of the disk is used up: free some space, or give another place.",
+    errno.EROFS: "The disk can only be read: give another place.",
+    errno.ENOENT: "Check the name.",
+    errno.EACCES: "Ask for permission, or give another place.",
+    errno.EPERM: "Ask for permission, or give another place.",
+    errno.EIO: "The disk, or the connection to it, fails: see the log of the system.",
+    errno.EMFILE: "Too many files are open: raise the limit with `ulimit -n`.",
+    errno.ENFILE: "Too many files are open on this machine.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.ELOOP: "A link leads to itself: remove it.",
+}
+"""What to do about an error of the system that nobody has put into words."""
+
+_STORAGE = {"aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "hdfs_native", "s3fs"}
+"""Packages that reach storage; not all of their exceptions are `OSError`."""
+
+
+def describe(error: BaseException, advice: str = "") -> str:
+    """Say what has happened: in the words of the error if a person can mend it.
+
+    Where the machines failed, and not what was given, it ends with `advice`.
+    """
+    text = str(error) or type(error).__name__
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, MemoryError):
+        return f"The memory of this machine did not suffice ({text}). Free some.{advice}"
+    # Dask is loaded if, and only if, the command came to need workers.
+    if "distributed" in sys.modules:
+        from dtl.cluster import losses
+
+        if (lost := losses.explain(error)) is not None:
+            return f"{lost}{advice}"
+    if isinstance(error, OSError):
+        known = _ADVICE.get(error.errno or 0) if text.startswith("[Errno") else None
+        return f"{text}. {known}{advice}" if known else text
+    if isinstance(error, ImportError):
+        return f"{text}. Install what is missing."
+    if type(error).__module__.partition(".")[0] in _STORAGE:
+        return f"The storage failed: {type(error).__name__}: {text}"
+    return (
+        f"{type(error).__name__}: {text}: this is a fault of dtl. "
+        "Run again with --debug to see where."
+    )

@@ -1,0 +1,136 @@
+"""A process of its own for one command: its signals, and its end."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+from dtl.pipeline.command_line import Stopped, main
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_CLOSING_S = 60.0
+"""Time that a command has to close what it opened, from a signal on."""
+
+_AGAIN_S = 0.1
+"""Time after which a signal that was lost is sent again."""
+
+
+def enter() -> NoReturn:
+    """Run the command of this process, and end the process with its exit status."""
+    status = 1
+    try:
+        _show_any_name()
+        _take_signals()
+        threading.excepthook = _tell_of_thread
+        sys.unraisablehook = _tell_of_unraisable
+        status = main()
+    except SystemExit as ended:  # by argparse
+        status = ended.code if isinstance(ended.code, int) else bool(ended.code)
+    except Stopped as stopped:  # in the moment before, or after, the command
+        status = 128 + stopped.signum
+    except BaseException:  # with --debug
+        sys.excepthook(*sys.exc_info())
+    end(status)
+
+
+def end(status: int) -> NoReturn:
+    """End the process with an exit status, whatever its threads do.
+
+    The interpreter is not taken down. While it is, threads of a native client (HDFS, TensorFlow)
+    that come back to it are ended by force, which aborts the process: "FATAL: exception not
+    rethrown", with the status of SIGABRT in place of the command's.
+    """
+    _answer(_say_closing)
+    too_late = threading.Timer(_CLOSING_S, os._exit, [status])  # Dask waits for its threads
+    too_late.daemon = True
+    too_late.start()
+    atexit._run_exitfuncs()  # Dask's clusters, the children of `multiprocessing`, logging
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # nobody reads it any more
+    except OSError as error:
+        status = status or 1
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"error: Cannot write to the standard output: {error}.\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _show_any_name() -> None:
+    """Write what the terminal's encoding lacks as escapes, rather than fail on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _take_signals() -> None:
+    """Have the first signal end the command in order; the process ends in a minute in any case."""
+    taken = {s for s in _SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)}
+    for number in taken:  # a shell's background jobs ignore SIGINT, those of nohup SIGHUP
+        signal.signal(number, _stop)
+    # A signal's number is written there at once, even while a call of native code does not return.
+    awake, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    arguments = (awake, waker, taken)
+    threading.Thread(target=_watch, args=arguments, name="dtl-signals", daemon=True).start()
+
+
+def _answer(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in _SIGNALS:
+        if signal.getsignal(number) in (_stop, _say_closing):
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    _answer(_say_closing)
+    raise Stopped(number)
+
+
+def _say_closing(*_: object) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError within another line's writing
+        sys.stderr.write(f"Still closing; it ends within {_CLOSING_S:.0f} s.\n")
+
+
+def _watch(awake: socket.socket, _waker: socket.socket, taken: set[signal.Signals]) -> None:
+    while (number := awake.recv(1)[0]) not in taken:
+        pass
+    time.sleep(_CLOSING_S)
+    with contextlib.suppress(OSError):
+        os.write(2, b"error: Interrupted. Not all could be closed in time.\n")
+    os._exit(128 + number)
+
+
+def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_type is not SystemExit:
+        _tell(f"in {failed.thread.name if failed.thread else 'a thread'}", failed)
+
+
+def _tell_of_unraisable(failed: Any) -> None:
+    if isinstance(failed.exc_value, Stopped):  # a finalizer ran just then: once more
+        _answer(_stop)
+        again = (os.getpid(), failed.exc_value.signum)
+        threading.Timer(_AGAIN_S, os.kill, again).start()
+        return
+    _tell(failed.err_msg or f"in {failed.object!r}", failed)
+
+
+def _tell(where: str, failed: Any) -> None:
+    if "--debug" in sys.argv:
+        sys.excepthook(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    with contextlib.suppress(OSError, RuntimeError):
+        error = f"{failed.exc_type.__name__}: {failed.exc_value}"
+        sys.stderr.write(f"warning: {where}: {error}. Run again with --debug to see where.\n")
