@@ -69,8 +69,9 @@ class Run:
             from dtl.cluster import connection
             from dtl.cluster.workers import register_setup, show_slow_storage
 
-            # After the import, which sets the levels. These lines are for operators of a cluster.
-            logging.getLogger("distributed").setLevel(logging.ERROR)
+            # After the import, which sets the levels. These lines are for operators of a cluster,
+            # and some are tracebacks of what the command says in its own words.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             o = self.options
             self._client = self._stack.enter_context(
                 connection.connect(o.cluster, o.yarn, file_systems=list_hdfs_urls(o))
