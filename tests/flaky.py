@@ -20,10 +20,11 @@ class Flaky(MemoryFileSystem):
     left: ClassVar[int] = 0
     error: ClassVar[Exception] = OSError()
     below: ClassVar[str] = ""
+    only: ClassVar[str] = ""
     calls: ClassVar[list[str]] = []
 
     def _fail(self, call: str, path: str) -> None:
-        if Flaky.left > 0 and Flaky.below in path:
+        if Flaky.left > 0 and Flaky.below in path and Flaky.only in call:
             Flaky.left -= 1
             Flaky.calls.append(call)
             raise Flaky.error
@@ -40,6 +41,10 @@ class Flaky(MemoryFileSystem):
         self._fail("cat_file", path)
         return bytes(super().cat_file(path, *args, **kwargs))
 
+    def get_file(self, path: str, target: Any, **kwargs: Any) -> None:
+        self._fail("get_file", path)
+        super().get_file(path, target, **kwargs)
+
     def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
         self._fail("pipe_file", path)
         super().pipe_file(path, value, **kwargs)
@@ -49,9 +54,11 @@ fsspec.register_implementation("flaky", Flaky, clobber=True)
 
 
 @contextmanager
-def failing(n: int, error: Exception | None = None, below: str = "") -> Iterator[list[str]]:
-    """Make the next `n` calls on paths with `below` in them raise; yields their names."""
-    Flaky.left, Flaky.below, Flaky.calls = n, below, []
+def failing(
+    n: int, error: Exception | None = None, below: str = "", only: str = ""
+) -> Iterator[list[str]]:
+    """Make the next `n` calls raise, on paths with `below` in them; yields the calls' names."""
+    Flaky.left, Flaky.below, Flaky.only, Flaky.calls = n, below, only, []
     Flaky.error = OSError(errno.EIO, "Input/output error") if error is None else error
     try:
         yield Flaky.calls

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import fsspec
@@ -26,7 +26,7 @@ from dtl.storage.guards import check_guards
 from dtl.storage.hdfs import Hdfs
 from dtl.storage.local import Local, read_regular, write_whole
 from dtl.storage.places import base_name, filesystem, join
-from dtl.storage.retries import ask
+from dtl.storage.retries import ask, naming_full
 
 __all__ = [
     "TooLargeError", "asynchronous", "check_writable", "empty_folder", "exists", "is_file",
@@ -166,7 +166,8 @@ def local_copy(url: str) -> Iterator[str]:
         yield path
         return
     with tempfile.NamedTemporaryFile(prefix="dtl-") as copy:
-        ask(fs, url, fs.get_file, path, copy.name)
+        with naming_full(tempfile.gettempdir()):
+            ask(fs, url, fs.get_file, path, copy.name)
         yield copy.name
 
 
@@ -187,10 +188,11 @@ def write_bytes(url: str, data: bytes) -> None:
     """
     fs, path = filesystem(url)
     check_guards(url)
-    if _shows_whole_files(fs):
-        ask(fs, url, fs.pipe_file, path, data)
-    else:
-        ask(fs, url, _write_whole, fs, path, data)
+    with naming_full(url):
+        if _shows_whole_files(fs):
+            ask(fs, url, fs.pipe_file, path, data)
+        else:
+            ask(fs, url, _write_whole, fs, path, data)
 
 
 def replaces_atomically(url: str) -> bool:
@@ -212,7 +214,8 @@ def put(source: str, url: str) -> None:
         with open(source, "rb") as local, _open_whole(fs, path) as file:
             shutil.copyfileobj(local, file, _BLOCK_BYTES)
 
-    ask(fs, url, copy)
+    with naming_full(url):
+        ask(fs, url, copy)
 
 
 @contextlib.contextmanager
@@ -316,23 +319,37 @@ def _remove(fs: Any, path: str, url: str) -> None:
 def asynchronous(url: str) -> tuple[Any, str]:
     """Return the filesystem and path for Zarr, which runs coroutines on a loop of its own.
 
-    Files on it appear whole, on paths of this machine too, and those are synced.
+    Files on it appear whole; those on paths of this machine are on disk once they are written.
     """
     fs, path = filesystem(url)
     if fs.async_impl:
         scheme = url.split("://", 1)[0]
         return fsspec.filesystem(scheme, asynchronous=True, **fs.storage_options), path
-    if isinstance(fs, Local | Hdfs | MemoryFileSystem):
-        return AsyncFileSystemWrapper(fs, asynchronous=True), path
-    return _WholeFiles(fs, asynchronous=True), path
+    return _ForZarr(fs, asynchronous=True), path
 
 
-class _WholeFiles(AsyncFileSystemWrapper):  # type: ignore[misc]
-    """Filesystem for Zarr on which a file appears whole."""
+class _ForZarr(AsyncFileSystemWrapper):  # type: ignore[misc]
+    """Filesystem whose files appear whole, and whose passing errors are tried again."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pipe_file = self._pipe_whole_file  # which the wrapper has set to the wrapped one's
+        fs = self.sync_fs
+        methods = {"cat_file": fs.cat_file, "info": fs.info, "ls": fs.ls, "pipe_file": fs.pipe_file}
+        if not isinstance(fs, Local | Hdfs | MemoryFileSystem):
+            methods["pipe_file"] = functools.partial(_write_whole, fs)
+        for name, method in methods.items():
+            # On the object, where the wrapper has put its own.
+            setattr(self, f"_{name}", functools.partial(self._call, method))
+        self._exists = self._exists_for_certain
 
-    async def _pipe_whole_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
-        await asyncio.to_thread(_write_whole, self.sync_fs, path, value)
+    async def _call(self, method: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+        fs = self.sync_fs
+        place = path if isinstance(fs, Local) else fs.unstrip_protocol(path)
+        return await asyncio.to_thread(ask, fs, place, method, path, *args, **kwargs)
+
+    async def _exists_for_certain(self, path: str, **_: Any) -> bool:
+        try:
+            await self._info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True

@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from dtl.storage.retries import naming_full
+
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS}
 """Errors of file systems that have no fsync, or none for folders."""
 
@@ -23,7 +25,7 @@ class Local(LocalFileSystem):  # type: ignore[misc]
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         """Write a whole file: readers find all of it, or the file before it."""
-        with write_whole(self._strip_protocol(path)) as file:
+        with write_whole(path) as file:
             file.write(value)
 
 
@@ -37,17 +39,18 @@ def write_whole(path: str) -> Iterator[IO[bytes]]:
     folder = os.path.dirname(path)
     _make_folders(folder)
     partial = f"{path}.{uuid.uuid4().hex}.partial"
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            _sync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-    _sync_folder(folder)
+    with naming_full(path):
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                _sync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
+        _sync_folder(folder)
 
 
 def read_regular(path: str, n_bytes: int) -> bytes:
@@ -59,6 +62,8 @@ def read_regular(path: str, n_bytes: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
         found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", path)
         parts = []

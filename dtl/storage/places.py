@@ -112,14 +112,15 @@ def absolute(url: str) -> str:
         ...
     dtl.config.errors.UserError: '/data/a::b' has '::' in it, ... Rename that file or folder, ...
     """
-    path = filesystem(url)[1] if is_local(url) else url.rstrip("/")
+    _, path = filesystem(url)
+    path = path if is_local(url) else url.rstrip("/")
     if "::" in path:
         raise UserError(
             f"{path!r} has '::' in it, which many programs take for a chain of filesystems. "
             "Rename that file or folder, or choose another."
         )
     if printable(path) != path:
-        raise UserError(f"{printable(path)!r} is no UTF-8. Rename that file or folder.")
+        raise UserError(f"'{printable(path)}' is not UTF-8. Rename that file or folder.")
     return path
 
 

@@ -1,15 +1,17 @@
 """Calls to a filesystem that may fail or wait: passing errors are tried again, slow ones told.
 
-An error that stays is raised as it came; a note, or its own text, names the place.
+An error that stays is raised as it came; a note, or its own text, names the place. Only a full
+place is an error of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from dtl.storage.hdfs import Hdfs
@@ -53,7 +55,8 @@ def ask(fs: Any, url: str, method: Callable[..., _T], *args: Any, **kwargs: Any)
                 return method(*args, **kwargs)
             except Exception as error:
                 if pause is None or not is_passing(error):
-                    _add_place(error, url)
+                    if url not in f"{error} {getattr(error, '__notes__', '')}":
+                        error.add_note(f"at {url}")
                     raise
                 log.warning("%s: %s. Trying again in %.1f s.", url, error, pause)
                 time.sleep(pause)
@@ -67,13 +70,23 @@ def is_passing(error: Exception) -> bool:
     )
 
 
-def _add_place(error: Exception, url: str) -> None:
-    if isinstance(error, OSError) and error.errno in _FULL:
-        explained = OSError(
-            f"{url} cannot be written: {_FULL[error.errno]}. Free some, or choose another place; "
+class FullError(OSError):
+    """A place where nothing can be written any more."""
+
+
+@contextlib.contextmanager
+def naming_full(place: str) -> Iterator[None]:
+    """Raise `FullError`, which names the place and what to do, if it is full while written to."""
+    try:
+        yield
+    except FullError:
+        raise
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        full = FullError(
+            f"{place} cannot be written: {_FULL[error.errno]}. Free some, or choose another place; "
             "then give the same command again: what is done stays done."
         )
-        explained.errno = error.errno
-        raise explained from error
-    if url not in str(error) and url not in "".join(getattr(error, "__notes__", ())):
-        error.add_note(f"at {url}")
+        full.errno = error.errno
+        raise full from error

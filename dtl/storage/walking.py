@@ -6,7 +6,7 @@ import errno
 import operator
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dtl.config.errors import UserError
@@ -15,7 +15,7 @@ from dtl.storage.guards import check_guards
 from dtl.storage.places import filesystem, has_folders, join, printable
 from dtl.storage.retries import ask
 
-__all__ = ["Found", "remove_partials", "walk"]
+__all__ = ["Found", "list_names", "remove_partials", "walk"]
 
 _ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _KINDS = {
@@ -89,6 +89,15 @@ def walk(url: str, leave_out: Callable[[str], str] | None = None) -> Iterator[Fo
         waiting += reversed(below)
 
 
+def list_names(url: str) -> list[str]:
+    """List the names of what is in a folder, sorted; none if there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        return [name for name, _ in _sort(path, ask(fs, url, fs.ls, path, detail=True))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _list(fs: Any, folder: _Folder) -> list[tuple[str, Mapping[str, Any]]]:
     """List names and details of what is in a folder; sorted."""
     try:
@@ -109,10 +118,16 @@ def _list(fs: Any, folder: _Folder) -> list[tuple[str, Mapping[str, Any]]]:
             "move it elsewhere."
         )
         raise
-    named = [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry) for entry in entries]
-    here = folder.path.rstrip("/")
-    # Some clients of object stores list a folder's own empty object, too.
-    named = [(name, entry) for name, entry in named if entry["name"].rstrip("/") != here]
+    return _sort(folder.path, entries)
+
+
+def _sort(folder: str, entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    named = [
+        (entry["name"].rstrip("/").rsplit("/", 1)[-1], entry)
+        for entry in entries
+        # Some clients of object stores list a folder's own empty object, too.
+        if entry["name"].rstrip("/") != folder.rstrip("/")
+    ]
     return sorted(named, key=operator.itemgetter(0))
 
 

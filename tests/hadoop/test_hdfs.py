@@ -194,6 +194,21 @@ def test_two_drivers_on_one_output(
     assert f"Another driver writes to {out}: process {os.getpid()} on" in said
 
 
+def test_a_class_that_may_not_be_listed_is_an_error(
+    hadoop: MiniCluster, places: tuple[Path, str]
+) -> None:
+    _, images = places
+    fs, path = storage.filesystem(images)
+    (closed, *_) = storage.list_names(images)
+    fs.client.set_permission(f"{path}/{closed}", 0o700)
+    out = f"{hadoop.url}/of-somebody"
+    done = command("featurize", "--images", images, "--out", out, HADOOP_USER_NAME="somebody")
+    fs.client.set_permission(f"{path}/{closed}", 0o755)
+    assert done.returncode == 1
+    assert "Permission denied: user=somebody" in done.stderr
+    assert f"{images}/{closed} may not be listed, and its files would be missed" in done.stderr
+
+
 def test_what_hdfs_refuses_is_said_before_the_work(
     hadoop: MiniCluster, places: tuple[Path, str], here: Run
 ) -> None:

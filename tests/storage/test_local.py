@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from dtl import storage
-from dtl.storage import TooLargeError, files, local
+from dtl.storage import TooLargeError, local
 from dtl.storage.local import Local
 
 
@@ -56,21 +57,24 @@ def test_zarrs_files_are_on_disk_too(tmp_path: Path, events: list[str]) -> None:
     assert events == [f"sync {tmp_path}/0", f"replace {tmp_path}/0", f"sync {tmp_path}"]
 
 
-def test_zarrs_files_are_whole_on_other_filesystems(monkeypatch: pytest.MonkeyPatch) -> None:
-    fs, path = files._WholeFiles(MemoryFileSystem(), asynchronous=True), "/whole"
+def test_zarrs_files_are_whole_on_other_filesystems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     piped: list[str] = []
-    pipe_file = MemoryFileSystem.pipe_file
+    pipe_file = LocalFileSystem.pipe_file
 
-    def watch(self: Any, path: str, value: bytes, **kwargs: Any) -> None:
+    def watch(self: LocalFileSystem, path: str, value: bytes, **kwargs: Any) -> None:
         piped.append(path)
         pipe_file(self, path, value, **kwargs)
 
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", watch)
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", watch)
+    fsspec.register_implementation("another", LocalFileSystem, clobber=True)
+    fs, path = storage.asynchronous(f"another://{tmp_path}")
     asyncio.run(fs._pipe_file(f"{path}/0", b"1"))
-    storage.remove("memory://whole")
     (partial,) = piped
-    assert partial.startswith("/whole/0.")
+    assert partial.startswith(f"{tmp_path}/0.")
     assert partial.endswith(".partial")
+    assert (tmp_path / "0").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])

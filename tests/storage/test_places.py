@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from helpers import all_files
+from helpers import Run, all_files
 
 from dtl import storage
 from dtl.config.errors import UserError
@@ -59,14 +60,14 @@ def test_double_colons_are_refused_where_a_place_is_given(url: str) -> None:
 
 
 def test_a_place_that_is_not_utf_8_is_refused() -> None:
-    with pytest.raises(UserError, match=r"caf\\\\xe9' is no UTF-8"):
+    with pytest.raises(UserError, match=r"'/data/caf\\xe9' is not UTF-8\. Rename"):
         storage.absolute("/data/caf\udce9")
 
 
 @pytest.mark.parametrize("url", ["zip://photos.zip", "zip://*.jpg::photos.zip", "tar://x.tar"])
 def test_a_place_in_an_archive(url: str) -> None:
     with pytest.raises(UserError, match=r"is a place in an archive\. Unpack that, and give the f"):
-        storage.filesystem(url)
+        storage.absolute(url)
 
 
 def test_folders_of_a_web_server() -> None:
@@ -106,3 +107,29 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert storage.absolute("/") == "/"
     assert storage.absolute("file:x") == f"{tmp_path}/file:x"
     assert storage.absolute("~") == str(Path.home())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("featurize", "--images", "photos", "--out", "a::b"),
+        ("featurize", "--images", "a::b", "--out", "out"),
+        ("featurize", "--images", "photos", "--out", "out", "--features.weights", "a::b.h5"),
+        ("run", "--images", "photos", "--out", "out", "--train.start-from", "a::b"),
+        ("train", "--out", "a::b"),
+        ("predict", "--model", "a::b", "--images", "photos", "--out", "out"),
+        ("fetch", "caltech256", "--to", "a::b"),
+        ("pack-environment", "--out", "a::b.tar"),
+    ],
+)
+def test_commands_refuse_double_colons_and_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Run, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()  # another run's, into which fsspec would have written
+    done = here(*arguments)
+    assert done.returncode == 1
+    assert re.search(r"error: .*::.*[Rr]ename ", done.stderr)
+    assert "a::b" in done.stderr
+    assert all_files(str(tmp_path)) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import shutil
+import subprocess
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from dtl.features.store import FeatureStore
 from dtl.storage import retries
 from dtl.storage.ledger import Ledger, read_json
 from dtl.storage.local import Local
+from dtl.storage.retries import FullError
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +128,21 @@ def test_a_store_that_cannot_be_reached_is_not_absent(url: str, n_failures: int)
     assert storage.read_bytes(f"{store}/zarr.json") == b"{}"
 
 
+def test_zarr_is_told_the_same(url: str) -> None:
+    fs, path = storage.asynchronous(f"{url}/a")
+    with failing(3):
+        assert asyncio.run(fs._exists(f"{path}/1.jpg"))
+    with failing(3):
+        assert asyncio.run(fs._cat_file(f"{path}/1.jpg", start=1, end=3)) == b"23"
+    with failing(3):
+        asyncio.run(fs._pipe_file(f"{path}/2.jpg", b"2"))
+    assert not asyncio.run(fs._exists(f"{path}/3.jpg"))
+    with failing(99), pytest.raises(OSError, match=f"{url.split('//')[1]}/a/1.jpg"):
+        asyncio.run(fs._exists(f"{path}/1.jpg"))
+    assert storage.list_names(f"{url}/a") == ["1.jpg", "2.jpg"]
+    assert storage.list_names(f"{url}/b") == storage.list_names(f"{url}/a/1.jpg/c") == []
+
+
 def test_a_disk_that_blinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"1")
     info, failures = Local.info, iter([errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
@@ -152,13 +172,54 @@ def test_a_full_disk_names_the_place_and_what_to_do(url: str) -> None:
 
 
 def test_a_full_device() -> None:
-    with pytest.raises(OSError, match="/dev/full cannot be written: no space is left there"):
-        retries.ask(Local(), "/dev/full", _fill)
-
-
-def _fill() -> None:
-    with open("/dev/full", "wb", buffering=0) as file:
+    with (
+        pytest.raises(FullError, match="/dev/full cannot be written: no space is left there"),
+        retries.naming_full("/dev/full"),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
         file.write(b"1")
+
+
+def test_no_room_for_a_copy_on_this_machine(url: str) -> None:
+    with (
+        failing(99, OSError(errno.ENOSPC, "full"), only="get_file"),
+        pytest.raises(FullError, match=rf"^{tempfile.gettempdir()} cannot be written: no space"),
+        storage.local_copy(f"{url}/a/1.jpg"),
+    ):
+        pass
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_disk_runs_full(small_disk: Path) -> None:
+    url = f"{small_disk}/out/head.npz"
+    storage.write_bytes(url, bytes(100_000))
+    said = rf"^{url} cannot be written: no space is left there\. Free some, or choose another place"
+    with pytest.raises(FullError, match=said):
+        storage.write_bytes(url, bytes(300_000))
+    source = small_disk.parent / "source"
+    source.write_bytes(bytes(300_000))
+    with pytest.raises(FullError, match=said):
+        storage.put(str(source), url)
+    fs, path = storage.asynchronous(f"{small_disk}/out")
+    with pytest.raises(FullError, match=rf"^{small_disk}/out/c/0 cannot be written"):
+        asyncio.run(fs._pipe_file(f"{path}/c/0", bytes(300_000)))
+    assert {file.path: file.n_bytes for file in storage.walk(str(small_disk))} == {
+        "out/head.npz": 100_000
+    }
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(FullError, match=rf"^{url} cannot be written: its file system is read-only"):
+        storage.write_bytes(url, b"")
 
 
 def test_two_threads_ask(url: str) -> None:

@@ -16,6 +16,8 @@ import pytest
 from flaky import failing
 
 from dtl import storage
+from dtl.config import ImagesConfig
+from dtl.images.listing import list_images
 from dtl.storage import Found, retries
 from dtl.storage.local import Local
 
@@ -82,6 +84,8 @@ def test_a_folder_that_goes_away_is_an_error(url: str) -> None:
 AS_A_USER = """
 import os, sys
 from dtl import storage
+from dtl.config import ImagesConfig
+from dtl.images.listing import list_images
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     print([found.path for found in storage.walk(sys.argv[1])])
@@ -168,6 +172,23 @@ def test_names_that_are_not_utf_8_are_shown(tmp_path: Path) -> None:
     ]
     for file in found:
         file.path.encode()
+
+
+def test_the_names_of_the_field(cases: Path, pictures: Path) -> None:
+    (pictures / "blue").rename(pictures / "cat")
+    (pictures / "cat/0.jpg").rename(pictures / "cat/01.jpg")
+    script = (cases / "names/make.sh").read_text().replace("chmod 000 cat", "")
+    subprocess.run(["sh", "-c", script], cwd=pictures, check=True)
+    found = {file.path: file for file in storage.walk(str(pictures))}
+    problems = {path: file.problem for path, file in found.items() if file.problem}
+    assert problems == {
+        "cat/caf\\xe9.jpg": "its name is not UTF-8", "cat/pipe": "a named pipe",
+        "cat/self": "a link to itself",
+    }  # fmt: skip
+    assert len(found) == 24 + 1 + len(problems)
+    url = storage.join(str(pictures), "cat/IMG::1.jpg")
+    assert storage.read_file(url) == (pictures / "cat/01.jpg").read_bytes()
+    assert "cat/IMG::1.jpg" in list_images(ImagesConfig(url=str(pictures)), 0).path.tolist()
 
 
 def test_links_to_folders_are_followed(tmp_path: Path) -> None:
