@@ -28,7 +28,7 @@ from dtl.features.values import DONE, ExtractionSpec, NetworkSpec, check_weights
 log = logging.getLogger(__name__)
 
 _AS_BEFORE = ("network", "pooling", "preprocess", "batch_images", "chunk_images")
-_INHERITED = ("weights", "seed", "root", "n_left_out", "left_out")
+_INHERITED = ("weights", "seed", "root", "n_left_out", "left_out", "empty_folders")
 
 
 def derive(
@@ -66,7 +66,7 @@ def derive(
     check_weights(source_sha256, source.attrs["weights_sha256"], source.url)
     store = reuse(url, source, features, overwrite=overwrite)
     if store is None:
-        attrs = {name: source.attrs[name] for name in _INHERITED} | {
+        attrs = {name: source.attrs[name] for name in _INHERITED if name in source.attrs} | {
             "settings": fingerprint,
             "weights_sha256": weights_sha256,
             "versions": list_versions(),

@@ -25,7 +25,7 @@ from dtl.images.values import ImageList
 log = logging.getLogger(__name__)
 
 _MOST_LEFT_OUT = 1000
-"""How many files that are no images the store names."""
+"""How many files that are no images, and folders without one, the store names."""
 
 Chunk = tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint64], ArrayLike]
 """Features by layer, content hashes and errors of a chunk's rows."""
@@ -69,6 +69,8 @@ def featurize(
             "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
             "versions": list_versions(),
         }
+        if listed.empty_folders:
+            attrs["empty_folders"] = [list(pair) for pair in listed.empty_folders[:_MOST_LEFT_OUT]]
         store = FeatureStore.create(
             url, listed, extractor.n_features, dtype=spec.features.dtype,
             chunk_images=spec.features.chunk_images, attrs=attrs,

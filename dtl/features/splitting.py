@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dtl.config import SplitConfig
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE
+from dtl.features.values import DONE, SKIPPED
 from dtl.images import split
+from dtl.images.values import TRAIN
 
 log = logging.getLogger(__name__)
+
+_MOST_SHOWN = 10
 
 
 def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
@@ -46,3 +53,41 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
             n_conflicting,
             "kept on one side" if config.duplicates == "together" else "dropped",
         )
+
+
+def list_unlearnt(store: FeatureStore) -> list[str]:
+    """List a warning for the classes that no image could be read of, and for those not trained on.
+
+    The second needs the split, and is left out before there is one.
+    """
+    label, status = store.read("label"), store.read("status")
+    n_classes = len(store.class_names)
+    n_read = np.bincount(label[status != SKIPPED], minlength=n_classes)
+    unread = n_read == 0
+    untrained = np.zeros(n_classes, bool)
+    if store.split_fingerprint is not None:
+        n_trained = np.bincount(label[store.read("split") == TRAIN], minlength=n_classes)
+        untrained = (n_trained == 0) & ~unread
+    said = {
+        "No image could be read of": unread,
+        "Without an image to train on, and so never predicted:": untrained,
+    }
+    return [
+        f"{begin} {name_classes(store.class_names, classes)}."
+        for begin, classes in said.items()
+        if classes.any()
+    ]
+
+
+def name_classes(class_names: Sequence[str], chosen: NDArray[np.bool_]) -> str:
+    """Name the first classes of some, and their number.
+
+    Examples
+    --------
+    >>> name_classes(["ant", "bee"], np.array([True, False]))
+    'the class ant'
+    """
+    names = [class_names[k] for k in np.flatnonzero(chosen).tolist()]
+    shown = ", ".join(names[:_MOST_SHOWN])
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return f"the class {shown}" if len(names) == 1 else f"{len(names)} classes: {shown}{more}"

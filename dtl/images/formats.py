@@ -20,11 +20,20 @@ Image.init()
 # Not images of pixels, or handed to another program by Pillow.
 # FPX and MIC exist only with the package olefile, and would take every Thumbs.db for an image.
 _EXCLUDED_FORMATS = ["EPS", "WMF", "MPEG", "FITS", "HDF5", "GRIB", "BUFR", "PDF", "FPX", "MIC"]
-_FORMATS = tuple(name for name in Image.OPEN if name not in _EXCLUDED_FORMATS)
-_EXTENSIONS = {suffix for suffix, name in Image.EXTENSION.items() if name in _FORMATS}
+FORMATS = tuple(name for name in Image.OPEN if name not in _EXCLUDED_FORMATS)
+"""Names of the formats that are read."""
+_EXTENSIONS = {suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS}
 
-N_MAGIC_BYTES = 32
-"""Bytes of a file's start that `is_image` needs."""
+N_MAGIC_BYTES = 512
+"""Bytes of a file's start that `begins_like_image` and `is_heic` need."""
+
+HEIC = "HEIC, which is not read: convert it to JPEG, for example with heif-convert"
+"""Reason for which a HEIC file is no image."""
+
+_HEIC_BRANDS = frozenset(
+    [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
+)
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
 
 
 def has_image_name(path: str) -> bool:
@@ -38,15 +47,15 @@ def has_image_name(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in _EXTENSIONS
 
 
-def is_image(start: bytes) -> bool:
-    """Return whether a file that starts with these bytes is in a format that Pillow reads.
+def begins_like_image(start: bytes) -> bool:
+    """Return whether a file that starts with these bytes may be in a format that Pillow reads.
 
     Examples
     --------
-    >>> is_image(bytes.fromhex("ffd8ffe0") + bytes(28)), is_image(b"2 4 6 8")
+    >>> begins_like_image(bytes.fromhex("ffd8ffe0") + bytes(28)), begins_like_image(b"2 4 6 8")
     (True, False)
     """
-    for name in _FORMATS:
+    for name in FORMATS:
         accept = Image.OPEN[name][1]
         try:
             if accept is not None and accept(start[:16]) is True:
@@ -54,6 +63,21 @@ def is_image(start: bytes) -> bool:
         except (IndexError, struct.error):  # fewer bytes than the format's signature
             continue
     return False
+
+
+def is_heic(start: bytes) -> bool:
+    r"""Return whether a file that starts with these bytes is HEIC, as its brands say.
+
+    Examples
+    --------
+    >>> is_heic(b"\0\0\0\x14ftypmif1\0\0\0\0heic"), is_heic(b"\0\0\0\x14ftypmif1\0\0\0\0avif")
+    (True, False)
+    """
+    if start[4:8] != b"ftyp":
+        return False
+    box = start[8 : int.from_bytes(start[:4], "big")]
+    brands = {box[:4], *(box[i : i + 4] for i in range(8, len(box), 4))}
+    return bool(brands & _HEIC_BRANDS) and not brands & _AVIF_BRANDS
 
 
 def decode(
@@ -117,7 +141,7 @@ def _open(data: bytes, least_size: tuple[int, int], max_pixels: int) -> Image.Im
     if not data:
         raise UserError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             n_pixels = opened.width * opened.height
             if n_pixels > max_pixels:
                 raise UserError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import logging
-import re
+import posixpath
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +18,19 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
-from dtl.images import formats, split, tars
-from dtl.images.values import NO_SPLIT, SPLITS, ImageList
+from dtl.images import formats, recognition, split, tars
+from dtl.images.layout import Layout, Tree, check_classes, find_layout, find_top
+from dtl.images.values import ImageList
 from dtl.storage import Extent
 from dtl.storage.ledger import IMAGES, read_json
 
 log = logging.getLogger(__name__)
 
-_SPLIT_NAMES = {
-    "train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "test": 2, "testing": 2,
-}  # fmt: skip
-_CALTECH_FILE = re.compile(r"(\d{3})_\d{4}")
 _SNIFFERS = 16
 """Threads that look into tars and files without an image extension; they wait for the storage."""
+_N_EXAMPLES = 3
+_MOST_FOLDERS = 10
+_NO_CLASS = "in no class folder"
 
 
 @dataclass
@@ -43,6 +45,8 @@ class ImageFiles:
     paths: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # bytes
     left_out: list[tuple[str, str]] = field(default_factory=list)  # path, reason
+    # Folders of the files that are left out, and how many for each reason; tars as unpacked
+    others: dict[str, Counter[str]] = field(default_factory=dict)
     tar_names: list[str] = field(default_factory=list)  # of the tars that have images
     tar: list[int] = field(default_factory=list)  # as in `ImageList`, like `offset`
     offset: list[int] = field(default_factory=list)
@@ -54,12 +58,40 @@ class ImageFiles:
         self.tar.append(tar)
         self.offset.append(offset)
 
+    def leave_out(self, path: str, reason: str, place: str | None = None) -> None:
+        """Leave a file out; `place` is the path that it would have, if that is another."""
+        self.left_out.append((path, reason))
+        if reason not in (recognition.HIDDEN, recognition.HIDDEN_FOLDER):
+            folder = (path if place is None else place).rpartition("/")[0]
+            self.others.setdefault(folder, Counter())[reason] += 1
+
     def sort(self) -> None:
         """Sort by tar and place in it; files outside tars by path."""
         keys = list(zip(self.tar, self.offset, self.paths, strict=True))
-        rows = sorted(range(len(keys)), key=keys.__getitem__)
+        self._take(sorted(range(len(keys)), key=keys.__getitem__))
+
+    def enter(self, top: str) -> bool:
+        """Take paths relative to a folder, leave out what is above; return whether that can be."""
+        prefix = f"{top}/"
+        rows = [row for row, path in enumerate(self.paths) if path.startswith(prefix)]
+        if any(self.tar[row] < 0 for row in rows):
+            if not all(name.startswith(prefix) for name in self.tar_names):
+                return False  # a tar above the folder could not be named from there
+            self.tar_names = [name.removeprefix(prefix) for name in self.tar_names]
+            self.root = storage.join(self.root, top)
+        if len(rows) < len(self.paths):
+            inside = set(rows)
+            for row, path in enumerate(self.paths):
+                if row not in inside:
+                    self.left_out.append((path, _NO_CLASS))
+            self._take(rows)
+        self.paths = [path.removeprefix(prefix) for path in self.paths]
+        return True
+
+    def _take(self, rows: Sequence[int]) -> None:
         for name in ("paths", "sizes", "tar", "offset"):
-            setattr(self, name, [getattr(self, name)[row] for row in rows])
+            column = getattr(self, name)
+            setattr(self, name, [column[row] for row in rows])
 
     def files(self) -> list[str | Extent]:
         """Return where the bytes of the images are."""
@@ -69,30 +101,31 @@ class ImageFiles:
 def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> ImageList:
     """List the labelled images of a source, in a seeded random order.
 
-    Names and sizes are read, the headers of tars, and the first bytes of files without an image
-    extension. Images that all lie in tars keep the tars' order, unless that is not random: so they
-    can be read from start to end. Without `keep_order`, they get the order they had in folders.
+    Names and sizes are read, the headers of tars, and the content of files without an image
+    extension that begin like one. What the folders mean, `dtl.images.layout` says. Names of classes
+    that differ only in how Unicode composes them are one class.
+
+    Images that all lie in tars keep the tars' order, unless that is not random: so they can be read
+    from start to end. Without `keep_order`, they get the order they had in folders.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
         If there is no such folder.
     UserError
-        If there is no image, or only one class; if a tar is damaged, or two images have one path.
+        If there is no image, or only one class; if folders look like splits or parts of a data set
+        rather than classes; if a tar is damaged, or two images have one path.
     """
-    found = find_images(config.url)
-    paths, left_out = _strip_common_folder(found), found.left_out
-    top_folders = {path.split("/")[0] for path in paths if "/" in path}
-    with_splits = folders_are_splits(top_folders)
-    places = [read_split_and_class(path, with_splits) for path in paths]
+    found = _find_below(_locate(config.url))
+    top, layout = _read_layout(found, config)
+    places = [layout.read(path) for path in found.paths]
     named = np.array([name is not None for _, name in places], bool)
-    left_out += [
-        (path, "in no class folder") for path, ok in zip(paths, named, strict=True) if not ok
-    ]
-    class_names = tuple(sorted({name for _, name in places if name is not None}))
-    _check_classes(class_names, config.url, len(left_out))
-    index = {name: k for k, name in enumerate(class_names)}
-    path_column = np.array(paths, np.dtypes.StringDType())[named]
+    for path, ok in zip(found.paths, named, strict=True):
+        if not ok:
+            found.left_out.append((path, _NO_CLASS))
+    class_names, index = _number_classes({name for _, name in places if name is not None})
+    _check_number(class_names, config.url, found.left_out)
+    path_column = np.array(found.paths, np.dtypes.StringDType())[named]
     label = np.array([index[c] for _, c in places if c is not None], np.int32)
     given_split = np.array([s for s, c in places if c is not None], np.int8)
     tar = np.array(found.tar, np.int32)[named]
@@ -107,9 +140,12 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
         )  # fmt: skip
     in_tars = order if found.tar_names else order[:0]
     log.info(
-        "%d images of %d classes below %s; %d other files left out",
-        len(order), len(class_names), config.url, len(left_out),
+        "%d images of %d classes below %s; %s",
+        len(order), len(class_names), config.url, describe_left_out(found.left_out),
     )  # fmt: skip
+    empty_folders = _find_empty_folders(found, top, layout)
+    if empty_folders:
+        log.warning("%s", describe_empty_folders(empty_folders))
     return ImageList(
         root=found.root,
         path=path_column[order],
@@ -117,33 +153,66 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
         given_split=given_split[order],
         size_bytes=np.array(found.sizes, np.int64)[named][order],
         class_names=class_names,
-        left_out=tuple(sorted(left_out)),
+        left_out=tuple(sorted(found.left_out)),
+        empty_folders=empty_folders,
         tar_names=tuple(found.tar_names),
         tar=tar[in_tars],
         offset=np.array(found.offset, np.int64)[named][in_tars],
     )
 
 
-def _strip_common_folder(found: ImageFiles) -> list[str]:
-    """Return the paths without the one folder above all of them, which archives have."""
-    tops = {path.split("/", 1)[0] for path in found.paths}
-    shallow = any(path.count("/") < 2 for path in found.paths)
-    if len(tops) != 1 or not found.tar_names or folders_are_splits(tops) or shallow:
-        return found.paths
-    return [path.split("/", 1)[1] for path in found.paths]
+# --- classes -------------------------------------------------------------------------------------
 
 
-def _check_classes(class_names: tuple[str, ...], url: str, n_left_out: int) -> None:
+def _read_layout(found: ImageFiles, config: ImagesConfig) -> tuple[str, Layout]:
+    """Find out what the folders mean; return also the sole top folder that is gone through."""
+    if config.classes == "top":
+        return "", Layout()
+    tree = Tree(path.rpartition("/")[0] for path in found.paths)
+    top = find_top(tree)
+    if top and found.enter(top):
+        tree = Tree(path.rpartition("/")[0] for path in found.paths)
+    else:
+        top = ""
+    layout = find_layout(tree)
+    check_classes(tree, layout, config.url)
+    return top, layout
+
+
+def _number_classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    r"""Return the class names in order, and the label of each name that was found.
+
+    A name keeps the form that it has on disk. Where it has several (macOS decomposes accents), the
+    class gets the composed one.
+
+    Examples
+    --------
+    >>> _number_classes({"dog", "cafe\u0301", "caf\xe9"})[0]
+    ('café', 'dog')
+    """
+    forms: dict[str, set[str]] = {}
+    for name in names:
+        forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+    chosen = {
+        (min(alike) if len(alike) == 1 else composed): alike for composed, alike in forms.items()
+    }
+    class_names = tuple(sorted(chosen))
+    return class_names, {name: k for k, first in enumerate(class_names) for name in chosen[first]}
+
+
+def _check_number(
+    class_names: tuple[str, ...], url: str, left_out: Sequence[tuple[str, str]]
+) -> None:
     if not class_names:
         raise UserError(
-            f"No images in class folders below {url} ({n_left_out} other files). Expected "
+            f"No images in class folders below {url} ({len(left_out)} other files). Expected "
             "CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in tars, too, "
-            "or KEY.jpg with its class in KEY.cls or KEY.json."
+            f"or KEY.jpg with its class in KEY.cls or KEY.json.{_list_reasons(left_out)}"
         )
     if len(class_names) == 1:
         raise UserError(
             f"Only one class, {class_names[0]!r}, below {url}. A classifier needs two: give the "
-            "folder above the class folders."
+            f"folder above the class folders.{_list_reasons(left_out)}"
         )
 
 
@@ -158,49 +227,142 @@ def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str
     return True
 
 
-def find_images(url: str) -> ImageFiles:
-    """Find the image files below a folder, or in a tar, whatever its folders mean.
+def _find_empty_folders(found: ImageFiles, top: str, layout: Layout) -> tuple[tuple[str, str], ...]:
+    """Return the folders that would be classes, if they had an image, and why they have none."""
+    compose = functools.partial(unicodedata.normalize, "NFC")
+    held = set(map(compose, {layout.find_class_folder(path) for path in found.paths}))
+    above = f"{top}/" if top else ""
+    reasons: dict[str, Counter[str]] = {}
+    for folder, counts in found.others.items():
+        if not f"{folder}/".startswith(above):
+            continue
+        name = compose(layout.find_class_folder(f"{folder}/".removeprefix(above)))
+        if name and name not in held:
+            reasons[name] = reasons.get(name, Counter()) + counts
+    return tuple((name, reasons[name].most_common(1)[0][0]) for name in sorted(reasons))
 
-    Raises as `list_images`; a folder that `pack` or `fetch` has not filled completely is a
-    `UserError`, too.
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def describe_left_out(left_out: Sequence[tuple[str, str]]) -> str:
+    """Say how many files are left out, and for each reason how many and the first ones.
+
+    Examples
+    --------
+    >>> print(describe_left_out([("b", "too big"), ("c.txt", "not an image"), ("a", "too big")]))
+    3 other files left out:
+      2 too big: a, b
+      1 not an image: c.txt
     """
+    reasons = _list_reasons(left_out)
+    return f"{len(left_out)} other files left out{':' if reasons else ''}{reasons}"
+
+
+def _list_reasons(left_out: Sequence[tuple[str, str]]) -> str:
+    paths: dict[str, list[str]] = {}
+    for path, reason in left_out:
+        paths.setdefault(reason, []).append(path)
+    lines = [
+        f"\n  {len(some)} {reason}: {', '.join(sorted(some)[:_N_EXAMPLES])}"
+        + (", ..." if len(some) > _N_EXAMPLES else "")
+        for reason, some in sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return "".join(lines)
+
+
+def describe_empty_folders(empty_folders: Sequence[tuple[str, str]]) -> str:
+    """Say which folders are no classes because no image is in them.
+
+    Examples
+    --------
+    >>> describe_empty_folders([("cat", "hidden file")])
+    'No image in a folder that would be a class: cat (hidden file).'
+    """
+    shown = ", ".join(f"{name} ({reason})" for name, reason in empty_folders[:_MOST_FOLDERS])
+    n_more = len(empty_folders) - _MOST_FOLDERS
+    more = f" and {n_more} more" if n_more > 0 else ""
+    n_folders = len(empty_folders)
+    begin = (
+        "a folder that would be a class"
+        if n_folders == 1
+        else (f"{n_folders} folders that would be classes")
+    )
+    return f"No image in {begin}: {shown}{more}."
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def find_images(url: str) -> ImageFiles:
+    """Find the image files below a folder, whatever its folders mean, or in a tar, or one image.
+
+    Raises as `list_images`. A folder that `pack` or `fetch` has not filled completely is a
+    `UserError`, too, and so is a file that is neither an image nor a tar.
+    """
+    root = _locate(url)
+    if root.lower().endswith(".tar") or not storage.is_file(root):
+        return _find_below(root)
+    folder, name = root.rsplit("/", 1)
+    found = ImageFiles(folder)
+    n_bytes = storage.size(root)
+    named = formats.has_image_name(name)
+    if not named and (reason := recognition.judge_name(name) or _judge(root, n_bytes)):
+        raise UserError(f"{url} is {reason}. Give an image, a folder, or a tar of images.")
+    found.add(name, n_bytes)
+    return found
+
+
+def _locate(url: str) -> str:
     if not url:
         raise UserError("No images given. Set `images.url`.")
-    root = storage.absolute(url)
-    if root.endswith(".tar") and storage.is_file(root):
+    return storage.absolute(url)
+
+
+def _find_below(root: str) -> ImageFiles:
+    if root.lower().endswith(".tar") and storage.is_file(root):
         root, name = root.rsplit("/", 1)
         found = ImageFiles(root)
         _add_tars(found, [name])
         return found
     found = ImageFiles(root)
-    unsure: list[tuple[str, int]] = []
+    unsure: list[str] = []
+    sizes: list[int] = []
     tar_names: list[str] = []
     try:
-        for path, size, problem in storage.walk(root):
-            if problem:
-                found.left_out.append((path, problem))
-            elif any(part.startswith(".") for part in path.split("/")):
-                found.left_out.append((path, "hidden file"))
+        for path, size, problem in storage.walk(root, _judge_folder, with_empty=True):
+            if problem == storage.EMPTY:
+                found.others.setdefault(path, Counter())[problem] += 1
+            elif problem:
+                found.leave_out(path, problem)
+            elif recognition.is_hidden(storage.base_name(path)):
+                found.leave_out(path, recognition.HIDDEN)
+            elif path == IMAGES:
+                _check_complete(storage.join(root, path))
             elif formats.has_image_name(path):
                 found.add(path, size)
             elif path.lower().endswith(".tar"):
                 tar_names.append(path)
-            elif path == IMAGES:
-                _check_complete(storage.join(root, path))
+            elif reason := recognition.judge_name(path):
+                found.leave_out(path, reason)
             else:
-                unsure.append((path, size))
+                unsure.append(path)
+                sizes.append(size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise type(error)(f"{error} Check `images.url`.") from None
     with ThreadPoolExecutor(_SNIFFERS) as pool:
-        starts = pool.map(lambda file: _read_start(storage.join(root, file[0])), unsure)
-        for (path, size), start in zip(unsure, starts, strict=True):
-            if start is not None and formats.is_image(start):
-                found.add(path, size)
+        reasons = pool.map(lambda path, n: _judge(storage.join(root, path), n), unsure, sizes)
+        for path, size, reason in zip(unsure, sizes, reasons, strict=True):
+            if reason:
+                found.leave_out(path, reason)
             else:
-                reason = "cannot be read" if start is None else "not an image"
-                found.left_out.append((path, reason))
+                found.add(path, size)
     _add_tars(found, sorted(tar_names))
     return found
+
+
+def _judge_folder(name: str) -> str:
+    return recognition.HIDDEN_FOLDER if recognition.is_hidden(name) else ""
 
 
 def _check_complete(url: str) -> None:
@@ -211,23 +373,35 @@ def _check_complete(url: str) -> None:
         )
 
 
-def _read_start(url: str) -> bytes | None:
+def _judge(url: str, n_bytes: int) -> str:
+    """Return why a file is no image, as its content says; empty if it is one."""
     try:
-        return storage.read_start(url, formats.N_MAGIC_BYTES)
-    except (FileNotFoundError, PermissionError):  # such as a link to nowhere
-        return None
+        start = storage.read_start(url, formats.N_MAGIC_BYTES)
+        if not recognition.may_be_image(start):  # most are not, and so need no second request
+            return recognition.NO_IMAGE
+        with storage.Ranges(url) as file:
+            return recognition.judge_content(file.window().at, n_bytes)
+    except (FileNotFoundError, PermissionError):
+        return "cannot be read"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return "cannot be read: its disk fails"
 
 
 def _add_tars(found: ImageFiles, names: list[str]) -> None:
-    urls = [storage.join(found.root, name) for name in names]
+    # Where all lie in one folder, that is no class.
+    folders = [name.rpartition("/")[0] for name in names]
+    above = posixpath.commonpath(folders) if folders and not found.paths else ""
+    list_tar = functools.partial(_list_tar, found.root, above)
     with ThreadPoolExecutor(_SNIFFERS) as pool:
-        for name, (rows, left_out) in zip(names, pool.map(_list_tar, urls), strict=True):
-            folder = name.rpartition("/")[0]
+        for name, folder, contents in zip(names, folders, pool.map(list_tar, names), strict=True):
             prefix = f"{folder}/" if folder else ""
-            for path, n_bytes, offset in rows:
+            for path, n_bytes, offset in contents.images:
                 found.add(prefix + path, n_bytes, len(found.tar_names), offset)
-            found.left_out += [(f"{name}/{path}", reason) for path, reason in left_out]
-            if rows:
+            for path, reason, place in contents.left_out:
+                found.leave_out(f"{name}/{path}", reason, prefix + place)
+            if contents.images:
                 found.tar_names.append(name)
     if found.tar_names and len(set(found.paths)) < len(found.paths):
         path = next(path for path, n in Counter(found.paths).items() if n > 1)
@@ -239,83 +413,10 @@ def _add_tars(found: ImageFiles, names: list[str]) -> None:
         )
 
 
-def _list_tar(url: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]]]:
-    """Return path, size and offset of the images in a tar, and the members left out."""
-    images: list[tars.Member] = []
-    sidecars: dict[str, list[str]] = {}
-    classes: dict[str, str] = {}
-    left_out: list[tuple[str, str]] = []
+def _list_tar(root: str, above: str, name: str) -> tars.Contents:
+    url, folder = storage.join(root, name), name.rpartition("/")[0]
     try:
         with storage.Ranges(url) as file:
-            window = file.window()
-            for member in tars.read_members(window):
-                name = member.name
-                if member.problem:
-                    left_out.append((name, member.problem))
-                elif any(part.startswith(".") for part in name.split("/")):
-                    left_out.append((name, "hidden file"))
-                elif formats.has_image_name(name):
-                    images.append(member)
-                elif PurePosixPath(name).suffix.lower() in tars.SIDECARS:
-                    key = tars.read_key(name)
-                    sidecars.setdefault(key, []).append(name)
-                    named = tars.read_class(window, member)
-                    if named and (name.lower().endswith(".cls") or key not in classes):
-                        classes[key] = named
-                elif formats.is_image(window.at(member.offset, formats.N_MAGIC_BYTES)):
-                    images.append(member)
-                else:
-                    left_out.append((name, "not an image"))
+            return tars.list_contents(file.window(), folder.removeprefix(above).strip("/"))
     except ValueError as error:
         raise UserError(f"{url} is {error} Copy or make it again, or remove it.") from error
-    rows = []
-    for name, offset, n_bytes, _ in images:
-        key = tars.read_key(name)
-        sidecars.pop(key, None)
-        # A class beside an image becomes the folder in its path.
-        path = f"{classes[key]}/{name}" if key in classes else name
-        rows.append((path, n_bytes, offset))
-    left_out += [(name, "not an image") for names in sidecars.values() for name in names]
-    return rows, left_out
-
-
-# --- the meaning of folders ----------------------------------------------------------------------
-
-
-def read_split_and_class(path: str, with_splits: bool) -> tuple[int, str | None]:
-    """Read the split and class of an image from its path, relative to the source.
-
-    `with_splits` says that the first folder is a split. The class is then the second, or the number
-    that begins a Caltech file name; None where the path names no class.
-
-    Examples
-    --------
-    >>> read_split_and_class("003.backpack/003_0001.jpg", with_splits=False)
-    (-1, '003.backpack')
-    >>> read_split_and_class("valid/003_0001.jpg", with_splits=True)
-    (1, '003')
-    >>> read_split_and_class("loose.jpg", with_splits=False)
-    (-1, None)
-    """
-    *folders, name = path.split("/")
-    part = NO_SPLIT
-    if with_splits:
-        if not folders or folders[0].lower() not in _SPLIT_NAMES:
-            return NO_SPLIT, None
-        part = _SPLIT_NAMES[folders.pop(0).lower()]
-        if not folders:
-            caltech = _CALTECH_FILE.match(name)
-            return part, caltech[1] if caltech else None
-    return part, folders[0] if folders else None
-
-
-def folders_are_splits(top_folders: Iterable[str]) -> bool:
-    """Return whether a source's folders are splits rather than classes.
-
-    Examples
-    --------
-    >>> folders_are_splits(["train", "val"]), folders_are_splits(["train", "plane"])
-    (True, False)
-    """
-    names = {name.lower() for name in top_folders}
-    return {SPLITS[0], "training"} & names != set() and names <= set(_SPLIT_NAMES)

@@ -5,15 +5,19 @@ Nothing here opens a file. Bytes come from a callable, so that headers are read 
 
 from __future__ import annotations
 
+import codecs
+import functools
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dtl.images import formats, recognition
+from dtl.images.layout import is_split_name
 from dtl.images.values import ImageList
 from dtl.storage import Extent
 from dtl.storage.ranges import Window
@@ -27,6 +31,8 @@ SIDECARS = frozenset({".cls", ".json", ".txt"})
 
 _CLASS_KEYS = ("cls", "class", "label")
 _MOST_SIDECAR_BYTES = 1 << 20
+_ZEROS_BYTES = 64 << 10
+"""Read at once after the end of a tar, which is usually filled up to 10 KiB."""
 
 
 class Member(NamedTuple):
@@ -45,9 +51,31 @@ class Member(NamedTuple):
 def read_members(window: Window) -> Iterator[Member]:
     """Yield all entries of a tar but its folders, from its headers.
 
-    Raises `ValueError` if the file is no tar, or damaged, or shorter than its headers say.
+    Where another tar follows, as after ``cat a.tar b.tar``, its entries are yielded, too. Less than
+    a block of anything else after the end is one more entry with a problem.
+
+    Raises `ValueError` if the file is no tar, or damaged, or shorter than its headers say; if more
+    than that follows its end.
     """
-    position = 0
+    start: int | None = 0
+    while start is not None:
+        end = yield from _read_to_end(window, start)
+        start = _find_after(window, end)
+        if start is not None and not _is_header(window, start, end):
+            rest = window.at(start, BLOCK_BYTES)
+            if len(rest) == BLOCK_BYTES:
+                raise ValueError(
+                    f"not a whole tar: after its end, something that is no tar begins at byte "
+                    f"{start}."
+                )
+            yield Member(f"byte {start}", start, len(rest), "after the end of the tar")
+            return
+
+
+def _read_to_end(window: Window, start: int) -> Generator[Member, None, int]:
+    """Yield the entries of one tar, and return where its end begins."""
+    position = start
+    window.seek(start)
     try:
         tar = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
         while info := tar.next():
@@ -63,6 +91,25 @@ def read_members(window: Window) -> Iterator[Member]:
     # tarfile takes a damaged header for the end, and a file that was cut off before a header, too.
     if window.at(tar.offset, BLOCK_BYTES) != END[:BLOCK_BYTES]:
         raise ValueError(f"not a whole tar: it has no end, or is damaged, after byte {tar.offset}.")
+    return tar.offset
+
+
+def _find_after(window: Window, position: int) -> int | None:
+    """Return the place of the first byte that is not zero, or None to the end of the file."""
+    while block := window.at(position, _ZEROS_BYTES):
+        if rest := block.lstrip(b"\0"):
+            return position + len(block) - len(rest)
+        position += len(block)
+    return None
+
+
+def _is_header(window: Window, position: int, end: int) -> bool:
+    """Return whether a header is at a position, which must be whole blocks after a tar's end."""
+    try:
+        tarfile.TarInfo.frombuf(window.at(position, BLOCK_BYTES), "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return (position - end) % BLOCK_BYTES == 0
 
 
 def _member(info: tarfile.TarInfo) -> Member:
@@ -80,6 +127,111 @@ def _member(info: tarfile.TarInfo) -> Member:
     return Member(shown if problem else "/".join(parts), info.offset_data, info.size, problem)
 
 
+# --- images and the files beside them ------------------------------------------------------------
+
+
+class Contents(NamedTuple):
+    """Images of a tar, and its other files."""
+
+    images: list[tuple[str, int, int]]  # path, size, and place of its bytes
+    left_out: list[tuple[str, str, str]]  # name, reason, and the path that it has as an image
+
+
+def list_contents(window: Window, folder: str = "") -> Contents:
+    """List the images of a tar, each with the class beside it as the first folder of its path.
+
+    A class beside it has the same name up to the last dot: KEY.jpg and KEY.cls. An image without
+    one, and in no folder, may share the name up to the *first* dot, as samples of WebDataset do:
+    KEY.input.jpg and KEY.cls. But then it must be the only such image.
+
+    Parameters
+    ----------
+    folder : str
+        Where the tar lies, which is the class of its images if it is no split.
+
+    Raises
+    ------
+    ValueError
+        As `read_members`.
+    """
+    images: list[Member] = []
+    others: list[tuple[Member, str]] = []
+    sidecars: list[Member] = []
+    classes: dict[str, str] = {}
+    for member in read_members(window):
+        name = member.name
+        if member.problem:
+            others.append((member, member.problem))
+        elif any(map(recognition.is_hidden, name.split("/"))):
+            others.append((member, recognition.HIDDEN))
+        elif formats.has_image_name(name):
+            images.append(member)
+        elif PurePosixPath(name).suffix.lower() in SIDECARS:
+            key, is_cls = read_key(name), name.lower().endswith(".cls")
+            named = read_class(window, member)
+            if named and (is_cls or key not in classes):
+                classes[key] = named
+            if is_cls and not named:
+                others.append((member, "no class in it: expected one line of UTF-8"))
+            else:
+                sidecars.append(member)
+        elif reason := recognition.judge_name(name) or recognition.judge_content(
+            functools.partial(_read_member, window, member), member.n_bytes
+        ):
+            others.append((member, reason))
+        else:
+            images.append(member)
+    class_of = match_classes([member.name for member in images], classes, folder)
+    keys = {read_key(member.name) for member in images} | {
+        read_sample_key(member.name) for member in images if read_key(member.name) not in classes
+    }
+    others += [
+        (member, recognition.NO_IMAGE)
+        for member in sidecars
+        if read_key(member.name) not in keys and read_sample_key(member.name) not in keys
+    ]
+
+    def place(name: str) -> str:
+        named = class_of.get(name) or classes.get(read_key(name))
+        return f"{named}/{name}" if named else name
+
+    return Contents(
+        [(place(member.name), member.n_bytes, member.offset) for member in images],
+        [(member.name, reason, place(member.name)) for member, reason in others],
+    )
+
+
+def _read_member(window: Window, member: Member, offset: int, n_bytes: int) -> bytes:
+    return window.at(member.offset + offset, min(n_bytes, member.n_bytes - offset))
+
+
+def match_classes(
+    names: Sequence[str], classes: Mapping[str, str], folder: str = ""
+) -> dict[str, str]:
+    """Return the class beside each of the images that has one; see `list_contents`.
+
+    Examples
+    --------
+    >>> match_classes(["1.jpg", "1.mask.png", "2.input.jpg"], {"1": "ant", "2": "bee"})
+    {'1.jpg': 'ant', '2.input.jpg': 'bee'}
+    """
+    class_of = {name: classes[key] for name in names if (key := read_key(name)) in classes}
+    matched = {read_key(name) for name in class_of}
+    classes_of_sample: dict[str, set[str]] = {}
+    for key, named in classes.items():
+        if key not in matched:
+            classes_of_sample.setdefault(read_sample_key(key), set()).add(named)
+    images_of_sample: dict[str, list[str]] = {}
+    if not folder or is_split_name(folder.split("/")[0]):
+        for name in names:
+            if "/" not in name and name not in class_of:
+                images_of_sample.setdefault(read_sample_key(name), []).append(name)
+    for sample, (first, *more) in images_of_sample.items():
+        if not more and len(found := classes_of_sample.get(sample, set())) == 1:
+            (class_of[first],) = found
+    return class_of
+
+
 def read_key(name: str) -> str:
     """Return the part of a name that an image and its sidecars have in common.
 
@@ -91,17 +243,31 @@ def read_key(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def read_sample_key(name: str) -> str:
+    """Return the key of WebDataset, which ends at the first dot of the base name.
+
+    Examples
+    --------
+    >>> read_sample_key("a.b/0001.seg.png")
+    'a.b/0001'
+    """
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
 def read_class(window: Window, member: Member) -> str | None:
     """Return the class that a ``.cls`` or ``.json`` beside an image names, or None.
 
-    Slashes become underlines, because the class becomes a folder in the image's path.
+    They are UTF-8, or begin with the byte-order mark of another encoding of Unicode. Slashes become
+    underlines, because the class becomes a folder in the image's path.
     """
-    if member.n_bytes > _MOST_SIDECAR_BYTES or member.name.endswith(".txt"):
+    name = member.name.lower()
+    if member.n_bytes > _MOST_SIDECAR_BYTES or name.endswith(".txt"):
         return None
     data = window.at(member.offset, member.n_bytes)
     try:
-        named = json.loads(data) if member.name.lower().endswith(".json") else data.decode()
-    except ValueError:
+        named = json.loads(data) if name.endswith(".json") else _decode(data)
+    except (ValueError, RecursionError):
         return None
     if isinstance(named, dict):
         named = next((named[k] for k in _CLASS_KEYS if _is_class(named.get(k))), None)
@@ -109,6 +275,11 @@ def read_class(window: Window, member: Member) -> str | None:
         return None
     name = str(named).strip().replace("/", "_")
     return name if name and name.isprintable() and name not in (".", "..") else None
+
+
+def _decode(data: bytes) -> str:
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf_16 else "utf-8-sig")
 
 
 def _is_class(value: object) -> bool:

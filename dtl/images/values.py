@@ -31,6 +31,7 @@ class ImageList:
     size_bytes: NDArray[np.int64]  # (n_images,)
     class_names: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...] = ()  # path and reason of files that are no images
+    empty_folders: tuple[tuple[str, str], ...] = ()  # without an image, so no classes; and why
     tar_names: tuple[str, ...] = ()  # tars that images lie in
     # (n_images,): index into `tar_names`, -1 for a file of its own; byte at which the image begins
     tar: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))

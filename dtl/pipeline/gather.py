@@ -24,7 +24,7 @@ from dtl.training.values import Tuning
 log = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
-_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "dtl", "shards"}
+_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "empty_folders", "dtl", "shards"}
 
 
 def gather_report(
@@ -51,7 +51,7 @@ def gather_report(
         },
         history=results.history(),
         evaluation=scores,
-        pictures=_pictures(root, store, scores, settings.images.max_pixels),
+        pictures=_pictures(_find_root(root, store), store, scores, settings.images.max_pixels),
         skipped=store.list_skipped(),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
         n_duplicates=n_duplicates,
@@ -68,6 +68,12 @@ def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning 
     if found is None or any(found.provenance[name] != made_from[name] for name in names):
         return None
     return found
+
+
+def _find_root(url: str, store: FeatureStore) -> str:
+    """Return where the paths begin: below the given folder, if a sole folder was gone through."""
+    listed = str(store.attrs["root"])
+    return listed if f"{listed}/".startswith(f"{url.rstrip('/')}/") else url
 
 
 def _pictures(

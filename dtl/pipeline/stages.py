@@ -138,7 +138,9 @@ def list_warnings(store: FeatureStore) -> list[str]:
             "its features are random projections and the scores are far below what ImageNet "
             "weights give. This shows that everything runs, not how good a classifier can be."
         )
-    return warnings
+    if folders := store.attrs.get("empty_folders"):
+        warnings.append(listing.describe_empty_folders(folders))
+    return warnings + splitting.list_unlearnt(store)
 
 
 def _count_done(results: Results) -> int:

@@ -15,13 +15,15 @@ from dtl.storage.guards import check_guards
 from dtl.storage.places import filesystem, has_folders, join, printable
 from dtl.storage.retries import ask
 
-__all__ = ["Found", "list_names", "remove_partials", "walk"]
+__all__ = ["EMPTY", "Found", "list_names", "remove_partials", "walk"]
 
 _ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _KINDS = {
     stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }  # fmt: skip
+
+EMPTY = "an empty folder"
 
 
 class Found(NamedTuple):
@@ -39,11 +41,14 @@ class _Folder(NamedTuple):
     links_in: tuple[str, ...] = ()  # real folders in which the links on the way to it lie
 
 
-def walk(url: str, leave_out: Callable[[str], str] | None = None) -> Iterator[Found]:
+def walk(
+    url: str, leave_out: Callable[[str], str] | None = None, *, with_empty: bool = False
+) -> Iterator[Found]:
     """Yield all files below a folder; sorted within a folder, its own before its folders'.
 
     Links to folders are followed, except to a folder above themselves. `leave_out` may give the
-    reason not to list folders of a name; such a folder is yielded with it.
+    reason not to list folders of a name; such a folder is yielded with it. `with_empty` also yields
+    folders in which nothing is, with the problem `EMPTY`.
 
     Raises
     ------
@@ -69,7 +74,10 @@ def walk(url: str, leave_out: Callable[[str], str] | None = None) -> Iterator[Fo
     while waiting:
         folder = waiting.pop()
         below: list[_Folder] = []
-        for name, entry in _list(fs, folder):
+        entries = _list(fs, folder)
+        if with_empty and not entries and folder.prefix:
+            yield Found(printable(folder.prefix.rstrip("/")), 0, EMPTY)
+        for name, entry in entries:
             path, place = folder.prefix + name, join(folder.url, name)
             is_folder, n_bytes, problem = _read_entry(fs, entry, place)
             if is_folder:

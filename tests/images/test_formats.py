@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from dtl.images.formats import N_MAGIC_BYTES, decode, has_image_name, is_image, thumbnail
-from dtl.images.listing import folders_are_splits, read_split_and_class
+from dtl.images.formats import N_MAGIC_BYTES, begins_like_image, decode, has_image_name, thumbnail
+from dtl.images.layout import folders_are_splits, read_split_and_class
 
 SIZE = (6, 8)
 RNG = np.random.default_rng(0)
@@ -334,7 +334,7 @@ def test_thumbnail(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "PCX"])
 def test_images_are_known_by_content(kind: str) -> None:
-    assert is_image(file(Image.new("RGB", (40, 40)), kind)[:N_MAGIC_BYTES])
+    assert begins_like_image(file(Image.new("RGB", (40, 40)), kind)[:N_MAGIC_BYTES])
 
 
 @pytest.mark.parametrize(
@@ -343,13 +343,13 @@ def test_images_are_known_by_content(kind: str) -> None:
      b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"],
 )  # fmt: skip
 def test_other_files_are_known_by_content(start: bytes) -> None:
-    assert not is_image(start)
+    assert not begins_like_image(start)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=N_MAGIC_BYTES))
 def test_any_start_is_judged(start: bytes) -> None:
-    assert is_image(start) in (True, False)
+    assert begins_like_image(start) in (True, False)
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "a.JPEG", "x/y.b.png", "c.webp", "d.TIF", "e.gif"])

@@ -16,8 +16,9 @@ from dtl import storage
 from dtl.config import ImagesConfig, SplitConfig
 from dtl.features.splitting import split_images
 from dtl.features.store import FeatureStore
-from dtl.images.listing import list_images
+from dtl.images.listing import find_images, list_images
 from dtl.images.split import assign_splits
+from dtl.images.tars import locate_listed
 from dtl.images.values import ImageList
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -101,8 +102,8 @@ def test_caltech(caltech: ImageList, caltech_names: list[str]) -> None:
     assert caltech.label.dtype == np.int32
     assert (caltech.given_split == -1).all()
     assert caltech.left_out == (
-        (".git/photo.jpg", "hidden file"),
-        ("001.ak47/Thumbs.db", "not an image"),
+        (".git", "hidden folder"),
+        ("001.ak47/Thumbs.db", "hidden file"),
         ("002.american-flag/._x.jpg", "hidden file"),
         ("056.dog/greg", "not an image"),
         ("198.spider/RENAME2", "not an image"),
@@ -212,6 +213,113 @@ def test_links(tmp_path: Path) -> None:
     images = listing(tmp_path / "photos")
     assert rows(images) == [("ant/1.jpg", "ant", -1), ("bee/1.jpg", "bee", -1)]
     assert images.left_out == (("ant/nowhere", "a link to nowhere"),)
+
+
+def heic() -> bytes:
+    return b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500)
+
+
+@pytest.mark.parametrize("composed_too", [False, True])
+def test_accents_as_macos_writes_them(memory: str, composed_too: bool) -> None:
+    """A name that is decomposed in one place and composed in another is one class."""
+    composed, decomposed = "caf\xe9", "cafe\u0301"
+    test = composed if composed_too else decomposed
+    plant(memory, [f"train/{decomposed}/1.jpg", "train/bar/2.jpg", f"test/{test}/3.jpg"])
+    images = listing(memory)
+    assert images.class_names == ("bar", composed if composed_too else decomposed)
+    assert sorted(images.path.tolist()) == sorted(
+        [f"train/{decomposed}/1.jpg", "train/bar/2.jpg", f"test/{test}/3.jpg"]
+    )
+    assert sorted(images.label.tolist()) == [0, 1, 1]
+
+
+def test_a_folder_without_an_image_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {"ant/1.jpg": jpeg(), "bee/2.jpg": jpeg(), "cat/3.heic": heic(), "cat/4": heic(),
+             "cat/notes.txt": b"", "dog/a/.hidden": b""}  # fmt: skip
+    plant(str(tmp_path), files)
+    (tmp_path / "elk" / "within").mkdir(parents=True)
+    (tmp_path / "ant" / "empty").mkdir()
+    with caplog.at_level("INFO", "dtl"):
+        images = listing(tmp_path)
+    heic_reason = "HEIC, which is not read: convert it to JPEG, for example with heif-convert"
+    assert images.empty_folders == (("cat", heic_reason), ("elk", "an empty folder"))
+    assert dict(images.left_out) == {
+        "cat/3.heic": heic_reason, "cat/4": heic_reason, "cat/notes.txt": "not an image",
+        "dog/a/.hidden": "hidden file",
+    }  # fmt: skip
+    said, warned = caplog.messages
+    assert said == (
+        f"2 images of 2 classes below {tmp_path}; 4 other files left out:\n"
+        f"  2 {heic_reason}: cat/3.heic, cat/4\n"
+        "  1 hidden file: dog/a/.hidden\n"
+        "  1 not an image: cat/notes.txt"
+    )
+    assert warned == (
+        f"No image in 2 folders that would be classes: cat ({heic_reason}), elk (an empty folder)."
+    )
+    del files["cat/3.heic"], files["cat/4"]
+    plant(f"{tmp_path}2", files)
+    assert listing(f"{tmp_path}2").fingerprint == images.fingerprint
+
+
+def test_a_split_without_an_image_of_a_class_is_named(tmp_path: Path) -> None:
+    photos = dict.fromkeys(["x/train/ant/1.jpg", "x/train/bee/2.jpg", "x/test/bee/4.jpg"], b"")
+    plant(str(tmp_path), photos | {"x/test/ant/3": heic(), "readme.txt": b""})
+    images = listing(tmp_path)
+    assert [folder for folder, _ in images.empty_folders] == ["test/ant"]
+    assert images.root == f"{tmp_path}/x"
+
+
+def test_many_files_that_are_left_out(memory: str, caplog: pytest.LogCaptureFixture) -> None:
+    plant(memory, {**dict.fromkeys(SMALL, b""), **{f"ant/{k:02d}.xml": b"" for k in range(20)}})
+    with caplog.at_level("INFO", "dtl"):
+        listing(memory)
+    assert caplog.messages[0].endswith(
+        "; 20 other files left out:\n  20 not an image: ant/00.xml, ant/01.xml, ant/02.xml, ..."
+    )
+
+
+@pytest.mark.parametrize("name", ["one.jpg", "photo"])
+def test_one_image_for_predictions(tmp_path: Path, memory: str, name: str) -> None:
+    for url in (str(tmp_path), memory):
+        plant(url, {name: jpeg(), "other.jpg": b""})
+        found = find_images(f"{url}/{name}")
+        assert (found.root, found.paths, found.sizes) == (url, [name], [len(jpeg())])
+        assert [storage.read_file(file) for file in found.files()] == [jpeg()]
+        with pytest.raises(NotADirectoryError, match=r"Not a folder: .*Check `images\.url`"):
+            listing(f"{url}/{name}")
+
+
+def test_one_file_that_is_no_image(tmp_path: Path) -> None:
+    plant(str(tmp_path), {"notes.txt": b"", "notes": b"text", "x.heic": heic()})
+    for name, reason in [("notes.txt", "not an image"), ("notes", "not an"), ("x.heic", "HEIC, ")]:
+        with pytest.raises(ValueError, match=rf"/{name} is {reason}.*Give an image, a folder, or"):
+            find_images(str(tmp_path / name))
+
+
+def test_names_that_are_odd(tmp_path: Path) -> None:
+    """As `names/make.sh` makes them; each is read, or left out with its reason."""
+    root = os.fsencode(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "01.jpg").write_bytes(jpeg())
+    (tmp_path / "cat" / "IMG::1.jpg").write_bytes(jpeg())
+    with open(root + b"/cat/caf\xe9.jpg", "wb") as file:
+        file.write(jpeg())
+    os.mkfifo(tmp_path / "cat" / "pipe")
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "cat" / "self").symlink_to("self")
+    (tmp_path / "cat" / "self.jpg").symlink_to("self.jpg")
+    images = listing(tmp_path)
+    assert sorted(images.path.tolist()) == ["cat/01.jpg", "cat/IMG::1.jpg", "dog/01.jpg"]
+    assert [storage.read_file(file) for file in locate_listed(images)] == [jpeg()] * 3
+    assert dict(images.left_out) == {
+        r"cat/caf\xe9.jpg": "its name is not UTF-8", "cat/pipe": "a named pipe",
+        "cat/pipe.jpg": "a named pipe", "cat/self": "a link to itself",
+        "cat/self.jpg": "a link to itself",
+    }  # fmt: skip
 
 
 def test_no_url() -> None:

@@ -202,6 +202,83 @@ def test_classes_beside_images(name: str, data: bytes, expected: str | None) -> 
     assert tars.read_class(window, tars.Member(name, 0, len(data))) == expected
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"ant\r\n", *("\ufeffant\r\n".encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be"))],
+)
+def test_class_lists_as_windows_writes_them(tmp_path: Path, data: bytes) -> None:
+    about = b"\xef\xbb\xbf" + json.dumps({"label": "cat"}).encode()
+    files = {"1.jpg": photo(1), "1.cls": data, "2.jpg": photo(2), "2.cls": b"bee",
+             "3.jpg": photo(3), "3.json": about}  # fmt: skip
+    found = listed(write_tar(tmp_path / "0.tar", files))
+    assert classes(found) == {"ant/1.jpg": "ant", "bee/2.jpg": "bee", "cat/3.jpg": "cat"}
+    assert found.left_out == ()
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9", b"", b"ant\nbee", b"\xff"])
+def test_a_class_that_cannot_be_read_is_named(tmp_path: Path, data: bytes) -> None:
+    files = {"1.jpg": photo(1), "1.cls": data, "2.jpg": photo(2), "2.cls": b"bee",
+             "3.jpg": photo(3), "3.cls": b"ant"}  # fmt: skip
+    found = listed(write_tar(tmp_path / "0.tar", files))
+    assert len(found) == 2
+    assert found.left_out == (
+        ("0.tar/1.cls", "no class in it: expected one line of UTF-8"),
+        ("1.jpg", "in no class folder"),
+    )
+
+
+def test_the_case_of_keys_that_end_at_the_first_dot(cases: Path) -> None:
+    found = listed(cases / "tars" / "input_jpg_cls.tar")
+    assert classes(found) == {f"{'ab'[k % 2]}/{k:04d}.input.jpg": "ab"[k % 2] for k in range(8)}
+    assert found.left_out == ()
+
+
+@pytest.mark.parametrize("folder", ["", "shards/", "train/", "data/shards/"])
+def test_keys_end_at_the_first_dot(tmp_path: Path, folder: str) -> None:
+    for shard in range(2):
+        files: Contents = {}
+        for k in range(4):
+            key = f"{shard}{k}"
+            files |= {f"{key}.input.jpg": photo(k), f"{key}.target.cls": [b"ant", b"bee"][k % 2]}
+        files |= {"x9.left.jpg": photo(1), "x9.right.jpg": photo(2), f"x9.{shard}.cls": b"ant"}
+        write_tar(tmp_path / f"{folder}{shard}.tar", files)
+    # Which of two images the class is of, nobody can know.
+    with pytest.raises(ValueError, match="2 images have the path"):
+        listed(tmp_path)
+    (tmp_path / f"{folder}1.tar").unlink()
+    found = listed(tmp_path)
+    assert sorted(classes(found).values()) == ["ant", "ant", "bee", "bee"]
+    assert [(Path(path).name, reason) for path, reason in found.left_out] == [
+        ("x9.left.jpg", "in no class folder"), ("x9.right.jpg", "in no class folder"),
+    ]  # fmt: skip
+
+
+def test_class_folders_stay_where_keys_end_at_the_first_dot(tmp_path: Path) -> None:
+    """As these tars were listed before: the folder is the class, and so the fingerprint stays."""
+    files = {f"{name}/{k}.v1.jpg": photo(k) for name in ("ant", "bee") for k in range(3)}
+    plain = listed(write_tar(tmp_path / "a" / "0.tar", files))
+    beside = {f"{name}/{k}.cls": b"3" for name in ("ant", "bee") for k in range(3)}
+    found = listed(write_tar(tmp_path / "b" / "0.tar", files | beside))
+    assert found.class_names == ("ant", "bee")
+    assert found.fingerprint == plain.fingerprint
+
+
+def test_names_with_several_dots_keep_their_own_class(tmp_path: Path) -> None:
+    files = {"p.2018.jpg": photo(1), "p.2018.cls": b"ant", "p.2019.jpg": photo(2),
+             "p.2019.cls": b"bee", "p.2020.jpg": photo(3)}  # fmt: skip
+    found = listed(write_tar(tmp_path / "0.tar", files))
+    assert classes(found) == {"ant/p.2018.jpg": "ant", "bee/p.2019.jpg": "bee"}
+    assert found.left_out == (("p.2020.jpg", "in no class folder"),)
+
+
+def test_a_class_in_tars_without_an_image_is_named(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500)
+    files = dict(MIXED) | {"dog/1.heic": heic, "x.heic": heic, "x.cls": b"elk"}
+    found = listed(write_tar(tmp_path / "0.tar", files))
+    assert [folder for folder, _ in found.empty_folders] == ["dog", "elk"]
+    assert all(reason.startswith("HEIC") for _, reason in found.empty_folders)
+
+
 def test_images_without_labels_for_predict(tmp_path: Path) -> None:
     write_tar(tmp_path / "1.tar", {"b.jpg": photo(0), "a.jpg": photo(1)})
     write_tar(tmp_path / "0.tar", {"d.jpg": photo(2), "notes": b"text", "c": photo(3)})
@@ -291,6 +368,62 @@ def test_a_broken_tar_is_an_error_that_names_it(tmp_path: Path, how: str) -> Non
     )
 
 
+# --- one tar after another ------------------------------------------------------------------------
+
+
+def test_the_case_of_concatenated_tars(cases: Path) -> None:
+    found = listed(cases / "tars" / "cat_a_b.tar")
+    assert sorted(found.path.tolist()) == [f"{name}/{k}.jpg" for name in "ab" for k in range(8)]
+    assert all(data.startswith(b"\xff\xd8") for data in read(found).values())
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("n_zeros", [512, 1024, 10_240, 300_032])
+def test_concatenated_tars_are_read_to_the_end(tmp_path: Path, kind: int, n_zeros: int) -> None:
+    long = f"{'a' * 90}/{'b' * 90}"
+    parts = [dict(MIXED[:9]), {f"ant/{long}.jpg": photo(50)}, dict(MIXED[9:]), {}]
+    data = b""
+    for k, part in enumerate(parts):
+        tar = write_tar(tmp_path / f"{k}.tar", part, format=kind).read_bytes()
+        data += tar.rstrip(b"\0")
+        data += bytes(-len(data) % 512 + n_zeros)
+        (tmp_path / f"{k}.tar").unlink()
+    (tmp_path / "all.tar").write_bytes(data)
+    assert read(listed(tmp_path / "all.tar")) == dict(MIXED) | parts[1]
+
+
+@pytest.mark.parametrize("n_bytes", [1, 511])
+def test_a_few_bytes_after_the_end_are_told(tmp_path: Path, n_bytes: int) -> None:
+    path = write_tar(tmp_path / "0.tar", dict(MIXED))
+    path.write_bytes(path.read_bytes() + b"\n" * n_bytes)
+    found = listed(path)
+    assert read(found) == dict(MIXED)
+    ((place, reason),) = found.left_out
+    assert place.startswith("0.tar/byte ")
+    assert reason == "after the end of the tar"
+
+
+@pytest.mark.parametrize("between", [b"\n", b"x" * 512, b"x" * 700])
+def test_what_cannot_be_read_after_the_end_is_refused(tmp_path: Path, between: bytes) -> None:
+    """Such as with ``hdfs dfs -getmerge -nl``, which puts a newline between."""
+    one = write_tar(tmp_path / "0.tar", dict(MIXED[:9])).read_bytes()
+    two = write_tar(tmp_path / "1.tar", dict(MIXED[9:])).read_bytes()
+    (tmp_path / "1.tar").unlink()
+    (tmp_path / "0.tar").write_bytes(one + between + two)
+    with pytest.raises(ValueError, match=rf"after its end, .* no tar begins at byte {len(one)}\."):
+        listed(tmp_path)
+
+
+def test_a_second_tar_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "0.tar", dict(MIXED[:9])).read_bytes()
+    two = write_tar(tmp_path / "1.tar", dict(MIXED[9:])).read_bytes()
+    (tmp_path / "1.tar").unlink()
+    for n_bytes in (512, 700, 1024, 1536, 2048, 5000):
+        (tmp_path / "0.tar").write_bytes(one + two[:n_bytes])
+        with pytest.raises(ValueError, match="not a whole tar"):
+            listed(tmp_path)
+
+
 def test_a_tar_that_changed_since_it_was_listed(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", dict(MIXED))
     found = listed(tmp_path)
@@ -353,7 +486,7 @@ def test_any_filesystem(tmp_path: Path, memory: bool) -> None:
 
 
 def test_is_image_is_asked_of_members_without_an_extension(tmp_path: Path) -> None:
-    assert formats.is_image(photo(0)[: formats.N_MAGIC_BYTES])
+    assert formats.begins_like_image(photo(0)[: formats.N_MAGIC_BYTES])
     files = dict(MIXED) | {"ant/photo": photo(3), "ant/text": b"abc"}
     found = listed(write_tar(tmp_path / "0.tar", files))
     assert "ant/photo" in found.path.tolist()

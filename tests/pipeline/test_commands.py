@@ -47,6 +47,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     folder = tmp_path_factory.mktemp("run")
     draw(folder / "pictures", COLOURS, 16)
     (folder / "pictures" / "red" / "RENAME2").write_text("2 4 6")
+    (folder / "pictures" / "grey").mkdir()
+    (folder / "pictures" / "grey" / "1").write_bytes(b"\0\0\0\x14ftypheic\0\0\0\0mif1")
     (folder / "pictures" / "red" / "copy.jpg").write_bytes(
         (folder / "pictures" / "red" / "0.jpg").read_bytes()
     )
@@ -70,12 +72,14 @@ def test_a_run_ends_with_scores_and_a_report(run: tuple[Path, Path, str]) -> Non
     assert f"Report: {out}/report.html" in printed
     assert "Dask dashboard" in printed
     assert "49 images of 3 classes" in printed
-    assert "1 other files left out" in printed
+    assert "2 other files left out:\n  1 HEIC, which is not read: " in printed
+    assert "No image in a folder that would be a class: grey (HEIC, " in printed
     assert "1 images repeat another's bytes (0 of them in another class)" in printed
     assert "was not trained" in printed  # the network
     report = (out / "report.html").read_text()
     assert "was not trained" in report
     assert "RENAME2" in report
+    assert "No image in a folder that would be a class: grey (HEIC, " in report
 
 
 def test_a_finished_command_starts_nothing_and_changes_nothing(
@@ -203,6 +207,15 @@ def test_predict(run: tuple[Path, Path, str], tmp_path: Path, here: Run) -> None
     assert len(rows) == 49
     right = sum(row["class"] == row["path"].split("/")[0] for row in rows)
     assert right > 44
+
+
+def test_predict_one_image(run: tuple[Path, Path, str], tmp_path: Path, here: Run) -> None:
+    pictures, out, _ = run
+    image = pictures / "blue" / "3.jpg"
+    done = here("predict", "--model", out, "--images", image, "--out", tmp_path / "p", *THREADS)
+    assert done.stdout.startswith("Predictions for 1 images (0 unreadable): "), done.stderr
+    (row,) = pq.read_table(tmp_path / "p").to_pylist()
+    assert (row["path"], row["class"]) == ("3.jpg", "blue")
 
 
 def test_a_second_predict_on_one_output_is_refused(

@@ -26,8 +26,10 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     head = Results(arguments.model).trained_head()
     extraction.check_head(head, run.extraction)
     found = listing.find_images(c.images.url)
+    said = listing.describe_left_out(found.left_out)
     if not found.paths:
-        raise UserError(f"No images below {c.images.url} ({len(found.left_out)} other files).")
+        raise UserError(f"No images below {c.images.url}; {said}")
+    log.info("%d images below %s; %s", len(found.paths), c.images.url, said)
     found.sort()
     run.claim_folder()
     run.check_worker_memory()
