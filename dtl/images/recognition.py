@@ -36,6 +36,8 @@ _ARCHIVES = (
 _CONTROL_BYTES = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b"))
 _TEXT_FORMATS = {"PPM", "XBM", "XPM"}
 _SAMPLE_BITS = {"1": 1, "I": 16, "F": 32}
+_SIGNATURE_BYTES = 16
+"""Bytes in which every format that is no text has a control byte, such as a zero of its size."""
 _MOST_TEXT_BYTES = 64 << 20
 """Size above which a file of text is not looked through for an image."""
 _BUFFER_BYTES = 64 << 10
@@ -105,7 +107,8 @@ def judge_content(read_at: ReadAt, n_bytes: int) -> str:
 
 
 def _parses(start: bytes, read_at: ReadAt, n_bytes: int) -> bool:
-    is_text = start.translate(None, _CONTROL_BYTES) == start
+    first = start[:_SIGNATURE_BYTES]
+    is_text = first.translate(None, _CONTROL_BYTES) == first
     if not is_text and (start[:4] == b"RIFF" or start[4:8] == b"ftyp"):
         # Pillow reads all of a WebP and allocates its pixels. These signatures are long enough.
         return True
