@@ -50,6 +50,7 @@ class Results:
 
     def __init__(self, url: str) -> None:
         self.url = storage.absolute(url)
+        self.config_file = self._place("config.toml")
         self.features = self._place("features.zarr")
         self.report = self._place("report.html")
         self.comparison_page = self._place("compare.html")

@@ -129,20 +129,37 @@ def read_options(arguments: argparse.Namespace, command: Command) -> config.Conf
     """
     given = _nested(arguments)
     layers: list[Mapping[str, Any]] = [command.base]
+    read_from: dict[str, Mapping[str, Any]] = {}
     file: dict[str, Any] = {}
     if arguments.config:
         found = read_parsed(arguments.config, config.parse_toml, "Mend it, or check --config.")
         if found is None:
             raise FileNotFoundError(f"No such file: {arguments.config}. Check --config.")
-        file = found
-    if command.starts_from == "out" and (out := given.get("out") or file.get("out")):
-        layers.append(Results(out).config())
+        file = read_from[arguments.config] = found
+    out = arguments.model if command.starts_from == "model" else given.get("out") or file.get("out")
+    if command.starts_from in ("out", "model") and out:
+        earlier = Results(out)
+        read_from[earlier.config_file] = earlier.config()
+        layers.append(read_from[earlier.config_file])
     if command.starts_from == "model":
-        layers.append(Results(arguments.model).config() | {"out": ""})
-        layers.append({"images": {"url": ""}, "train": {"layer": ""}})
-    options = config.build(*layers, file, given)
+        layers.append({"out": "", "images": {"url": ""}, "train": {"layer": ""}})
+    options = _build([*layers, file, given], read_from)
     storage.use_hdfs_client(options.storage.hdfs_client)
     return _with_absolute_urls(options)
+
+
+def _build(
+    layers: list[Mapping[str, Any]], read_from: Mapping[str, Mapping[str, Any]]
+) -> config.Config:
+    try:
+        return config.build(*layers)
+    except UserError:
+        for url, options in read_from.items():
+            try:
+                config.build(options)
+            except UserError as error:
+                raise UserError(f"{url}: {error}") from error
+        raise
 
 
 def _nested(arguments: argparse.Namespace) -> dict[str, Any]:

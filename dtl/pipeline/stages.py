@@ -104,14 +104,15 @@ def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
 
 def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> None:
     """Write the report, unless there is one: each other stage removes it."""
-    if storage.exists(run.results.report):
+    url = run.results.report
+    if storage.is_file(url) and storage.size(url):
         log.info("report: done before")
         return
     from dtl.pipeline.gather import gather_report
     from dtl.report import page  # Bokeh, which a finished run does not need
 
     gathered = gather_report(run.results, run.options, store, head, scores)
-    storage.write_bytes(run.results.report, page.render(gathered).encode())
+    storage.write_bytes(url, page.render(gathered).encode())
 
 
 def reuse(stage: str, stored: _Stored | None, wanted: Mapping[str, Any]) -> _Stored | None:

@@ -74,7 +74,7 @@ def history_to_bytes(history: Sequence[Round]) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(pa.table(to_columns(history)), buffer)
+    pq.write_table(pa.table(to_columns(history)), buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -82,7 +82,8 @@ def history_from_bytes(data: bytes) -> list[Round]:
     """Read what `history_to_bytes` wrote."""
     import pyarrow.parquet as pq
 
-    return from_columns(pq.read_table(io.BytesIO(data)).to_pydict())
+    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    return from_columns(table.to_pydict())
 
 
 @dataclass(frozen=True)

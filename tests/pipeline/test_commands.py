@@ -124,6 +124,20 @@ def test_stages_one_by_one_make_the_same_bits(
     assert contents(tmp_path / "features.zarr") == contents(out / "features.zarr")
 
 
+def test_a_report_without_a_byte_is_none(
+    run: tuple[Path, Path, str], tmp_path: Path, here: Run
+) -> None:
+    pictures, out, _ = run
+    copy = tmp_path / "out"
+    subprocess.run(["cp", "-r", out, copy], check=True)
+    (copy / "report.html").write_bytes(b"")
+    done = here("run", "--images", pictures, "--out", copy, *CUT)
+    assert done.returncode == 0, done.stderr
+    assert "evaluation: done before" in done.stderr
+    assert "report: done before" not in done.stderr
+    assert (copy / "report.html").read_text().rstrip().endswith("</html>")
+
+
 def test_other_training_settings_train_again_and_name_them(
     run: tuple[Path, Path, str], tmp_path: Path, here: Run
 ) -> None:
@@ -377,9 +391,12 @@ def test_unwritable_output(capsys: Capsys, pictures: Path, tmp_path: Path) -> No
 def test_misspelt_key_in_a_file(capsys: Capsys, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[train]\nlearning_rat = 0.1\n")
     message = fails(capsys, "run", "--config", tmp_path / "c.toml", "--out", tmp_path)
-    assert "Unknown key train.learning_rat. Did you mean learning_rate?" in message
+    assert f"error: {tmp_path}/c.toml: Unknown key train.learning_rat. Did you mean" in message
+    (tmp_path / "config.toml").write_text("[train]\nlearning_rat = 0.1\n")
+    message = fails(capsys, "train", "--out", tmp_path)
+    assert f"error: {tmp_path}/config.toml: Unknown key train.learning_rat. Did you" in message
     (tmp_path / "c.toml").write_text("[train\n")
-    assert "is not valid TOML" in fails(capsys, "run", "--config", tmp_path / "c.toml")
+    assert "c.toml: Not valid TOML: " in fails(capsys, "run", "--config", tmp_path / "c.toml")
     assert "Check --config" in fails(capsys, "run", "--config", tmp_path / "d.toml")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import Client
 from helpers import COLOURS, CUT, contents, draw, in_session, wait_until
 
 PREPARE = """
@@ -376,7 +377,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     wait_until(lambda: file.exists() and file.read_text().endswith("}"), "the scheduler", 60)
     folder = ["--local-directory", tmp_path / "worker"]
     started.append(start("dask_worker", "--nthreads", "2", "--death-timeout", "5", *folder))
-    yield json.loads(file.read_text())["address"], started
+    address = json.loads(file.read_text())["address"]
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=120)
+    yield address, started
     for process in reversed(started):
         process.terminate()
         process.wait(60)
