@@ -42,7 +42,7 @@ class Run:
         self.options = options
         self._stack = stack
         self._client: Client | None = None
-        self._locked = False
+        self._lock: lock.Lock | None = None
 
     @functools.cached_property
     def results(self) -> Results:
@@ -78,6 +78,7 @@ class Run:
             )
             register_setup(self._client, storage.use_hdfs_client, o.storage.hdfs_client)
             show_slow_storage(self._client)
+            self._guard_workers()
         return self._client
 
     @property
@@ -98,10 +99,16 @@ class Run:
 
     def claim_folder(self) -> None:
         """Lock the results' folder; an `OSError` if it cannot be written, or is another's."""
-        if not self._locked:
+        if self._lock is None:
             storage.check_writable(self.results.url)
-            self._stack.enter_context(lock.hold(self.results.url))
-            self._locked = True
+            self._lock = self._stack.enter_context(lock.hold(self.results.url))
+            self._guard_workers()
+
+    def _guard_workers(self) -> None:
+        if self._client is not None and self._lock is not None:
+            from dtl.cluster.workers import register_setup
+
+            register_setup(self._client, lock.guard_worker, self._lock.url, self._lock.token)
 
     def begin(self) -> None:
         """Lock the results' folder, and save the configuration there."""

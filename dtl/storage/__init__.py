@@ -6,6 +6,7 @@ fsspec reads, or a path of this machine.
 """
 
 from dtl.storage.files import *  # noqa: F403
+from dtl.storage.guards import *  # noqa: F403
 from dtl.storage.places import *  # noqa: F403
 from dtl.storage.ranges import *  # noqa: F403
 from dtl.storage.slow import *  # noqa: F403

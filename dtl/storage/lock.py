@@ -23,12 +23,13 @@ from typing import Any
 
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.storage.guards import guard
+from dtl.storage.guards import add_guard, guard
 from dtl.storage.hdfs import UnreachableError
 from dtl.storage.ledger import read_json
 
 log = logging.getLogger(__name__)
 
+_NAME = ".dtl-lock"
 _BEAT_S = 5.0
 _DEAD_AFTER_S = 30.0
 """Six beats: a NameNode that pauses must not look like a dead driver."""
@@ -46,7 +47,7 @@ class Lock:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._file = storage.join(url, ".dtl-lock")
+        self._file = storage.join(url, _NAME)
         self._content: dict[str, Any] = {
             "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()),
             "token": uuid.uuid4().hex, "beat": 0,
@@ -54,13 +55,18 @@ class Lock:
         # While a beat is written, the file may be away for a moment.
         self._busy = threading.RLock()
 
+    @property
+    def token(self) -> str:
+        """What tells this driver's lock from any other's."""
+        return str(self._content["token"])
+
     def take(self) -> None:
         """Write the lock, or raise `BlockingIOError` where another driver holds the folder."""
         _refuse_living(self._file, self.url)
         # Of two that find no file at the same time, the last to write holds the folder.
         self._write()
         found = _read(self._file)
-        if found is None or found["token"] != self._content["token"]:
+        if found is None or found["token"] != self.token:
             raise BlockingIOError(_name_holder(self.url, found or {}))
 
     def check(self) -> None:
@@ -70,13 +76,8 @@ class Lock:
         """
         with self._busy:
             found = _read(self._file)
-        if found is None or found["token"] != self._content["token"]:
-            holder = "nobody" if found is None else f"process {found['pid']} on {found['host']}"
-            raise LostLockError(
-                f"The lock of {self.url} was lost: it belongs to {holder} now. This driver was "
-                "suspended or cut off for a while, so another took its place. Nothing more is "
-                "written. If no other driver runs there, give the same command again."
-            )
+        if found is None or found["token"] != self.token:
+            raise LostLockError(_say_lost(self.url, found))
 
     def beat(self) -> None:
         """Show that this driver lives; raises as `check`."""
@@ -127,23 +128,53 @@ def hold(url: str) -> Iterator[Lock]:
     thread = threading.Thread(target=beat, name="dtl-lock", daemon=True)
     thread.start()
     reachable = True
+    _held.add(url)
     try:
         with guard(url, lock.check):
             yield lock
     except UnreachableError:
         reachable = False
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if lost:
-            raise lost[0] from None
+            raise lost[0] from interrupt
         raise
     finally:
+        _held.discard(url)
         stop.set()
         # Without storage, each try would wait for minutes; the next driver finds a dead one's lock.
         if reachable:
             thread.join()
             if not lost:
                 lock.release()
+
+
+_held: set[str] = set()
+"""Folders that drivers in this process hold."""
+
+
+def guard_worker(url: str, token: str) -> None:
+    """Refuse changes of a folder by this process, a worker, once another driver holds it.
+
+    A worker goes on without its driver, when that is suspended.
+    """
+
+    def check() -> None:
+        found = _read(storage.join(url, _NAME))
+        if found is not None and found["token"] != token:
+            raise LostLockError(_say_lost(url, found))
+
+    if url not in _held:
+        add_guard(url, check)
+
+
+def _say_lost(url: str, found: dict[str, Any] | None) -> str:
+    holder = "nobody" if found is None else f"process {found['pid']} on {found['host']}"
+    return (
+        f"The lock of {url} was lost: it belongs to {holder} now. This driver was suspended or cut "
+        "off for a while, so another took its place. Nothing more is written. If no other driver "
+        "runs there, give the same command again."
+    )
 
 
 def _refuse_living(file: str, url: str) -> None:

@@ -14,11 +14,11 @@ import pytest
 
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.storage import lock
+from dtl.storage import guards, lock
 
 HOLDER = """
 import sys, time
-from dtl.storage import lock
+from dtl.storage import guards, lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -164,11 +164,40 @@ def test_the_work_of_a_driver_that_lost_its_lock_ends(tmp_path: Path) -> None:
     assert json.loads((tmp_path / ".dtl-lock").read_text())["host"] == "elsewhere"
 
 
+def test_a_worker_writes_until_another_driver_holds_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "_guards", {})
+    out = str(tmp_path / "out")
+    lock.guard_worker(out, "t")
+    storage.write_bytes(f"{out}/0", b"the driver has ended, or holds it no more")
+    elsewhere(tmp_path / "out", 0)
+    storage.write_bytes(f"{out}/1", b"1")
+    lock.guard_worker(out, "of the driver before")
+    for write in (
+        lambda: storage.write_bytes(f"{out}/2", b""),
+        lambda: storage.check_guards(f"{out}/features.zarr"),
+    ):
+        with pytest.raises(lock.LostLockError, match=f"The lock of {out} was lost"):
+            write()
+    lock.guard_worker(out, "t")
+    storage.write_bytes(f"{out}/2", b"the next driver has come to the same worker")
+
+
+def test_a_worker_that_is_a_thread_of_its_driver_keeps_the_drivers_check(tmp_path: Path) -> None:
+    with lock.hold(str(tmp_path)) as held:
+        lock.guard_worker(str(tmp_path), held.token)
+        (tmp_path / ".dtl-lock").unlink()
+        with pytest.raises(lock.LostLockError, match="belongs to nobody"):
+            storage.write_bytes(f"{tmp_path}/1", b"1")
+    storage.write_bytes(f"{tmp_path}/1", b"1")
+
+
 SUSPENDED = """
 import sys, time
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.storage import lock
+from dtl.storage import guards, lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
