@@ -79,6 +79,43 @@ class Session:
             level += 1
         return self.submit(function, values, *arguments, name=f"{name}-{level}-0")
 
+    def map_reduce(
+        self,
+        function: Callable[..., Any],
+        n_values: int,
+        *arguments: Any,
+        merge: Callable[[list[Any]], Any],
+        name: str,
+    ) -> Future:
+        """Compute ``function(i, *arguments)`` for each i below `n_values`, and merge the results.
+
+        Results are merged as `reduce` does. Of more than 8192 values a task computes and merges all
+        that one task of the tree's first level takes: the scheduler keeps some kilobytes per task.
+        The result has the same bits either way.
+        """
+        fan_in = _choose_fan_in(n_values, 2)
+        if n_values <= _MOST_TASKS:
+            values = [
+                self.submit(function, i, *arguments, name=f"{name}-{i}") for i in range(n_values)
+            ]
+            return self.reduce(values, merge, name=f"merge-{name}")
+        runs = [range(i, min(i + fan_in, n_values)) for i in range(0, n_values, fan_in)]
+        values = [
+            self.submit(_merge_run, function, run, merge, *arguments, name=f"{name}-{k}")
+            for k, run in enumerate(runs)
+        ]
+        return self.submit(merge, values, name=f"merge-{name}")
+
+
+_MOST_TASKS = 8192
+"""Tasks of `Session.map_reduce`, where each has one value."""
+
+
+def _merge_run(
+    function: Callable[..., Any], run: range, merge: Callable[[list[Any]], Any], *arguments: Any
+) -> Any:
+    return merge([function(i, *arguments) for i in run])
+
 
 def _return(value: Any) -> Any:
     return value

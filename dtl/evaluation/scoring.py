@@ -47,14 +47,10 @@ def evaluate(
     check_trained_on(store, head)
     session = Session(client)
     head_future = session.submit_value(head, "head")
-    tallies = [
-        session.submit(
-            _score_chunk, store, head_future, chunk, n_mistakes, name=f"score-chunk-{chunk}"
-        )
-        for chunk in range(store.n_chunks)
-    ]
     add = functools.partial(_add_tallies, n_mistakes=n_mistakes)
-    tally: _Tally = session.reduce(tallies, add, name="add-scores").result()
+    tally: _Tally = session.map_reduce(
+        _score_chunk, store.n_chunks, store, head_future, n_mistakes, merge=add, name="scores"
+    ).result()
     if head.n_units and not tally.differ:
         log.warning(
             "The hidden layer is dead: all %d units are 0 for every image, so all images get the "
@@ -93,7 +89,7 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
     )  # fmt: skip
 
 
-def _score_chunk(store: FeatureStore, head: Head, chunk: int, n_mistakes: int) -> _Tally:
+def _score_chunk(chunk: int, store: FeatureStore, head: Head, n_mistakes: int) -> _Tally:
     split, labels = store.read("split", chunk), store.read("label", chunk)
     features = store.read(head.provenance["layer"], chunk)
     with blas.one_blas_thread():

@@ -155,7 +155,9 @@ def assign_splits(
         by_class = method == "stratified" or bool(config.train_per_class)
         groups = [order]
         if by_class:
-            groups = [order[label[leader[order]] == k] for k in range(len(class_names))]
+            by_label = order[np.argsort(label[leader[order]], kind="stable")]
+            ends = np.searchsorted(label[leader[by_label]], np.arange(len(class_names)), "right")
+            groups = np.split(by_label, ends)[:-1]
         sizes = _divide_units([len(g) for g in groups], config, class_names if by_class else None)
         for group, size in zip(groups, sizes, strict=True):
             unit_split[group[: size.sum()]] = np.repeat(np.arange(len(SPLITS)), size)

@@ -81,8 +81,11 @@ def _pictures(
 ) -> dict[str, bytes]:
     files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in scores.mistakes}
     if store.attrs.get("shards"):
-        places = zip(store.read("path"), store.files(str(store.attrs["root"])), strict=True)
-        files = {str(path): place for path, place in places if path in files}
+        rows = [row for row, path in enumerate(store.read("path")) if path in files]
+        for chunk in {row // store.chunk_images for row in rows}:
+            located = store.files(str(store.attrs["root"]), chunk)
+            places = zip(store.read("path", chunk), located, strict=True)
+            files |= {str(path): place for path, place in places if path in files}
     pictures: dict[str, bytes] = {}
     problems: list[str] = []
     for path, file in files.items():

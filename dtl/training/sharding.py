@@ -79,7 +79,7 @@ class Shard:
         return np.concatenate(order).astype(np.intp)
 
 
-def chunk_moments(store: FeatureStore, layer: str, chunk: int) -> Moments:
+def chunk_moments(chunk: int, store: FeatureStore, layer: str) -> Moments:
     """Return the moments of a chunk's training rows; refuse NaN and infinity in any row."""
     features = store.read(layer, chunk)
     if not np.isfinite(features).all():
@@ -148,8 +148,9 @@ def load_shard(
         )
     else:
         features = np.empty((len(row), len(mean)), np.float32)
-        for chunk in chunks:
-            chosen = chunk_of == chunk
+        ends = np.cumsum(np.add(n_train, n_validation))
+        by_chunk = np.split(np.argsort(chunk_of, kind="stable"), ends[:-1])
+        for chunk, chosen in zip(chunks, by_chunk, strict=True):
             features[chosen] = standardise(store.read(layer, chunk), mean, scale)[row[chosen]]
     return Shard(index, features, label, n_train, n_validation)
 

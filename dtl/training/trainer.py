@@ -128,11 +128,9 @@ def load_groups(spec: TrainingSpec, session: Session) -> tuple[list[Future], Fut
     `Inputs.groups` and `Inputs.moments`.
     """
     store, layer, n_shards, config = spec.store, spec.layer, spec.n_shards, spec.config
-    parts = [
-        session.submit(sharding.chunk_moments, store, layer, chunk, name=f"moments-{chunk}")
-        for chunk in range(store.n_chunks)
-    ]
-    moments = session.reduce(parts, merge_moments, name="merge-moments")
+    moments = session.map_reduce(
+        sharding.chunk_moments, store.n_chunks, store, layer, merge=merge_moments, name="moments"
+    )
     groups = [
         session.submit(
             sharding.load_group, store, layer, indices, n_shards, moments, config.features_in,

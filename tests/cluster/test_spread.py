@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, Scheduler
 from helpers import local_cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtl.cluster import spread
 from dtl.cluster.spread import Session, choose_group_size, group_shards
 
 
@@ -70,6 +71,33 @@ def test_sums_have_the_same_bits_on_any_workers(
     ]
     assert found[0].hex() == found[1].hex()
     assert found[0] == pytest.approx(sum(values), rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 6, 40])
+def test_many_values_share_tasks_in_the_same_tree(
+    threads: Client, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    def double(i: int, plus: int) -> int:
+        return 2 * i + plus
+
+    values = [2 * i + 1 for i in range(n)]
+    tree = Session(threads).reduce(leaves(threads, values), tuple, name="tree").result()
+    for most_tasks in (1000, 4):
+        monkeypatch.setattr(spread, "_MOST_TASKS", most_tasks)
+        one = threads.submit(int, 1)
+        found = Session(threads).map_reduce(double, n, one, merge=tuple, name="double")
+        assert found.result() == tree
+
+
+def test_a_hundred_thousand_values_are_some_hundred_tasks(threads: Client) -> None:
+    n_before = threads.run_on_scheduler(count_tasks)
+    found = Session(threads).map_reduce(int, 100_000, merge=sum, name="count")
+    assert threads.run_on_scheduler(count_tasks) - n_before < 300
+    assert found.result() == sum(range(100_000))
+
+
+def count_tasks(dask_scheduler: Scheduler) -> int:
+    return len(dask_scheduler.tasks)
 
 
 # --- group_shards --------------------------------------------------------------------------------

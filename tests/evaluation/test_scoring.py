@@ -10,6 +10,7 @@ from distributed import Client
 from helpers import MakeStore, local_cluster
 from sklearn import metrics as sk
 
+from dtl.cluster import spread
 from dtl.config import TrainConfig
 from dtl.evaluation import scoring
 from dtl.evaluation.scoring import evaluate
@@ -166,6 +167,19 @@ def test_the_same_bits_on_any_workers(
     with local_cluster(n_workers) as local, Client(local) as client:
         found = evaluate(store, head, client)
     assert found.to_json() == evaluate(store, head, threads).to_json()
+
+
+def test_the_same_bits_where_tasks_take_many_chunks(
+    make_store: MakeStore, threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(n_classes=N_CLASSES, chunk_images=13, distance=0.3)
+    head, found = rough_head(store), []
+    spec = TrainingSpec(store, TrainConfig(epochs=1.0), "fc2", 0)
+    for most_tasks in (8192, 8):
+        monkeypatch.setattr(spread, "_MOST_TASKS", most_tasks)
+        trained = trainer.train(spec, threads).head
+        found.append((evaluate(store, head, threads).to_json(), trained.to_bytes()))
+    assert found[0] == found[1]
 
 
 def test_the_same_bits_on_any_threads_of_blas(make_store: MakeStore, threads: Client) -> None:

@@ -443,7 +443,7 @@ def test_features_that_are_not_finite_name_the_image_and_what_helps(
         monkeypatch.setattr(store, "attrs", {"settings": {"precision": precision}})
         monkeypatch.setattr(store, "dtype", lambda _, dtype=dtype: np.dtype(dtype))
         with pytest.raises(ValueError, match=advice):
-            sharding.chunk_moments(store, "fc2", 1)
+            sharding.chunk_moments(1, store, "fc2")
 
 
 @pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])
