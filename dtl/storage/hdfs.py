@@ -36,6 +36,8 @@ _REFUSED = {
 }
 """NameNode exceptions that become `PermissionError`, and how their messages begin."""
 
+_FULL = re.compile(r"could only be (written|replicated) to 0 ")
+
 _PASSING = re.compile(
     r"^(?!.*turned on manually).*"
     r"(safe ?mode|RetriableException|StandbyException|OperationFailed|DataTransferError)",
@@ -95,7 +97,13 @@ def translate(error: Exception, url: str) -> OSError:
         if message.endswith("(is not a directory)"):
             return NotADirectoryError(f"{url}: {message}")
         if kind in _REFUSED:
-            return PermissionError(f"{url}: {_REFUSED[kind]}{message}")
+            advice = ". Remove files, or ask for a larger quota." if "Quota" in kind else ""
+            return PermissionError(f"{url}: {_REFUSED[kind]}{message}{advice}")
+        if _FULL.search(message):
+            return OSError(
+                f"{url} cannot be written: no DataNode takes it. Most likely they are full, see "
+                f"`hdfs dfsadmin -report`: {message}"
+            )
         return OSError(f"{url}: {kind}: {message}")
     if "Connection refused" in text or "timed out" in text.lower():
         return UnreachableError(f"{url}: the NameNode does not answer ({text}).")

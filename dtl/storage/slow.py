@@ -63,8 +63,8 @@ def _watch() -> None:
             if now - began >= told.get(call, _AFTER_S):
                 told[call] = 2 * (now - began)
                 message = (
-                    f"{place} has not answered for {now - began:.0f} s. Still waiting: if it is on "
-                    "a disk or server that hangs, mend that, or stop and leave the file out."
+                    f"Waiting for {place}, {now - began:.0f} s so far. If it is not just large, "
+                    "and its disk or server hangs, mend that, or stop and leave the file out."
                 )
                 with contextlib.suppress(Exception):  # the driver may be gone
                     _tell(message)

@@ -79,6 +79,9 @@ def walk(
             yield Found(printable(folder.prefix.rstrip("/")), 0, EMPTY)
         for name, entry in entries:
             path, place = folder.prefix + name, join(folder.url, name)
+            if not name:
+                yield Found(printable(f"{path}/"), 0, "a name with nothing between two slashes")
+                continue
             is_folder, n_bytes, problem = _read_entry(fs, entry, place)
             if is_folder:
                 links_in = folder.links_in
@@ -101,7 +104,7 @@ def list_names(url: str) -> list[str]:
     """List the names of what is in a folder, sorted; none if there is no such folder."""
     fs, path = filesystem(url)
     try:
-        return [name for name, _ in _sort(path, ask(fs, url, fs.ls, path, detail=True))]
+        return [name for name, _ in _sort(path, ask(fs, url, fs.ls, path, detail=True)) if name]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -130,12 +133,14 @@ def _list(fs: Any, folder: _Folder) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _sort(folder: str, entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    named = [
-        (entry["name"].rstrip("/").rsplit("/", 1)[-1], entry)
-        for entry in entries
-        # Some clients of object stores list a folder's own empty object, too.
-        if entry["name"].rstrip("/") != folder.rstrip("/")
-    ]
+    named = []
+    for entry in entries:
+        path = entry["name"].rstrip("/")
+        if path != folder.rstrip("/"):
+            named.append((path.rsplit("/", 1)[-1], entry))
+        elif entry["type"] == "directory" or entry["size"]:
+            named.append(("", entry))  # in an object store, "a//b.jpg"
+        # Otherwise it is the folder's own empty object.
     return sorted(named, key=operator.itemgetter(0))
 
 
@@ -184,7 +189,7 @@ def remove_partials(url: str) -> None:
         folder = waiting.pop()
         for name, entry in _list(fs, folder):
             place = join(folder.url, name)
-            if entry["type"] == "directory":
+            if entry["type"] == "directory" and name:
                 waiting.append(_Folder(place, entry["name"], ""))
             elif name.endswith(".partial"):
                 ask(fs, place, fs.rm_file, entry["name"])

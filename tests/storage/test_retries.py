@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from dtl import storage
 from dtl.config.provenance import Claim
 from dtl.features.store import FeatureStore
 from dtl.storage import retries
+from dtl.storage.hdfs import translate
 from dtl.storage.ledger import Ledger, read_json
 from dtl.storage.local import Local
 from dtl.storage.retries import FullError
@@ -220,6 +223,50 @@ def test_a_small_disk_runs_full(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(FullError, match=rf"^{url} cannot be written: its file system is read-only"):
         storage.write_bytes(url, b"")
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Answers with the status that the path is."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(int(self.path.strip("/")))
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server_that_fails_says_nothing_of_absence() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert storage.exists(f"{url}/200")
+            assert not storage.exists(f"{url}/404")
+            for status in (403, 500, 503):
+                with pytest.raises(OSError, match=f"{url}/{status}: {status}"):
+                    storage.exists(f"{url}/{status}")
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(OSError, match=f"{url}/200: Cannot connect"):
+        storage.exists(f"{url}/200")
+
+
+def test_hdfs_without_room_says_so() -> None:
+    said = "File /a could only be written to 0 of the 1 minReplication nodes."
+    error = RuntimeError(f'RPCError("java.io.IOException", "{said}")')
+    full = translate(error, "hdfs://n/a")
+    assert re.search(r"hdfs://n/a cannot be written: .* full, see .*: File /a could", str(full))
+    kind = "org.apache.hadoop.hdfs.protocol.DSQuotaExceededException"
+    full = translate(RuntimeError(f'RPCError("{kind}", "quota = 1 MB")'), "hdfs://n/a")
+    assert re.search(r"quota of space is used up: .* 1 MB\. Remove files, or ask", str(full))
 
 
 def test_two_threads_ask(url: str) -> None:

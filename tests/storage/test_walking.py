@@ -262,5 +262,10 @@ def test_a_stores_own_empty_object_is_no_file(s3: str) -> None:
     for name in ("photos/", "photos/cat/", "photos/cat/1.jpg"):
         fs.pipe_file(f"{path}/{name}", b"")
     assert list(storage.walk(f"{url}/photos")) == [Found("cat/1.jpg", 0)]
+    fs.pipe_file(f"{path}/photos/cat//2.jpg", b"2")
+    assert list(storage.walk(f"{url}/photos")) == [
+        Found("cat//", 0, "a name with nothing between two slashes"), Found("cat/1.jpg", 0),
+    ]  # fmt: skip
+    assert storage.list_names(f"{url}/photos/cat") == ["1.jpg"]
     storage.empty_folder(f"{url}/photos", keep="cat")
     assert storage.exists(f"{url}/photos/cat/1.jpg")
