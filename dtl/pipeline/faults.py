@@ -17,7 +17,13 @@ _ADVICE = {
     errno.EIO: "The disk, or the connection to it, fails: see the log of the system.",
     errno.EMFILE: "Too many files are open: raise the limit with `ulimit -n`.",
     errno.ENFILE: "Too many files are open on this machine.",
+    errno.EISDIR: "Give a file.",
+    errno.ENOTDIR: "Give a folder.",
     errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.ECONNREFUSED: "Is the server running, and is its address right?",
+    errno.ETIMEDOUT: "Is the server running, and is its address right?",
+    errno.EHOSTUNREACH: "Is the server running, and is its address right?",
+    errno.ENETUNREACH: "Is the network up, and is the address right?",
     errno.ELOOP: "A link leads to itself: remove it.",
 }
 """What to do about an error of the system that nobody has put into words."""
@@ -42,13 +48,18 @@ def describe(error: BaseException, advice: str = "") -> str:
 
         if (lost := losses.explain(error)) is not None:
             return f"{lost}{advice}"
+    if isinstance(error, FileNotFoundError) and " " not in text:  # fsspec's have the path alone
+        return f"No such file or folder: {text}. Check the name."
     if isinstance(error, OSError):
         known = _ADVICE.get(error.errno or 0) if text.startswith("[Errno") else None
         return f"{text}. {known}{advice}" if known else text
     if isinstance(error, ImportError):
         return f"{text}. Install what is missing."
     if type(error).__module__.partition(".")[0] in _STORAGE:
-        return f"The storage failed: {type(error).__name__}: {text}"
+        return (
+            f"The storage failed: {type(error).__name__}: {text}. Check its address, and the "
+            f"credentials of this machine.{advice}"
+        )
     return (
         f"{type(error).__name__}: {text}: this is a fault of dtl. "
         "Run again with --debug to see where."

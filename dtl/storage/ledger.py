@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from dtl import storage
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, claim
+from dtl.config.text import printable
 
 IMAGES = "_dtl_images.json"
 """The ledger's name beside images that were packed or fetched."""
@@ -112,24 +113,25 @@ def read_parsed(
     Whatever the function raises, but for a lack of memory, is because of the bytes: a `UserError`
     that begins with the URL and ends with `advice`.
     """
+    name = printable(url)
     try:
         data = storage.read_bytes(url, most_bytes)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError as error:
-        raise UserError(f"{url} is a folder, and no file. {advice}") from error
+        raise UserError(f"{name} is a folder, and no file. {advice}") from error
     except storage.TooLargeError as error:
-        raise UserError(f"{url} is damaged: {_one_line(error)}. {advice}") from error
+        raise UserError(f"{name} is damaged: {_one_line(error)}. {advice}") from error
     try:
         return parse(data)
     except MemoryError as error:
-        error.add_note(f"while reading {url}")
+        error.add_note(f"while reading {name}")
         raise
     except UserError as error:
-        raise UserError(f"{url}: {_one_line(error)}. {advice}") from error
+        raise UserError(f"{name}: {_one_line(error)}. {advice}") from error
     except Exception as error:  # NumPy, Arrow, zipfile and the like raise anything on other bytes
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise UserError(f"{url} is damaged: {kind}{_one_line(error)}. {advice}") from error
+        raise UserError(f"{name} is damaged: {kind}{_one_line(error)}. {advice}") from error
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -323,6 +323,24 @@ def test_names_are_shown_and_never_run() -> None:
     )
 
 
+def test_names_that_would_not_show_are_escaped() -> None:
+    names = ("two\nlines", "\x1b[31mred", "caf\udce9", "photo\u202egpj.exe")
+    report = replace(
+        sample(names, n_rounds=2, n_images=3),
+        title=names[0],
+        skipped=[(names[1], names[2])],
+        left_out=[(names[2], names[3])],
+        warnings=names,
+    )
+    text = render(report)
+    text.encode()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+    page = Page(text)
+    for shown in (r"two\nlines", r"\x1b[31mred", r"caf\udce9", r"photo\u202egpj.exe"):
+        assert page.text.count(shown) >= 3
+    assert 'out = ""\nseed = 0\n' in text.replace("&#34;", '"').replace("hdfs:///out", "")
+
+
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sets(
