@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import dask.bag as db
 from distributed import Client, as_completed, futures_of
+from distributed.scheduler import KilledWorker
 
-from dtl.cluster.workers import known_workers
+from dtl.cluster.workers import MORE_MEMORY, known_workers
+from dtl.config.errors import UserError
 from dtl.storage.hdfs import UnreachableError
 
 log = logging.getLogger(__name__)
@@ -21,21 +26,47 @@ _CHUNKS_PER_WORKER = 2
 """One in the network, one that reads ahead or writes: more would only hold memory."""
 
 _RETRIES = 3
-"""How often a chunk whose storage failed is tried again."""
+"""How often a chunk is tried again whose storage failed, or whose worker was out of memory."""
+
+_STILL_S = 60.0
+"""Time without a finished chunk after which what is waited for is told."""
+
+_N_NAMED = 8
+"""Chunks and workers that a message names."""
 
 
 def map_chunks(
-    client: Client, function: Callable[..., Any], chunks: Iterable[Any], **arguments: Any
+    client: Client,
+    function: Callable[..., Any],
+    chunks: Iterable[Any],
+    *,
+    describe: Callable[[Any], str] = str,
+    **arguments: Any,
 ) -> Iterator[Any]:
     """Map a function over chunks, with two per worker in flight.
 
     Chunks that start together are one Dask bag, a partition each. Workers that join get their
-    share. A chunk whose worker is lost is computed again; one whose storage failed, up to 3 times.
+    share. A chunk whose worker is lost is computed again; one whose storage or memory failed, up to
+    3 times. Where no chunk is finished for a minute, a warning says which are waited for.
+
+    Parameters
+    ----------
+    describe : callable
+        Says of a chunk what may have cost its workers their memory.
 
     Yields
     ------
     object
         A value that ``function(chunk, **arguments)`` returned, in the order of completion.
+
+    Raises
+    ------
+    UserError
+        If a chunk found too little memory each time.
+    distributed.scheduler.KilledWorker
+        If each worker that computed a chunk was lost; a note has the chunk's description.
+    OSError
+        If the storage failed each time.
     """
     waiting = iter(chunks)
     chunk_of: dict[Any, Any] = {}
@@ -54,23 +85,93 @@ def map_chunks(
         return size
 
     window = fill_window()
-    for future in running:
-        chunk = chunk_of.pop(future.key)
-        try:
-            results = future.result()
-        except UnreachableError:
-            raise  # it has been tried again for minutes
-        except OSError as error:
-            failures[str(chunk)] += 1
-            if failures[str(chunk)] > _RETRIES:
+    with _tell_when_still(client, chunk_of) as tell_moved:
+        for future in running:
+            tell_moved()
+            chunk = chunk_of.pop(future.key)
+            try:
+                results = future.result()
+            except UnreachableError:
+                raise  # it has been tried again for minutes
+            except (OSError, MemoryError) as error:
+                failures[str(chunk)] += 1
+                if failures[str(chunk)] > _RETRIES:
+                    running.clear()
+                    if isinstance(error, MemoryError):
+                        raise _explain(error) from error
+                    raise
+                log.warning("%s; trying again", error)
+                waiting = itertools.chain([chunk], waiting)
+            except KilledWorker as error:
                 running.clear()
+                error.add_note(describe(chunk))
                 raise
-            log.warning("%s; trying again", error)
-            waiting = itertools.chain([chunk], waiting)
-        else:
-            yield from results
-        finally:
-            future.release()  # or a bag of the same content, with the same keys, has this error
-        # A quarter at a time: the driver takes half the time for chunks of a common bag.
-        if running.count() <= window * 3 // 4:
-            window = fill_window()
+            else:
+                yield from results
+            finally:
+                future.release()  # or a bag of the same content, with the same keys, has this error
+            # A quarter at a time: the driver takes half the time for chunks of a common bag.
+            if running.count() <= window * 3 // 4:
+                window = fill_window()
+
+
+def _explain(error: MemoryError) -> UserError:
+    explained = UserError(f"{error or 'Out of memory.'} {MORE_MEMORY}")
+    for note in getattr(error, "__notes__", ()):
+        explained.add_note(note)
+    return explained
+
+
+@contextmanager
+def _tell_when_still(client: Client, chunk_of: Mapping[Any, Any]) -> Iterator[Callable[[], None]]:
+    """Yield a function to call at every finished chunk; warn where none is for long."""
+    moved, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        began, patience_s = time.monotonic(), _STILL_S
+        while not ended.is_set():
+            if moved.wait(patience_s):
+                moved.clear()
+                # Where chunks take minutes, only more than is usual is worth a line.
+                patience_s = max(_STILL_S, 2 * (time.monotonic() - began))
+                began = time.monotonic()
+            else:
+                patience_s *= 2
+                _tell_waiting(client, dict(chunk_of), time.monotonic() - began)
+
+    watcher = threading.Thread(target=watch, name="dtl-still", daemon=True)
+    watcher.start()
+    try:
+        yield moved.set
+    finally:
+        ended.set()
+        moved.set()
+
+
+def _tell_waiting(client: Client, chunk_of: Mapping[Any, Any], still_s: float) -> None:
+    try:
+        keys_of = client.processing()
+    except Exception:  # a scheduler that is gone; who waits for the chunks says so
+        keys_of = {}
+    places = {
+        worker: [_name(chunk_of[key]) for key in keys if key in chunk_of]
+        for worker, keys in keys_of.items()
+    }
+    told = [
+        f"{', '.join(names[:_N_NAMED])} on {worker}"
+        for worker, names in sorted(places.items())
+        if names
+    ]
+    n_more = len(told) - _N_NAMED
+    more = f"; and {n_more} more workers" if n_more > 0 else ""
+    n_idle = len(chunk_of) - sum(map(len, places.values()))
+    idle = f"; {n_idle} chunks that no worker has taken" if n_idle else ""
+    log.warning(
+        "No chunk was finished for %.0f s. Waiting for chunks: %s%s%s.",
+        still_s, "; ".join(told[:_N_NAMED]) or "none runs", more, idle,
+    )  # fmt: skip
+
+
+def _name(chunk: Any) -> str:
+    name = str(chunk)
+    return name if len(name) < 100 else f"{name[:100]}…"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from dtl.cluster import memory
 from dtl.config.errors import UserError
+from dtl.images import containers
 
-# `decode` checks the size itself, before anything is decompressed, and raises instead of warning.
-Image.MAX_IMAGE_PIXELS = None
 Image.init()
 
 # Not images of pixels, or handed to another program by Pillow.
@@ -34,6 +38,21 @@ _HEIC_BRANDS = frozenset(
     [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
 )
 _AVIF_BRANDS = frozenset([b"avif", b"avis"])
+
+_USED_BITS = (8, 10, 12, 16)
+"""Bits that cameras and scanners use of 16 or 32."""
+
+_JUNK_BEFORE = b"\0\t\n\r "
+"""Bytes that servers and editors left before an image."""
+
+_WITH_KNOWN_WHITE = ("PPM", "JPEG2000")
+"""Formats whose header says how many bits are used; Pillow scales them to 16."""
+
+_MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 281, 341
+"""Tags of a TIFF."""
+
+_STRIP_PIXELS = 1 << 20
+"""Pixels that are laid over white at a time, for what that takes is several times as large."""
 
 
 def has_image_name(path: str) -> bool:
@@ -85,8 +104,11 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decode an image file to RGB of the network's size.
 
-    EXIF orientation is honoured, transparency lies over white, 16-bit grey keeps its upper bits,
-    and an animation gives its first frame.
+    EXIF orientation is honoured, transparency lies over white, and an animation gives its first
+    frame. Grey of 16 or 32 bits is scaled by what is in it: the largest value, or the one that the
+    file declares, says whether 8, 10, 12 or all 16 bits are used. (14 bits, or a dark image of 16,
+    cannot be told apart, and count as 16.) Above 16 bits, the largest value is white. Metadata that
+    is broken costs no image, nor does a JPEG's end marker that is missing.
 
     Parameters
     ----------
@@ -104,25 +126,36 @@ def decode(
     ------
     UserError
         If the file is empty, no image, damaged or too large. The message fits into a report.
+    MemoryError
+        If there is too little memory now, also for the image alone.
+    OSError
+        If the system fails otherwise, with its ``errno``.
     """
     height, width = size
     # A JPEG decoder scales by 1/2, 1/4, 1/8 at nearly no cost. Twice the size is enough for a
     # resize to make no difference.
-    image = _open(data, (2 * width, 2 * height), max_pixels)
-    if resize == "crop":
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    else:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    wanted = _Wanted((2 * width, 2 * height), max_pixels)
+
+    def fit(image: Image.Image) -> NDArray[np.uint8]:
+        if resize == "crop":
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        else:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+    return _process(data, wanted, fit)
 
 
 def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:
     """Make a small JPEG of an image file, its longer side at most `side` pixels; see `decode`."""
-    image = _open(data, (side, side), max_pixels)
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+
+    def shrink(image: Image.Image) -> bytes:
+        image.thumbnail((side, side))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        return buffer.getvalue()
+
+    return _process(data, _Wanted((side, side), max_pixels), shrink)
 
 
 def hash_content(data: bytes) -> int:
@@ -136,37 +169,216 @@ def hash_content(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _open(data: bytes, least_size: tuple[int, int], max_pixels: int) -> Image.Image:
-    """Decode to RGB, upright, of `least_size` (width, height) or larger where the file is."""
+def describe_unknown(data: bytes) -> str:
+    """Say why a file that Pillow does not know is no image here, from its first bytes."""
+    if is_heic(data[:N_MAGIC_BYTES]):
+        return HEIC
+    return f"not an image that Pillow reads (starts with {data[:8]!r})"
+
+
+# --- pixels --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Image that is wanted of a file."""
+
+    least_size: tuple[int, int]  # width and height; a JPEG may be scaled down to no less
+    max_pixels: int
+    orientation: int | None = None  # in place of the file's own
+
+
+class _DecodingError(Exception):
+    """Error of a decoder, which may be damage or a lack of memory."""
+
+    def __init__(self, cause: Exception, n_bytes: int = 0) -> None:
+        self.cause = cause.with_traceback(None)  # whose frames would hold the image
+        self.n_bytes = n_bytes
+
+    def lacked_memory(self) -> bool:
+        """Return whether memory lacked; decoders in C call that damage, too."""
+        # Twice: an estimate that is too low would call a good image damaged for ever.
+        return isinstance(self.cause, MemoryError) or not memory.has_memory(2 * self.n_bytes)
+
+
+_Result = TypeVar("_Result")
+_Finish: TypeAlias = Callable[[Image.Image], _Result]
+"""Makes of the image in RGB, upright, all that is to be kept of it."""
+
+
+def _process(data: bytes, wanted: _Wanted, finish: _Finish[_Result]) -> _Result:
     if not data:
         raise UserError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            n_pixels = opened.width * opened.height
-            if n_pixels > max_pixels:
-                raise UserError(
-                    f"{opened.width} x {opened.height} pixels, more than images.max_pixels = "
-                    f"{max_pixels}"
-                )
-            opened.draft(None, least_size)
-            return _to_rgb(ImageOps.exif_transpose(opened))
-    except ValueError:
+        return _decode_whole(data, wanted, finish)
+    except _DecodingError as error:
+        cause = error.cause
+    # Decoders refuse files for metadata, and for junk before the pixels, that nobody needs here.
+    stripped, metadata = containers.take_metadata_out(data.lstrip(_JUNK_BEFORE))
+    if stripped is not data:
+        if metadata:
+            wanted = replace(wanted, orientation=containers.find_orientation(metadata))
+        with suppress(_DecodingError):
+            return _decode_whole(stripped, wanted, finish)
+    if isinstance(cause, UnidentifiedImageError):
+        raise UserError(describe_unknown(data))
+    raise UserError(f"damaged: {cause}") from cause
+
+
+def _decode_whole(data: bytes, wanted: _Wanted, finish: _Finish[_Result]) -> _Result:
+    """Decode a file; put the end of a JPEG back if it lacks that, and no more."""
+    if containers.lacks_end(data):
+        for endings in containers.vary_end(data):
+            if _has_all_pixels(endings, wanted):
+                return _decode(endings.same[0], wanted, finish)
+        raise _DecodingError(OSError("image file is truncated"))
+    return _decode(data, wanted, finish)
+
+
+def _has_all_pixels(endings: containers.Endings, wanted: _Wanted) -> bool:
+    unscaled = replace(wanted, least_size=(1 << 16, 1 << 16))
+
+    def read(data: bytes) -> int:
+        try:
+            return _decode(data, unscaled, lambda image: hash_content(image.tobytes()))
+        except _DecodingError:
+            return -1
+
+    found = read(endings.same[0])
+    return (
+        found >= 0
+        and all(read(data) == found for data in endings.same[1:])
+        and any(read(data) != found for data in endings.other)
+    )
+
+
+def _decode(data: bytes, wanted: _Wanted, finish: _Finish[_Result]) -> _Result:
+    """Decode a file, alone in this process if it lacks memory otherwise."""
+    try:
+        return _decode_once(data, wanted, finish, memory.DECODING)
+    except _DecodingError as error:
+        failure = error
+    if failure.lacked_memory():
+        with memory.DECODING.hold_all():
+            try:
+                return _decode_once(data, wanted, finish, memory.UNLIMITED)
+            except _DecodingError as error:
+                failure = error
+            if failure.lacked_memory():
+                raise MemoryError(
+                    f"No memory to decode an image, which takes about {failure.n_bytes >> 20} MiB."
+                ) from failure.cause
+    if isinstance(failure.cause, OSError) and failure.cause.errno is not None:
+        raise failure.cause  # the system's: decoders' own have no number
+    raise failure
+
+
+def _decode_once(
+    data: bytes, wanted: _Wanted, finish: _Finish[_Result], budget: memory.Budget
+) -> _Result:
+    n_bytes = 0
+    if (Image.MAX_IMAGE_PIXELS or wanted.max_pixels) < wanted.max_pixels:
+        Image.MAX_IMAGE_PIXELS = wanted.max_pixels
+    with ExitStack() as stack:
+        try:
+            inner_sizes = containers.read_inner_sizes(data)
+            for size in inner_sizes:
+                containers.check_pixels(*size, wanted.max_pixels)
+            if inner_sizes:
+                n_bytes = containers.estimate_inner_bytes(inner_sizes)
+                stack.enter_context(budget.hold(n_bytes))
+            opened = stack.enter_context(_identify(data))
+            containers.check_pixels(*opened.size, wanted.max_pixels)
+            containers.check_tile(opened, wanted.max_pixels)
+            if not inner_sizes:
+                n_pixels = opened.width * opened.height
+                opened.draft(None, wanted.least_size)
+                n_bytes = containers.estimate_bytes(opened, n_pixels)
+                stack.enter_context(budget.hold(n_bytes))
+            opened.load()
+            orientation = wanted.orientation or _read_orientation(opened, data)
+            return finish(_turn(_to_rgb(opened), orientation))
+        except UserError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise UserError(
+                f"more pixels in it than images.max_pixels = {wanted.max_pixels}"
+            ) from None
+        except Exception as error:  # decoders raise anything on damaged files
+            raise _DecodingError(error, n_bytes) from None
+
+
+def _identify(data: bytes) -> ImageFile.ImageFile:
+    """Open an image as `PIL.Image.open` does, but for its check of the size, which warns first."""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        try:
+            if accept is None or accept(data[:16]) is True:
+                return factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # of another format
+            continue
+    raise UnidentifiedImageError
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image of an EXIF orientation (EXIF 2.32, table 6)."""
+
+
+def _read_orientation(opened: Image.Image, data: bytes) -> int:
+    try:
+        found = opened.getexif().get(containers.ORIENTATION, 1)
+        return found if found in _UPRIGHT else 1
+    except MemoryError:
         raise
-    except UnidentifiedImageError:
-        raise UserError(f"not an image that Pillow reads (starts with {data[:8]!r})") from None
-    except Exception as error:  # decoders raise anything on damaged files
-        raise UserError(f"damaged: {error}") from error
+    except Exception:  # Pillow's parser raises anything on damaged blocks
+        return containers.find_orientation(containers.take_metadata_out(data)[1])
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16 bits per pixel: Pillow's own conversion clips at 255 instead of scaling.
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+        image = Image.fromarray(_scale_to_8_bits(image))
     elif image.mode == "F":
         raise UserError("floating-point pixels have no known range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    n_rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, n_rows):
+        box = (0, top, image.width, min(top + n_rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    return rgb
+
+
+def _scale_to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale grey of more bits by what is in it, where its format does not say what is white."""
+    values = np.asarray(image)
+    top = int(values.max())
+    if image.format in _WITH_KNOWN_WHITE:
+        n_bits = 16
+    else:
+        n_bits = next((n for n in _USED_BITS if max(top, _read_declared_top(image)) < 1 << n), 0)
+    if n_bits:
+        return (values.clip(0, (1 << n_bits) - 1) >> (n_bits - 8)).astype(np.uint8)
+    return (values.clip(0) / (top / 255)).astype(np.uint8)
+
+
+def _read_declared_top(image: Image.Image) -> int:
+    tags = getattr(image, "tag_v2", {})
+    tops = [tags.get(tag, 0) for tag in (_MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE)]
+    flat = [value for top in tops for value in (top if isinstance(top, tuple) else (top,))]
+    return max((int(value) for value in flat if isinstance(value, int)), default=0)

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import os
+import re
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
+from distributed.scheduler import KilledWorker
+from helpers import wait_until
 
 from dtl.cluster.chunks import map_chunks
+from dtl.config.errors import UserError
 
 
 def test_every_chunk_comes_once(threads: Client) -> None:
@@ -80,3 +88,75 @@ def test_two_chunks_a_worker_are_in_flight(threads: Client) -> None:
     assert len(in_flight) == 40
     assert max(in_flight) == 4
     assert set(in_flight[:36]) == {4}
+
+
+def test_a_chunk_without_memory_is_tried_again(threads: Client, tmp_path: Path) -> None:
+    def lacks(chunk: int, folder: Path) -> int:
+        with (folder / str(chunk)).open("a") as file:
+            file.write("tried\n")
+        if chunk == 2 and len((folder / "2").read_text().splitlines()) < 3:
+            raise MemoryError
+        return chunk
+
+    assert sorted(map_chunks(threads, lacks, range(4), folder=tmp_path)) == list(range(4))
+
+
+def test_a_chunk_that_never_has_the_memory_says_what_to_do(threads: Client) -> None:
+    def lacks(chunk: int) -> int:
+        error = MemoryError("No memory to decode an image.")
+        error.add_note("while decoding a.png")
+        raise error
+
+    with pytest.raises(UserError, match=r"^No memory to decode an image\. Give each") as caught:
+        list(map_chunks(threads, lacks, [1]))
+    assert caught.value.__notes__ == ["while decoding a.png"]
+
+
+def test_a_chunk_that_kills_its_workers_is_described() -> None:
+    def die(chunk: int) -> int:
+        if chunk == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return chunk
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+        ) as local,
+        Client(local) as client,
+        pytest.raises(KilledWorker) as caught,
+    ):
+        list(map_chunks(client, die, [3], describe=lambda chunk: f"The images of {chunk}."))
+    assert caught.value.__notes__ == ["The images of 3."]
+
+
+def test_where_nothing_moves_it_is_said_what_is_waited_for(
+    threads: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dtl.cluster.chunks._STILL_S", 0.5)
+    released = threading.Event()
+
+    def stand(chunk: int) -> int:
+        if chunk == 1:
+            released.wait(60)
+        return chunk
+
+    def release_once_told() -> None:
+        wait_until(lambda: "No chunk was finished" in caplog.text, "a warning")
+        released.set()
+
+    waiter = threading.Thread(target=release_once_told)
+    waiter.start()
+    assert sorted(map_chunks(threads, stand, range(2))) == [0, 1]
+    waiter.join()
+    (worker, *_) = threads.scheduler_info()["workers"]
+    told = rf"No chunk was finished for \d+ s\. Waiting for chunks: 1 on {re.escape(worker)}\."
+    assert re.search(told, caplog.text)
+
+
+def test_no_warning_where_all_goes_on(
+    threads: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dtl.cluster.chunks._STILL_S", 30.0)
+    assert len(list(map_chunks(threads, abs, range(20)))) == 20
+    assert "No chunk was finished" not in caplog.text

@@ -1,0 +1,95 @@
+"""Memory of a worker's process: what its threads may hold at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from collections.abc import Iterator
+
+_SHARE = 4
+"""A worker decodes in a quarter of its memory: the network has the rest."""
+
+
+class Budget:
+    """Bytes that threads hold at the same time; the first to come is the first to be served.
+
+    Parameters
+    ----------
+    total_bytes : int
+        Who asks for more holds all of it, and so is alone.
+
+    Examples
+    --------
+    >>> budget = Budget(1000)
+    >>> with budget.hold(300), budget.hold(700):
+    ...     pass
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = self._free = total_bytes
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+
+    def resize(self, total_bytes: int) -> None:
+        """Change the total."""
+        with self._changed:
+            self._free += total_bytes - self._total
+            self._total = total_bytes
+            self._changed.notify()
+
+    @contextlib.contextmanager
+    def hold(self, n_bytes: int) -> Iterator[None]:
+        """Wait until so many bytes are free, and hold them for the context."""
+        # Small ones do not overtake a large one, or it would wait for ever.
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= min(n_bytes, self._total))
+            held = min(n_bytes, self._total)
+            self._free -= held
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += held
+                self._changed.notify()
+
+    def hold_all(self) -> contextlib.AbstractContextManager[None]:
+        """Wait until nobody holds any bytes, and be alone for the context."""
+        return self.hold(_UNLIMITED_BYTES)
+
+
+_UNLIMITED_BYTES = 1 << 62
+
+DECODING = Budget(1 << 30)
+"""Memory of this process for images that are being decoded."""
+
+READING = Budget(1 << 29)
+"""Memory of this process for large files that wait to be decoded.
+
+Who holds some of it may wait for `DECODING`, never the other way round.
+"""
+
+UNLIMITED = Budget(_UNLIMITED_BYTES)
+"""For who is alone already."""
+
+
+def fit_to_worker() -> None:
+    """Make `DECODING` a quarter of the memory of the worker that runs this task, if it has a limit.
+
+    Elsewhere they stay as they are.
+    """
+    from distributed import get_worker  # workers have it; a driver may do without
+
+    with contextlib.suppress(ValueError):  # no task of Dask's
+        if limit := get_worker().memory_manager.memory_limit:
+            DECODING.resize(limit // _SHARE)
+            READING.resize(limit // (2 * _SHARE))
+
+
+def has_memory(n_bytes: int) -> bool:
+    """Return whether the system would give so many bytes now."""
+    try:
+        mmap.mmap(-1, max(n_bytes, mmap.PAGESIZE)).close()
+    except (OSError, ValueError, MemoryError, OverflowError):
+        return False
+    return True
