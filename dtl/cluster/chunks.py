@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import dask.bag as db
 from distributed import Client, as_completed, futures_of
 from distributed.scheduler import KilledWorker
 
+from dtl.cluster.waits import tell_waits
 from dtl.cluster.workers import MORE_MEMORY, known_workers
 from dtl.config.errors import UserError
 from dtl.storage.hdfs import UnreachableError
@@ -27,12 +25,6 @@ _CHUNKS_PER_WORKER = 2
 
 _RETRIES = 3
 """How often a chunk is tried again whose storage failed, or whose worker was out of memory."""
-
-_STILL_S = 60.0
-"""Time without a finished chunk after which what is waited for is told."""
-
-_N_NAMED = 8
-"""Chunks and workers that a message names."""
 
 
 def map_chunks(
@@ -85,7 +77,7 @@ def map_chunks(
         return size
 
     window = fill_window()
-    with _tell_when_still(client, chunk_of) as tell_moved:
+    with tell_waits(client, chunk_of) as tell_moved:
         for future in running:
             tell_moved()
             chunk = chunk_of.pop(future.key)
@@ -120,58 +112,3 @@ def _explain(error: MemoryError) -> UserError:
     for note in getattr(error, "__notes__", ()):
         explained.add_note(note)
     return explained
-
-
-@contextmanager
-def _tell_when_still(client: Client, chunk_of: Mapping[Any, Any]) -> Iterator[Callable[[], None]]:
-    """Yield a function to call at every finished chunk; warn where none is for long."""
-    moved, ended = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        began, patience_s = time.monotonic(), _STILL_S
-        while not ended.is_set():
-            if moved.wait(patience_s):
-                moved.clear()
-                # Where chunks take minutes, only more than is usual is worth a line.
-                patience_s = max(_STILL_S, 2 * (time.monotonic() - began))
-                began = time.monotonic()
-            else:
-                patience_s *= 2
-                _tell_waiting(client, dict(chunk_of), time.monotonic() - began)
-
-    watcher = threading.Thread(target=watch, name="dtl-still", daemon=True)
-    watcher.start()
-    try:
-        yield moved.set
-    finally:
-        ended.set()
-        moved.set()
-
-
-def _tell_waiting(client: Client, chunk_of: Mapping[Any, Any], still_s: float) -> None:
-    try:
-        keys_of = client.processing()
-    except Exception:  # a scheduler that is gone; who waits for the chunks says so
-        keys_of = {}
-    places = {
-        worker: [_name(chunk_of[key]) for key in keys if key in chunk_of]
-        for worker, keys in keys_of.items()
-    }
-    told = [
-        f"{', '.join(names[:_N_NAMED])} on {worker}"
-        for worker, names in sorted(places.items())
-        if names
-    ]
-    n_more = len(told) - _N_NAMED
-    more = f"; and {n_more} more workers" if n_more > 0 else ""
-    n_idle = len(chunk_of) - sum(map(len, places.values()))
-    idle = f"; {n_idle} chunks that no worker has taken" if n_idle else ""
-    log.warning(
-        "No chunk was finished for %.0f s. Waiting for chunks: %s%s%s.",
-        still_s, "; ".join(told[:_N_NAMED]) or "none runs", more, idle,
-    )  # fmt: skip
-
-
-def _name(chunk: Any) -> str:
-    name = str(chunk)
-    return name if len(name) < 100 else f"{name[:100]}…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -14,12 +15,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl import storage
+from dtl.cluster import memory
 from dtl.config import ImagesConfig
 from dtl.images import formats
 from dtl.storage import Extent, read_ahead
 
 _READERS = 8
 """Threads that read and decode: reading waits for the storage, decoding releases the GIL."""
+
+_LARGE_BYTES = 32 << 20
+"""Size of files above which they have to wait for memory: few images are so large."""
+
+_PIXEL_BYTES = 8
+_METADATA_BYTES = 64 << 20
+"""The most that a file may have for each pixel of `max_pixels`, and besides."""
+
+_OF_ONE_FILE = {
+    errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.EINVAL,
+    errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG, errno.EREMOTEIO,
+}  # fmt: skip
+"""Errors that one file may have where all others are well: bad sectors, say, or a link to itself.
+
+Others are those of the storage, or of this process.
+"""
+
+_MOST_IN_A_ROW = 4
+"""Files in a row that may fail: where more do, the storage does."""
 
 
 class ReadImage(NamedTuple):
@@ -37,44 +58,112 @@ def open_images(
     """Start to read and decode images in threads; yield an iterator of them in order.
 
     At most `n_ahead` are read and not yet taken. Neighbours in a tar are one request. `config`
-    gives ``resize`` and ``max_pixels``.
+    gives ``resize`` and ``max_pixels``. What is decoded at the same time fits into a quarter of the
+    worker's memory, or is one image.
 
     Raises
     ------
     OSError
-        By the iterator, if the storage failed; a note names the file. A file that is gone, or that
-        may not be read, is no such failure but has an ``error``.
+        By the iterator, if the storage failed; a note names the file. A file that is gone, that may
+        not be read, or that fails alone among others, is no such failure but has an ``error``.
+    MemoryError
+        By the iterator, if there is too little memory even for one image; a note names the file.
     """
+    memory.fit_to_worker()
     with (
-        storage.Reader(files) as reader,
+        storage.Reader(files, _LARGE_BYTES) as reader,
         ThreadPoolExecutor(_READERS, initializer=_lower_priority) as pool,
     ):
+        failures = _Failures()
 
         def read(row: int) -> ReadImage:
-            return _read_image(reader, row, files[row], size, config)
+            try:
+                return _read_image(reader, row, files[row], size, config, failures)
+            except (OSError, MemoryError) as error:
+                error.add_note(f"while reading {_name_place(files[row])}")
+                raise
 
         yield read_ahead(pool, read, range(len(files)), n_ahead)
 
 
+class _Failures:
+    """Count of files that failed one after the other, in all threads."""
+
+    def __init__(self) -> None:
+        self._n_in_a_row = 0
+
+    def reset(self) -> None:
+        self._n_in_a_row = 0
+
+    def add(self, error: OSError) -> str:
+        """Return the reason why a file cannot be used; raise where it is the storage that fails."""
+        if error.errno not in _OF_ONE_FILE:
+            raise error
+        self._n_in_a_row += 1
+        if self._n_in_a_row > _MOST_IN_A_ROW:
+            raise error
+        return f"{os.strerror(error.errno).lower()}, each time it was read"
+
+
 def _read_image(
-    reader: storage.Reader, row: int, file: str | Extent, size: tuple[int, int], c: ImagesConfig
+    reader: storage.Reader,
+    row: int,
+    file: str | Extent,
+    size: tuple[int, int],
+    c: ImagesConfig,
+    failures: _Failures,
 ) -> ReadImage:
     try:
-        data = reader.read(row)
+        with _read_bytes(reader, row, file, c.max_pixels) as data:
+            failures.reset()
+            content_hash = formats.hash_content(data)
+            try:
+                pixels = formats.decode(data, size, resize=c.resize, max_pixels=c.max_pixels)
+            except ValueError as error:
+                return ReadImage(content_hash, str(error) or "damaged", None)
+            return ReadImage(content_hash, "", pixels)
+    except storage.TooLargeError as error:
+        return ReadImage(0, str(error), None)
     except FileNotFoundError:
         return ReadImage(0, "the file is gone", None)
     except PermissionError:
         return ReadImage(0, "no permission to read", None)
     except OSError as error:
-        place = file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
-        error.add_note(f"while reading {place}")
-        raise
-    content_hash = formats.hash_content(data)
+        return ReadImage(0, failures.add(error), None)
+
+
+@contextlib.contextmanager
+def _read_bytes(
+    reader: storage.Reader, row: int, file: str | Extent, max_pixels: int
+) -> Iterator[bytes]:
+    """Yield a file's bytes; a large one has memory of its own for the context."""
+    most_bytes = _PIXEL_BYTES * max_pixels + _METADATA_BYTES
+    with contextlib.ExitStack() as stack:
+        try:
+            data = reader.read(row)
+        except storage.TooLargeError:
+            n_bytes = most_bytes if isinstance(file, str) else file.n_bytes
+            stack.enter_context(memory.READING.hold(n_bytes))
+            data = _read_large(file, most_bytes)
+        except OSError as error:
+            if isinstance(file, str) or error.errno not in _OF_ONE_FILE:
+                raise
+            data = storage.read_file(file)  # the request before was for its neighbours, too
+        yield data
+
+
+def _read_large(file: str | Extent, most_bytes: int) -> bytes:
     try:
-        pixels = formats.decode(data, size, resize=c.resize, max_pixels=c.max_pixels)
-    except ValueError as error:
-        return ReadImage(content_hash, str(error) or "damaged", None)
-    return ReadImage(content_hash, "", pixels)
+        with storage.Reader([file], most_bytes) as reader:
+            return reader.read(0)
+    except storage.TooLargeError:
+        raise storage.TooLargeError(
+            f"more than {most_bytes >> 20} MiB, too many for images.max_pixels"
+        ) from None
+
+
+def _name_place(file: str | Extent) -> str:
+    return file if isinstance(file, str) else f"{file.url} from byte {file.offset}"
 
 
 def _lower_priority() -> None:

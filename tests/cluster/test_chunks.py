@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 from distributed.scheduler import KilledWorker
-from helpers import wait_until
 
 from dtl.cluster.chunks import map_chunks
 from dtl.config.errors import UserError
@@ -131,32 +131,46 @@ def test_a_chunk_that_kills_its_workers_is_described() -> None:
 
 
 def test_where_nothing_moves_it_is_said_what_is_waited_for(
-    threads: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    threads: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("dtl.cluster.chunks._STILL_S", 0.5)
-    released = threading.Event()
+    monkeypatch.setattr("dtl.cluster.waits._STILL_S", 0.5)
 
-    def stand(chunk: int) -> int:
-        if chunk == 1:
-            released.wait(60)
+    def stand(chunk: int, released: Path) -> int:
+        while chunk == 1 and not released.exists():
+            time.sleep(0.01)
         return chunk
 
-    def release_once_told() -> None:
-        wait_until(lambda: "No chunk was finished" in caplog.text, "a warning")
-        released.set()
-
-    waiter = threading.Thread(target=release_once_told)
-    waiter.start()
-    assert sorted(map_chunks(threads, stand, range(2))) == [0, 1]
-    waiter.join()
-    (worker, *_) = threads.scheduler_info()["workers"]
-    told = rf"No chunk was finished for \d+ s\. Waiting for chunks: 1 on {re.escape(worker)}\."
+    timer = threading.Timer(5, (tmp_path / "released").touch)
+    timer.start()
+    assert sorted(map_chunks(threads, stand, range(2), released=tmp_path / "released")) == [0, 1]
+    timer.join()
+    told = r"No chunk was finished for \d+ s\. Waiting for chunks: 1 on inproc://\S+\."
     assert re.search(told, caplog.text)
 
 
 def test_no_warning_where_all_goes_on(
     threads: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dtl.cluster.chunks._STILL_S", 30.0)
+    monkeypatch.setattr("dtl.cluster.waits._STILL_S", 30.0)
     assert len(list(map_chunks(threads, abs, range(20)))) == 20
     assert "No chunk was finished" not in caplog.text
+
+
+def test_a_file_that_a_worker_waits_for_is_told_to_the_driver(
+    processes: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wait_long(chunk: int) -> int:
+        from dtl.storage import slow
+
+        before = slow._AFTER_S
+        slow._AFTER_S = 0.5
+        with slow.tell_slow(f"/mnt/nfs/{chunk}.jpg"):
+            time.sleep(6)
+        slow._AFTER_S = before
+        return chunk
+
+    assert list(map_chunks(processes, wait_long, [7])) == [7]
+    assert re.search(r"/mnt/nfs/7\.jpg has not answered for \d+ s", caplog.text)

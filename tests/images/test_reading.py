@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import jpeg
+from PIL import Image
 
+from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.images import formats
 from dtl.images.reading import ReadImage, open_images
@@ -63,3 +71,100 @@ def test_a_failure_of_the_storage_names_the_file(
     with pytest.raises(OSError, match="It was changed since it was listed") as caught:
         read(Extent(str(tar), 512, 99))
     assert caught.value.__notes__ == [f"while reading {tar} from byte 512"]
+
+
+def broken(*names: str) -> Callable[[str, int | None], bytes]:
+    """Reads files, but for some, whose disk is broken."""
+    real = storage.read_bytes
+
+    def read_bytes(url: str, most_bytes: int | None = None) -> bytes:
+        if url.rsplit("/", 1)[-1] in names:
+            raise OSError(errno.EIO, "Input/output error", url)
+        return real(url, most_bytes)
+
+    return read_bytes
+
+
+def test_a_file_on_a_bad_sector_is_an_image_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", broken("3.jpg"))
+    files = sorted(map(str, pictures.glob("*/*.jpg")))
+    images = read(*files)
+    for file, image in zip(files, images, strict=True):
+        if file.endswith("/3.jpg"):
+            assert image == (0, "input/output error, each time it was read", None)
+        else:
+            assert image.pixels is not None
+
+
+def test_a_disk_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    names = [f"{n}.jpg" for n in range(8)]
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", broken(*names))
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read(*map(str, pictures.glob("*/*.jpg")))
+    assert "while reading" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENOTCONN])
+def test_errors_of_the_system_are_no_images_fault(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(url: str, most_bytes: int | None) -> bytes:
+        raise OSError(number, os.strerror(number), url)
+
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", fail)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        read("/a.jpg")
+
+
+def test_a_bad_sector_in_a_tar_costs_only_its_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pixels = np.full((8, 8, 3), 77, np.uint8)
+    image = jpeg(pixels)
+    extents = [Extent(str(tmp_path / "0.tar"), k * len(image), len(image)) for k in range(5)]
+    (tmp_path / "0.tar").write_bytes(5 * image)
+    real, bad = storage.Ranges.read, extents[2].offset + 10
+
+    def read_range(self: storage.Ranges, offset: int, n_bytes: int) -> bytes:
+        if offset <= bad < offset + n_bytes:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, offset, n_bytes)
+
+    monkeypatch.setattr(storage.Ranges, "read", read_range)
+    errors = [image.error for image in read(*extents)]
+    assert errors == ["", "", "input/output error, each time it was read", "", ""]
+
+
+def test_no_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    def decode(*_: object, **__: object) -> np.ndarray:
+        raise MemoryError("No memory to decode an image.")
+
+    monkeypatch.setattr("dtl.images.formats.decode", decode)
+    file = str(next(pictures.glob("*/*.jpg")))
+    with pytest.raises(MemoryError) as caught:
+        read(file)
+    assert caught.value.__notes__ == [f"while reading {file}"]
+
+
+def test_a_huge_sparse_file_is_not_read(tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse.jpg"
+    with sparse.open("wb") as file:
+        file.truncate(60 << 30)
+    began = time.monotonic()
+    (image,) = read(str(sparse))
+    assert image == (0, "more than 826 MiB, too many for images.max_pixels", None)
+    (image,) = read(Extent(str(sparse), 1 << 30, 50 << 30))
+    assert image.error == "more than 826 MiB, too many for images.max_pixels"
+    assert time.monotonic() - began < 60
+
+
+def test_a_large_file_is_read(tmp_path: Path) -> None:
+    """One that has to wait for memory."""
+    pixels = np.full((4000, 3000, 3), 90, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.bmp")
+    assert (tmp_path / "large.bmp").stat().st_size > 32 << 20
+    (image,) = read(str(tmp_path / "large.bmp"))
+    assert image.pixels is not None
+    assert (image.pixels == 90).all()
