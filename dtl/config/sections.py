@@ -280,6 +280,10 @@ class Config(Section):
     out: str = option("", "folder for everything that the run makes", URL)
     seed: int = option(0, "seed of the order, the split, batches and random weights", at_least(0))
     overwrite: bool = option(False, "replace results that were made with other settings")
+    repair: bool = option(False,
+        "read all files of features.zarr, and make again what is missing or damaged")
+    retry_skipped: bool = option(False,
+        "try skipped images again; if one can be read now, what was trained without it goes")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

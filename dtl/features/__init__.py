@@ -2,5 +2,5 @@
 
 Others use `values.ExtractionSpec` (what features follow from), `featurization.featurize`,
 `derivation.derive`, `splitting.split_images` and `store.FeatureStore`. Only `quiet_keras` imports
-Keras, on workers; only `store` imports Zarr.
+Keras, on workers; only `arrays` imports Zarr.
 """

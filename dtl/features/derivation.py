@@ -19,11 +19,11 @@ from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
 from dtl.config import FeaturesConfig
 from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
-from dtl.features import extraction
+from dtl.features import extraction, splitting
 from dtl.features.extraction import Extractor
-from dtl.features.featurization import Chunk, fill, list_versions
+from dtl.features.featurization import Chunk, begin_repair, fill, list_versions
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, ExtractionSpec, NetworkSpec, check_weights
+from dtl.features.values import DONE, PENDING, ExtractionSpec, NetworkSpec, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,13 @@ _INHERITED = ("weights", "seed", "root", "n_left_out", "left_out", "empty_folder
 
 
 def derive(
-    url: str, source: FeatureStore, spec: ExtractionSpec, client: Client, *, overwrite: bool = False
+    url: str,
+    source: FeatureStore,
+    spec: ExtractionSpec,
+    client: Client,
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
 ) -> FeatureStore:
     """Compute features of later layers for the rows of a store.
 
@@ -46,6 +52,8 @@ def derive(
         As the source's features were made, except for ``features.layers``, the new ones.
     overwrite : bool
         Replace a store of other settings instead of refusing it.
+    repair : bool
+        Read all files of the new store, and make again what is missing or damaged.
 
     Raises
     ------
@@ -65,6 +73,8 @@ def derive(
     layer, source_sha256, weights_sha256 = next(iter(traced.values()))
     check_weights(source_sha256, source.attrs["weights_sha256"], source.url)
     store = reuse(url, source, features, overwrite=overwrite)
+    images, split = source.images(), None
+    n_features = {name: extractor.n_features[name] for name in layers}
     if store is None:
         attrs = {name: source.attrs[name] for name in _INHERITED if name in source.attrs} | {
             "settings": fingerprint,
@@ -72,14 +82,18 @@ def derive(
             "versions": list_versions(),
             "derived_from": {"layer": layer, "dtype": str(source.dtype(layer))},
         }
-        n_features = {name: extractor.n_features[name] for name in layers}
+        if overwrite:
+            FeatureStore.remove_other(url, attrs)
         store = FeatureStore.create(
-            url, source.images(), n_features, dtype=features.dtype,
+            url, images, n_features, dtype=features.dtype,
             chunk_images=source.chunk_images, attrs=attrs,
         )  # fmt: skip
+    elif repair:
+        split = begin_repair(store, images, n_features, client)
     log.info("%s from %s of %s", ", ".join(layers), layer, source.url)
     compute = functools.partial(_derive_chunk, source=source, layer=layer, extractor=extractor)
     fill(store, compute, client)
+    splitting.repeat_split(store, split)
     return store
 
 
@@ -90,6 +104,13 @@ def reuse(
     if storage.absolute(url) == storage.absolute(source.url):
         raise UserError(f"{url} is the store to derive from. Choose another `out`.")
     return FeatureStore.reuse(url, fingerprint_derived(source, features), overwrite=overwrite)
+
+
+def list_outdated(store: FeatureStore, source: FeatureStore) -> list[int]:
+    """List the chunks of which the source could read other images when they were derived."""
+    status = store.read("status")
+    others = (status != PENDING) & (status != source.read("status"))
+    return [int(c) for c in np.unique(np.flatnonzero(others) // store.chunk_images)]
 
 
 def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[str, Any]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from distributed import Client
 from numpy.typing import ArrayLike, NDArray
 
 from dtl import storage
+from dtl.cluster import processors
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
-from dtl.cluster.workers import check_shared, check_visible
+from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
+from dtl.config import ImagesConfig
+from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, claim
-from dtl.features import extraction
+from dtl.features import extraction, splitting
+from dtl.features.arrays import DamagedError
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
 from dtl.features.values import PENDING, SKIPPED, ExtractionSpec, fingerprint_weights
+from dtl.images.reading import open_images
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
@@ -27,17 +34,27 @@ log = logging.getLogger(__name__)
 _MOST_LEFT_OUT = 1000
 """How many files that are no images, and folders without one, the store names."""
 
+_TRIED_SIZE = (224, 224)
+"""To which images are decoded to see whether they can be read: a usual size."""
+
 Chunk = tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint64], ArrayLike]
 """Features by layer, content hashes and errors of a chunk's rows."""
 
 
 def featurize(
-    url: str, listed: ImageList, spec: ExtractionSpec, client: Client, *, overwrite: bool = False
+    url: str,
+    listed: ImageList,
+    spec: ExtractionSpec,
+    client: Client,
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
 ) -> FeatureStore:
     """Compute the features of all listed images, or of those that are still missing at `url`.
 
-    With `overwrite`, a store of other settings or weights is replaced. All workers read the images,
-    the weights and the store.
+    With `overwrite`, a store of other settings or weights is replaced. With `repair`, all files of
+    a store are read, and what is missing or damaged is made again. All workers read the images, the
+    weights and the store.
 
     Raises
     ------
@@ -48,7 +65,7 @@ def featurize(
         If the storage fails for good; what is done stays done.
     """
     fingerprint = spec.fingerprint(listed)
-    store = FeatureStore.reuse(url, fingerprint, overwrite=overwrite)
+    store, split = FeatureStore.reuse(url, fingerprint, overwrite=overwrite), None
     check_shared(client, listed.root, url)
     check_visible(client, *filter(None, (listed.root, spec.weights_url)))
     extractor = extraction.prepare(client, spec, store.fingerprint["precision"] if store else None)
@@ -71,15 +88,66 @@ def featurize(
         }
         if listed.empty_folders:
             attrs["empty_folders"] = [list(pair) for pair in listed.empty_folders[:_MOST_LEFT_OUT]]
+        if overwrite:
+            FeatureStore.remove_other(url, attrs)
         store = FeatureStore.create(
             url, listed, extractor.n_features, dtype=spec.features.dtype,
             chunk_images=spec.features.chunk_images, attrs=attrs,
         )  # fmt: skip
-    else:
-        store.write_places(listed)
+    elif repair:
+        check = functools.partial(_check_images, root=listed.root, images=spec.images)
+        split = begin_repair(store, listed, extractor.n_features, client, check)
+    store.write_places(listed)
     compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
     fill(store, compute, client, max_skipped=spec.images.max_skipped)
+    splitting.repeat_split(store, split)
     return store
+
+
+def begin_repair(
+    store: FeatureStore,
+    images: ImageList,
+    n_features: Mapping[str, int],
+    client: Client,
+    check: Callable[..., object] | None = None,
+) -> dict[str, Any] | None:
+    """Mend what follows from the list, and make each chunk pending of which a file is no good.
+
+    Workers read all files. `check` of a chunk may refuse, before anything is changed, to compute it
+    again. Returns the options of the split if that has to be made again once the chunks are.
+    """
+    split = None
+    with contextlib.suppress(DamagedError):  # then it goes, and the next training splits
+        split = store.split_fingerprint
+    damaged = store.mend_columns(images, n_features)
+    chunks = []
+    layers = tuple(n_features)
+    with track("check", store.n_chunks, "chunks") as advance:
+        begun = store.list_begun()
+        for chunk, of_chunk in map_chunks(client, _list_damaged, begun, store=store, layers=layers):
+            advance(1)
+            damaged += of_chunk
+            chunks += [chunk] if of_chunk else []
+    if check is not None:
+        list(map_chunks(client, check, chunks, store=store))
+    for chunk in chunks:
+        store.forget_chunk(chunk)
+    for message in damaged:
+        log.info("mending: %s", message)
+    if not damaged:
+        log.info("repair: nothing is missing or damaged")
+    return split
+
+
+def find_readable(
+    store: FeatureStore, root: str, images: ImagesConfig, client: Client
+) -> list[int]:
+    """Find the chunks of which a skipped image can be read now; workers try."""
+    check_visible(client, root, store.url)
+    skipped = np.flatnonzero(store.read("status") == SKIPPED)
+    chunks = np.unique(skipped // store.chunk_images).tolist()
+    tried = map_chunks(client, _check_images, chunks, store=store, root=root, images=images)
+    return sorted(chunk for chunk, n_readable in tried if n_readable)
 
 
 def fill(
@@ -100,6 +168,11 @@ def fill(
     n_skipped = int((status == SKIPPED).sum())
     if n_pending < n_images:
         log.info("%d of %d images are done; going on", n_images - n_pending, n_images)
+    if n_pending:
+        found = run_on_each_worker(client, processors.find_instruction_set).values()
+        names = {processors.INSTRUCTION_SETS[i] for i in found} | {*store.list_instruction_sets()}
+        if warning := processors.describe_mixture(names):
+            log.warning("%s: %s", store.url, warning)
     results = map_chunks(client, _fill_chunk, store.pending_chunks(), store=store, compute=compute)
     with track("features", n_pending, "images") as advance:
         for n_rows, n_unread in results:
@@ -126,6 +199,35 @@ def _fill_chunk(
         store.write_chunk(chunk, *compute(store, chunk))
         status = store.read("status", chunk)
     return len(status), int((status == SKIPPED).sum())
+
+
+def _list_damaged(
+    chunk: int, *, store: FeatureStore, layers: tuple[str, ...]
+) -> tuple[int, list[str]]:
+    return chunk, store.list_damaged(chunk, layers)
+
+
+def _check_images(
+    chunk: int, *, store: FeatureStore, root: str, images: ImagesConfig
+) -> tuple[int, int]:
+    """Refuse to compute a chunk again if an image is not as it was; count those readable now."""
+    stored = {}
+    for name in ("content_hash", "status"):
+        with contextlib.suppress(DamagedError):
+            stored[name] = store.read(name, chunk)
+    path, n_readable = store.read("path", chunk), 0
+    with open_images(store.files(root, chunk), _TRIED_SIZE, images, n_ahead=16) as opened:
+        for row, (content_hash, error, _) in enumerate(opened):
+            was_skipped = "status" in stored and stored["status"][row] == SKIPPED
+            if was_skipped:
+                n_readable += not error
+            elif "content_hash" in stored and content_hash != stored["content_hash"][row]:
+                raise UserError(
+                    f"{storage.join(root, str(path[row]))} is not the file that features were made "
+                    f"of ({error or 'its bytes are others'}), so its chunk of {store.url} cannot "
+                    "be made again. Put it back, or choose another `out`."
+                )
+    return chunk, n_readable
 
 
 def _extract_chunk(store: FeatureStore, chunk: int, *, root: str, extractor: Extractor) -> Chunk:

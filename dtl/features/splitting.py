@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,15 @@ def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
     """Return all that the split of given features follows from."""
     names = ("method", "duplicates", "train", "validation", "test", "train_per_class")
     return {name: getattr(config, name) for name in names} | {"seed": seed}
+
+
+def repeat_split(store: FeatureStore, fingerprint: Mapping[str, Any] | None) -> None:
+    """Split as a fingerprint says, if the store has lost its split."""
+    if fingerprint is None or store.split_fingerprint is not None:
+        return
+    options = dict(fingerprint)
+    seed = options.pop("seed")
+    split_images(store, SplitConfig(**options), seed)
 
 
 def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:

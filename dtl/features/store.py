@@ -1,32 +1,39 @@
-"""The feature store, rows of images in a Zarr group; no other module imports Zarr."""
+"""The feature store: a row per image, in files of which none is read if it is not whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import ZstdCodec
-from zarr.storage import FsspecStore, LocalStore
 
 from dtl import storage
+from dtl.cluster import processors
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, check_same, claim
+from dtl.features.arrays import Arrays, DamagedError
+from dtl.features.layout import (
+    COLUMNS,
+    FORMAT,
+    TAR_COLUMNS,
+    Attributes,
+    Opened,
+    lay_out,
+    list_columns,
+    list_task_columns,
+    open_store,
+    places,
+)  # fmt: skip
 from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import tars
-from dtl.images.values import NO_SPLIT, ImageList
+from dtl.images.layout import folders_are_splits
+from dtl.images.values import ImageList
 from dtl.storage import Extent
-
-# Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
-# second to close a file, however small.
-_ROWS_PER_FILE = 65_536
-
-_LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
-_TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
-_TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
-_COLUMNS = _LIST_COLUMNS | _TASK_COLUMNS | _TAR_COLUMNS
 
 
 class FeatureStore:
@@ -45,18 +52,24 @@ class FeatureStore:
     ``status``        (n_images,) int8            0 pending, 1 done, 2 skipped
     ================  ==========================  =================================================
 
+    ``instruction_set``, (n_images,) int8, is that of the processor that computed the row, as an
+    index into `processors.INSTRUCTION_SETS`; no fingerprint has it.
+
     Where images lie in tars, ``shard``, ``offset`` and ``size_bytes`` give the place, and the
     attribute ``shards`` the tars: `ImageList`'s ``tar``, ``offset``, ``size_bytes``, ``tar_names``.
 
     A chunk's ``status`` is written last: it says that the chunk is whole. The attributes hold
-    ``class_names``, ``settings`` (the fingerprint of the features) and versions. The object pickles
-    without its data, so tasks carry it.
+    ``class_names``, ``settings`` (the fingerprint of the features) and versions. Whoever reads a
+    file that is missing or damaged gets a `DamagedError`. The object pickles as its URL, so that
+    tasks carry it, and a process opens it once.
     """
 
-    def __init__(self, url: str, group: zarr.Group) -> None:
+    def __init__(self, url: str, opening: str = "") -> None:
         self.url = url
-        self._group = group
-        self.attrs: dict[str, Any] = dict(group.attrs)
+        self._opening = opening or uuid.uuid4().hex
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureStore, (self.url, self._opening)
 
     @classmethod
     def create(
@@ -69,34 +82,25 @@ class FeatureStore:
         chunk_images: int,
         attrs: Mapping[str, Any],
     ) -> FeatureStore:
-        """Make an empty store for layers of n_features each, in place of whatever lies there.
+        """Make an empty store for layers of n_features each.
 
-        The attributes are written last: `open` tells a store that was interrupted by their absence.
+        It takes the place of one whose making was interrupted, and of nothing else. The attributes
+        are written last: `open` tells a store that was interrupted by their absence.
         """
+        with contextlib.suppress(FileNotFoundError):
+            cls.open(url)
+            raise _appeared(url)
         storage.remove(url)
-        n_images = len(images)
-        group = zarr.create_group(_backing(url), zarr_format=3, attributes={"dtl": "unfinished"})
-        for name in _LIST_COLUMNS | _TASK_COLUMNS:
-            _create_column(group, name, n_images, chunk_images)
-        for name, n_features in layers.items():
-            group.create_array(
-                name,
-                shape=(n_images, n_features),
-                dtype=dtype,
-                chunks=(chunk_images, n_features),
-                compressors=ZstdCodec(level=1),
-                fill_value=0,
-                dimension_names=("image", f"{name}_feature" if len(layers) > 1 else "feature"),
-            )
-        store = cls(url, group)
-        for name in ("path", "label", "given_split"):
-            store._array(name)[:] = getattr(images, name)
-        store.write_places(images)
+        arrays = Arrays.create(url, {"dtl": "unfinished"})
         tar_attrs = {"shards": list(images.tar_names)} if images.tar_names else {}
         class_names = list(images.class_names)
-        group.attrs.put({**attrs, **tar_attrs, "class_names": class_names, "dtl": "features"})
-        store.attrs = dict(group.attrs)
-        return store
+        for name, layout in lay_out(images, layers, dtype, chunk_images).items():
+            arrays.create_array(name, layout)
+        for name, column in list_columns(images).items():
+            arrays.write(name, slice(None), column)
+        made = {**attrs, **tar_attrs, "class_names": class_names, "format": FORMAT}
+        arrays.group.attrs.put({**made, "dtl": "features"})
+        return cls.open(url)
 
     @classmethod
     def open(cls, url: str) -> FeatureStore:
@@ -109,24 +113,9 @@ class FeatureStore:
         UserError
             If something else is there, or a damaged store.
         """
-        if not storage.exists(url):
-            raise FileNotFoundError(f"No feature store at {url}. Run the featurize stage first.")
-        advice = "Choose another `out`, or remove it yourself: it is never replaced."
-        try:
-            group = zarr.open_group(_backing(url), mode="r+", zarr_format=3)
-        except FileNotFoundError:
-            fs, path = storage.filesystem(url)
-            if fs.isdir(path) and not fs.ls(path):
-                raise FileNotFoundError(f"The feature store at {url} is empty.") from None
-            raise UserError(f"{url} is no feature store: it has no zarr.json. {advice}") from None
-        except (ValueError, FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"{url} is no feature store: {error} {advice}") from error
-        made_by = group.attrs.get("dtl")
-        if made_by == "unfinished":
-            raise FileNotFoundError(f"The feature store at {url} was interrupted while made.")
-        if made_by != "features":
-            raise UserError(f"{url} is a Zarr group that dtl did not make. {advice}")
-        return cls(url, group)
+        store = cls(url)
+        store._opened  # noqa: B018  (opens it)
+        return store
 
     @classmethod
     def reuse(
@@ -153,15 +142,38 @@ class FeatureStore:
         found = claim(fingerprint, stored, url, overwrite=overwrite)
         return None if found is Claim.REPLACE else store
 
+    @classmethod
+    def remove_other(cls, url: str, attrs: Mapping[str, Any]) -> None:
+        """Remove a store, but not one of the same fingerprint and weights as `attrs` have."""
+        with contextlib.suppress(FileNotFoundError):
+            store = cls.open(url)
+            if all(store.attrs[name] == attrs[name] for name in ("settings", "weights_sha256")):
+                raise _appeared(url)
+            storage.remove(url)
+
+    @property
+    def _opened(self) -> Opened:
+        return open_store(self.url, self._opening)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes; one that is not there is a `DamagedError`."""
+        return self._opened.attrs
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """All that the features follow from."""
-        return dict(self.attrs["settings"])
+        return Attributes(self.attrs["settings"], self.url)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by label."""
         return tuple(self.attrs["class_names"])
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers whose features are stored."""
+        return sorted({*self._group} - COLUMNS.keys())
 
     @property
     def n_images(self) -> int:
@@ -180,14 +192,14 @@ class FeatureStore:
 
     def n_features(self, layer: str) -> int:
         """Return the number of features of a layer."""
-        if layer not in self._group or layer in _COLUMNS:
-            known = sorted({*self._group} - _COLUMNS.keys())
-            raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {known}.")
+        if layer in COLUMNS or layer not in self._group:
+            raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {self.layers}.")
         return int(self._array(layer).shape[1])
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return an array's type."""
-        return np.dtype(self._array(name).dtype)
+        found: np.dtype[Any] = self._array(name).dtype
+        return found
 
     def rows(self, chunk: int) -> slice:
         """Return the rows of a chunk."""
@@ -195,22 +207,53 @@ class FeatureStore:
         return slice(start, min(start + self.chunk_images, self.n_images))
 
     def read(self, name: str, chunk: int | None = None) -> NDArray[Any]:
-        """Read an array's rows of one chunk, or all of them."""
-        rows = slice(None) if chunk is None else self.rows(chunk)
-        return np.asarray(self._array(name)[rows])
+        """Read an array's rows of one chunk, or all of them.
+
+        Raises
+        ------
+        DamagedError
+            If a file of theirs is missing or damaged, or the chunk is not computed yet.
+        """
+        return self._read(name, None if chunk is None else self.rows(chunk))
+
+    def _read(self, name: str, rows: slice | None) -> NDArray[Any]:
+        may_be_absent = None
+        if name == "status" or self._format == 1:
+            may_be_absent = functools.partial(self._may_be_absent, name)
+        return self._arrays.read(name, rows, may_be_absent)
+
+    def _may_be_absent(self, name: str, file: int) -> bool:
+        """Return whether a file that is missing was never written, for it had only fill values."""
+        if name == "status":
+            return True  # the chunk is pending
+        rows = self._arrays.files(name)[file]
+        if name == "given_split":
+            folders = {str(path).partition("/")[0] for path in self.read("path")}
+            return not folders_are_splits(folders)
+        if name == "label":
+            first = self.class_names[0]
+            return all(first in str(path).split("/") for path in self._read("path", rows))
+        if name == "shard":
+            return len(self.attrs["shards"]) == 1
+        if name in ("path", "offset", "size_bytes"):
+            return False
+        if name == "split" and self.split_fingerprint is None:
+            return True
+        skipped = self._read("status", rows) == SKIPPED
+        return not skipped.any() if name == "error" else bool(skipped.all())
 
     def files(self, root: str, chunk: int | None = None) -> list[str | Extent]:
         """Locate the images of a chunk, or all of them, below a root."""
         tar_names = self.attrs.get("shards", [])
-        places = [self.read(name, chunk) for name in _TAR_COLUMNS] if tar_names else []
-        return tars.locate(root, map(str, self.read("path", chunk)), tar_names, *places)
+        extents = [self.read(name, chunk) for name in TAR_COLUMNS] if tar_names else []
+        return tars.locate(root, map(str, self.read("path", chunk)), tar_names, *extents)
 
     def images(self) -> ImageList:
         """Return the rows as a list of images; sizes are 0 where none lies in a tar."""
         tar_names = tuple(self.attrs.get("shards", ()))
 
         def read(name: str, n_images: int = 0) -> NDArray[Any]:
-            return self.read(name) if tar_names else np.zeros(n_images, _TAR_COLUMNS[name])
+            return self.read(name) if tar_names else np.zeros(n_images, TAR_COLUMNS[name])
 
         return ImageList(
             root=str(self.attrs.get("root", "")),
@@ -227,19 +270,18 @@ class FeatureStore:
     def write_places(self, images: ImageList) -> None:
         """Store in which tars the images lie, and where: they may have been packed again."""
         tar_names = list(images.tar_names)
-        places: dict[str, NDArray[Any]] = {}
-        if tar_names:
-            places = {"shard": images.tar, "offset": images.offset, "size_bytes": images.size_bytes}
+        columns = places(images) if tar_names else {}
         if tar_names == self.attrs.get("shards", []) and all(
-            np.array_equal(self.read(name), column) for name, column in places.items()
+            np.array_equal(self.read(name), column) for name, column in columns.items()
         ):
             return
-        for name, column in places.items():
+        layouts = lay_out(images, {}, "", self.chunk_images, self._format)
+        for name, column in columns.items():
             if name not in self._group:
-                _create_column(self._group, name, self.n_images, self.chunk_images)
-            self._array(name)[:] = column
+                self._arrays.create_array(name, layouts[name])
+            self._arrays.write(name, slice(None), column)
         self._group.attrs.update({"shards": tar_names, "root": images.root})
-        self.attrs = dict(self._group.attrs)
+        self._opening = uuid.uuid4().hex  # for other processes, too
 
     def write_chunk(
         self,
@@ -251,11 +293,66 @@ class FeatureStore:
         """Store a chunk, last of all that it is done."""
         rows = self.rows(chunk)
         error = np.asarray(error, dtype=np.dtypes.StringDType())
-        for layer, values in features.items():
-            self._array(layer)[rows] = values
-        self._array("content_hash")[rows] = content_hash
-        self._array("error")[rows] = error
-        self._array("status")[rows] = np.where(error == "", DONE, SKIPPED).astype(np.int8)
+        columns = {"content_hash": content_hash, "error": error}
+        if self._format > 1:
+            columns["instruction_set"] = np.full(len(error), processors.find_instruction_set())
+        with ThreadPoolExecutor() as pool:  # HDFS takes half a second for each file
+
+            def write(name: str, values: NDArray[Any]) -> None:
+                self._arrays.write(name, rows, values)
+
+            arrays: dict[str, NDArray[Any]] = {**features, **columns}
+            list(pool.map(write, arrays.keys(), arrays.values()))
+        status = np.where(error == "", DONE, SKIPPED).astype(np.int8)
+        self._arrays.write("status", rows, status)
+
+    def forget_chunk(self, chunk: int) -> None:
+        """Make a chunk pending, to compute it again: remove what says that it is done."""
+        self._arrays.remove_file("status", chunk)
+        if self._format > 1:
+            self._arrays.remove_file("instruction_set", chunk)
+
+    def list_begun(self) -> list[int]:
+        """List the chunks of which there is a ``status``, whole or damaged."""
+        return sorted(self._arrays.list_files("status"))
+
+    def list_damaged(self, chunk: int, layers: Iterable[str]) -> list[str]:
+        """Name what cannot be read of a done chunk, as the messages of `DamagedError`."""
+        found = []
+        for name in (*layers, *list_task_columns(self._format)):
+            try:
+                self.read(name, chunk)
+            except DamagedError as error:
+                found.append(str(error))
+        return found
+
+    def mend_columns(self, images: ImageList, layers: Mapping[str, int]) -> list[str]:
+        """Write again what is missing or damaged of the columns that follow from the list.
+
+        `layers` are of n_features each. Returns what was damaged. A split that was is forgotten.
+        """
+        found = []
+        dtype, chunk_images = self.fingerprint["dtype"], self.fingerprint["chunk_images"]
+        layouts = lay_out(images, layers, dtype, chunk_images, self._format)
+        for name, layout in layouts.items():
+            if not self._arrays.fits(name, layout):
+                found.append(storage.join(self.url, f"{name}/zarr.json"))
+                self._arrays.remove_array(name)
+                self._arrays.create_array(name, layout)
+        for name, column in list_columns(images).items():
+            for file, rows in enumerate(self._arrays.files(name)):
+                try:
+                    stored = self._read(name, rows)
+                    if name == "split" or np.array_equal(stored, column[rows]):
+                        continue
+                except DamagedError:
+                    pass
+                found.append(self._arrays.file_url(name, file))
+                if name == "split":
+                    self.forget_split()
+                self._arrays.remove_file(name, file)
+                self._arrays.write(name, rows, column[rows], empty=True)
+        return found
 
     @property
     def n_done(self) -> int:
@@ -272,8 +369,20 @@ class FeatureStore:
         rows = np.flatnonzero(self.read("status") == SKIPPED)
         if not len(rows):
             return []
-        columns = (map(str, self.read(name)[rows]) for name in ("path", "error"))
-        return sorted(zip(*columns, strict=True))
+        path = self.read("path")
+        found = []
+        for chunk in np.unique(rows // self.chunk_images).tolist():
+            error, first = self.read("error", chunk), self.rows(chunk).start
+            found += [(str(path[first + i]), str(error[i])) for i in np.flatnonzero(error != "")]
+        return sorted(found)
+
+    def list_instruction_sets(self) -> list[str]:
+        """List the instruction sets that computed the features, as far as that is known."""
+        if self._format == 1:
+            return []
+        pending = {*self.pending_chunks()}
+        found = self._arrays.read("instruction_set", None, pending.__contains__)
+        return sorted(processors.INSTRUCTION_SETS[i] for i in np.unique(found) if i)
 
     def check_skipped(self, max_skipped: float) -> None:
         """Refuse a store in which too many images could not be read; name the first ones."""
@@ -299,39 +408,41 @@ class FeatureStore:
     def write_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
         """Store the split of every row, and the split's fingerprint."""
         array = self._array("split")
-        array.attrs.put({})  # so that no fingerprint stands beside rows of another
-        array[:] = split
+        self.forget_split()  # so that no fingerprint stands beside rows of another
+        if len(split) == self.n_images:
+            for file in range(len(self._arrays.files("split"))):
+                self._arrays.remove_file("split", file)  # Zarr would read it to write it
+        self._arrays.write("split", slice(None), split, empty=True)
         array.attrs.put({"settings": dict(fingerprint)})
+
+    def forget_split(self) -> None:
+        """Remove the split's fingerprint: images are split again before a head is trained."""
+        self._array("split").attrs.put({})
 
     @property
     def split_fingerprint(self) -> dict[str, Any] | None:
         """All that the stored split follows from; None before there is one."""
-        found = zarr.open_array(self._array("split").store_path, mode="r").attrs.get("settings")
-        return None if found is None else dict(found)  # type: ignore[arg-type]
+        found = self._arrays.read_attributes("split").get("settings")
+        return None if found is None else dict(found)
 
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return array
+    @property
+    def _arrays(self) -> Arrays:
+        return self._opened.arrays
+
+    @property
+    def _group(self) -> Any:
+        return self._arrays.group
+
+    @property
+    def _format(self) -> int:
+        return int(self.attrs.get("format", 1))
+
+    def _array(self, name: str) -> Any:
+        return self._arrays.array(name)
 
 
-def _create_column(group: zarr.Group, name: str, n_images: int, chunk_images: int) -> None:
-    kind = _COLUMNS[name]
-    file_rows = chunk_images * max(1, _ROWS_PER_FILE // chunk_images)
-    group.create_array(
-        name,
-        shape=(n_images,),
-        dtype=kind,
-        chunks=(chunk_images,),
-        shards=None if name in _TASK_COLUMNS else (file_rows,),
-        compressors=ZstdCodec(level=1),
-        fill_value=NO_SPLIT if name.endswith("split") else "" if kind == "str" else 0,
-        dimension_names=("image",),
+def _appeared(url: str) -> OSError:
+    return FileExistsError(
+        f"{url} holds a feature store, which was not there a moment ago. Nothing was changed. "
+        "Check the storage, then start again."
     )
-
-
-def _backing(url: str) -> LocalStore | FsspecStore:
-    if storage.is_local(url):
-        return LocalStore(storage.absolute(url))
-    fs, path = storage.asynchronous(url)
-    return FsspecStore(fs, path=path)

@@ -24,7 +24,9 @@ from dtl.training.values import Tuning
 log = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
-_SHOWN_ELSEWHERE = {"class_names", "left_out", "n_left_out", "empty_folders", "dtl", "shards"}
+_SHOWN_ELSEWHERE = {
+    "class_names", "left_out", "n_left_out", "empty_folders", "dtl", "format", "shards",
+}  # fmt: skip
 
 
 def gather_report(

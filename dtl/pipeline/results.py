@@ -117,6 +117,15 @@ class Results:
         self._write("head.npz", head.to_bytes())
         storage.remove(self.checkpoint)
 
+    def remove_trained(self) -> None:
+        """Remove all that follows from the rows that could be read: they are others now."""
+        for name in (
+            "report.html", "evaluation.json", "checkpoint.npz", "head.npz", "head-best.npz",
+            "head-last.npz", "history.parquet", "compare.json", "compare.html", "tune.json",
+            "tune.html", "tune.npz", "tuned.toml",
+        ):  # fmt: skip
+            storage.remove(self._place(name))
+
     def evaluation(self) -> Evaluation | None:
         """Read the scores; None if there are none."""
         return self._read("evaluation.json", _parse_evaluation, "head_sha256")

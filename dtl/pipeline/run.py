@@ -119,7 +119,9 @@ class Run:
                 "Copy that to another name, and start from the copy."
             )
         self.claim_folder()
-        self.results.write_config(replace(self.options, overwrite=False))
+        self.results.write_config(
+            replace(self.options, overwrite=False, repair=False, retry_skipped=False)
+        )
 
 
 def list_hdfs_urls(options: config.Config) -> list[str]:

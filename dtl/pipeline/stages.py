@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from dtl import storage
+from dtl.cluster import processors
 from dtl.config.provenance import differences
 from dtl.evaluation.values import N_MISTAKES, Evaluation
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images import listing, split
+from dtl.images.values import ImageList
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.training.checkpoint import Checkpoint, resume
@@ -24,17 +26,24 @@ log = logging.getLogger("dtl.pipeline")
 _Stored = TypeVar("_Stored", Comparison, Evaluation, Head, Tuning)
 
 
-def featurize(run: Run) -> FeatureStore:
-    """List the images and compute their features, after all that can be checked before."""
+def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
+    """List the images and compute their features, after all that can be checked before.
+
+    With `splits`, the list is split, too, to refuse what a later stage would.
+    """
     c, results, spec = run.options, run.results, run.extraction
     started = time.monotonic()
     listed = listing.list_images(c.images, c.seed)
     listing_s = time.monotonic() - started
-    split.assign_splits(listed, c.split, c.seed)  # or refuses what the list cannot give
+    if splits:
+        split.assign_splits(listed, c.split, c.seed)
     store = FeatureStore.reuse(results.features, spec.fingerprint(listed), overwrite=c.overwrite)
     run.begin()
-    n_before = store.n_done if store is not None else 0
-    if store is not None and n_before == store.n_images:
+    if store is not None and c.retry_skipped and not c.repair:
+        _retry_skipped(run, store, listed)
+    # A repair reads what may be damaged, and takes no time that counts as the stage's.
+    n_before = _count_done(results) if store is not None and not c.repair else 0
+    if store is not None and not c.repair and n_before == store.n_images:
         store.check_skipped(c.images.max_skipped)
         log.info("features: done before, %d images", store.n_images)
         return store
@@ -46,12 +55,14 @@ def featurize(run: Run) -> FeatureStore:
     started = time.monotonic()
 
     def keep_timing() -> None:
+        if c.repair:
+            return
         seconds, n = time.monotonic() - started, _count_done(results) - n_before
         results.add_timing("featurize", seconds, n, "images", add=n_before > 0)
 
     try:
         store = featurization.featurize(
-            results.features, listed, spec, client, overwrite=c.overwrite
+            results.features, listed, spec, client, overwrite=c.overwrite, repair=c.repair
         )
     except OSError:
         raise  # the storage may be gone
@@ -63,6 +74,27 @@ def featurize(run: Run) -> FeatureStore:
         raise
     keep_timing()
     return store
+
+
+def _retry_skipped(run: Run, store: FeatureStore, listed: ImageList) -> None:
+    """Make chunks pending in which a skipped image can be read now, and forget what follows."""
+    from dtl.features import featurization
+
+    store.write_places(listed)
+    chunks = featurization.find_readable(store, listed.root, run.options.images, run.client)
+    if not chunks:
+        log.info("no skipped image can be read now")
+        return
+    forget_chunks(run, store, chunks)
+
+
+def forget_chunks(run: Run, store: FeatureStore, chunks: list[int]) -> None:
+    """Make chunks pending, for other images of them can be read now, and forget what follows."""
+    log.info("%d chunks are computed again, with images that can be read now", len(chunks))
+    run.results.remove_trained()
+    store.forget_split()
+    for chunk in chunks:
+        store.forget_chunk(chunk)
 
 
 def train(run: Run, store: FeatureStore) -> Head:
@@ -141,6 +173,8 @@ def list_warnings(store: FeatureStore) -> list[str]:
         )
     if folders := store.attrs.get("empty_folders"):
         warnings.append(listing.describe_empty_folders(folders))
+    if mixture := processors.describe_mixture(store.list_instruction_sets()):
+        warnings.append(mixture)
     return warnings + splitting.list_unlearnt(store)
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import xarray
 from distributed import Client
-from helpers import COLOURS, contents, draw, in_session, jpeg, wait_until
+from helpers import COLOURS, CUT, command, contents, draw, in_session, jpeg, wait_until
 
 from dtl import config
-from dtl.config import Config
-from dtl.features import featurization
+from dtl.config import Config, SplitConfig
+from dtl.config.errors import UserError
+from dtl.features import featurization, splitting
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import listing
@@ -205,6 +206,98 @@ def test_a_lost_chunk_is_computed_again_to_the_same_bytes(
     assert all("c/1" in name for name in changed)
 
 
+def damage(file: Path, kind: str) -> None:
+    data = file.read_bytes()
+    if kind == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"flipped": data[:-1] + bytes([data[-1] ^ 1]), "empty": b""}[kind])
+
+
+@pytest.mark.parametrize("kind", ["missing", "flipped", "empty"])
+@pytest.mark.parametrize("what", ["a chunk", "the list", "all", "descriptions"])
+def test_repair_makes_the_same_bytes(
+    pictures: Path, tmp_path: Path, processes: Client, what: str, kind: str
+) -> None:
+    (pictures / "red" / "8.jpg").write_bytes(b"")
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    store = featurize(c, url, processes)
+    splitting.split_images(store, SplitConfig(), 0)
+    whole, times = contents(url), stamps(url)
+    of_list = ("label", "path", "split", "given_split")
+    damaged = {
+        "a chunk": [n for n in whole if "/c/1" in n],
+        "the list": [f"{name}/c/0" for name in of_list],
+        "all": [n for n in whole if "/c/" in n],
+        "descriptions": [n for n in whole if n.endswith("/zarr.json") and "split" not in n],
+    }[what]
+    for name in damaged:
+        damage(url / name, kind)
+    if (what, kind) not in (("a chunk", "missing"), ("all", "missing")):  # else chunks are pending
+        with pytest.raises(UserError, match=r"is (missing|damaged)"):
+            featurization.featurize(str(url), listed(c), spec(c), processes) and [
+                FeatureStore.open(str(url)).read(name) for name in of_list
+            ]
+    featurization.featurize(str(url), listed(c), spec(c), processes, repair=True)
+    assert contents(url) == whole
+    if what != "all":
+        changed = {name for name, time_ in stamps(url).items() if times[name] != time_}
+        chunk = {n for n in whole if "/c/1" in n} if what == "a chunk" else set()
+        assert changed <= {*damaged} | chunk | {"split/zarr.json"}
+    assert splitting.fingerprint_split(SplitConfig(), 0) == store.split_fingerprint
+
+
+def test_repair_of_a_whole_store_changes_nothing(
+    pictures: Path, tmp_path: Path, processes: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    featurize(c, url, processes)
+    times = stamps(url)
+    with caplog.at_level("INFO"):
+        featurization.featurize(str(url), listed(c), spec(c), processes, repair=True)
+    assert "repair: nothing is missing or damaged" in caplog.text
+    assert stamps(url) == times
+
+
+def test_repair_refuses_images_that_changed(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    store = featurize(c, url, processes)
+    path = str(store.read("path")[9])
+    data = (pictures / path).read_bytes()
+    (pictures / path).write_bytes(data[:-9] + bytes(7) + data[-2:])  # of as many bytes
+    (url / "block1_pool/c/1/0").unlink()
+    before = contents(url)
+    message = rf"{path} is not the file that features were made of .*cannot be made again"
+    with pytest.raises(UserError, match=message):
+        featurization.featurize(str(url), listed(c), spec(c), processes, repair=True)
+    assert contents(url) == before
+    (pictures / path).write_bytes(data)
+    featurization.featurize(str(url), listed(c), spec(c), processes, repair=True)
+    assert not FeatureStore.open(str(url)).pending_chunks()
+
+
+def test_skipped_images_that_can_be_read_now(
+    pictures: Path, tmp_path: Path, processes: Client
+) -> None:
+    c, url = settings(pictures), tmp_path / "f.zarr"
+    expected = contents(Path(featurize(c, tmp_path / "expected.zarr", processes).url))
+    store = FeatureStore.open(str(tmp_path / "expected.zarr"))
+    path = pictures / str(store.read("path")[9])
+    images = listed(c)
+    path.rename(path.with_suffix(".away"))
+    featurization.featurize(str(url), images, spec(c), processes)
+    store = FeatureStore.open(str(url))
+    assert store.list_skipped() == [(str(path.relative_to(pictures)), "the file is gone")]
+    assert featurization.find_readable(store, images.root, c.images, processes) == []
+    path.with_suffix(".away").rename(path)
+    assert featurization.find_readable(store, images.root, c.images, processes) == [1]
+    store.forget_chunk(1)
+    featurization.featurize(str(url), images, spec(c), processes)
+    assert contents(url) == expected
+
+
 def stamps(folder: Path) -> dict[str, int]:
     return {
         str(path.relative_to(folder)): path.stat().st_mtime_ns
@@ -301,3 +394,31 @@ def test_killed_worker_is_replaced_and_the_bytes_are_the_same(
     done = {name for name in killed[0] if name.startswith("status/c/")}
     assert 3 <= len(done) < 12
     assert all(stamps(url)[name] == killed[0][name] for name in done)
+
+
+@pytest.mark.slow
+def test_two_instruction_sets_in_a_store_are_told(pictures: Path, tmp_path: Path) -> None:
+    from dtl.cluster import processors
+
+    wide = processors.INSTRUCTION_SETS[processors.find_instruction_set()]
+    if not wide.startswith("AVX512"):
+        pytest.skip(f"this processor has {wide}, not AVX-512")
+    options = ("--images", pictures, "--out", tmp_path / "out", *CUT)
+    url = tmp_path / "out" / "features.zarr"
+    first = command("featurize", *options, ONEDNN_MAX_CPU_ISA="AVX2")
+    assert first.returncode == 0, first.stderr
+    assert "instruction sets" not in first.stdout + first.stderr
+    narrow = FeatureStore.open(str(url)).read("block1_pool")
+    assert FeatureStore.open(str(url)).list_instruction_sets() == ["AVX2"]
+    FeatureStore.open(str(url)).forget_chunk(1)
+    again = command("run", *options)
+    assert again.returncode == 0, again.stderr
+    for place in (again.stderr, again.stdout, (tmp_path / "out" / "report.html").read_text()):
+        assert f"several instruction sets: AVX2, {wide}" in place
+    store = FeatureStore.open(str(url))
+    assert store.list_instruction_sets() == ["AVX2", wide]
+    assert (
+        store.read("instruction_set", 0).tolist() == [processors.INSTRUCTION_SETS.index("AVX2")] * 8
+    )
+    np.testing.assert_array_equal(store.read("block1_pool", 0), narrow[:8])
+    np.testing.assert_allclose(store.read("block1_pool"), narrow, rtol=1e-4, atol=1e-3)

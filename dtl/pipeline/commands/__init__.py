@@ -54,6 +54,7 @@ def load(name: str) -> Any:
 _EVERY = "out overwrite seed cluster yarn storage"
 _EARLIER = "images features"
 _RUN = f"{_EVERY} {_EARLIER} split train"
+_AGAIN = "repair retry_skipped"
 
 
 def _add_application(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ COMMANDS = {
         "draw pictures and run every stage on them",
         "staged.demo",
         example="",
-        options=_RUN,
+        options=f"{_RUN} {_AGAIN}",
         # Small chunks, shards and batches, so that so few pictures show what many would.
         base={
             "out": "demo",
@@ -87,14 +88,16 @@ COMMANDS = {
         "every stage, from images to report.html",
         "staged.run_all",
         example="--images photographs --out results",
-        options=_RUN,
+        options=f"{_RUN} {_AGAIN}",
+        explained=_AGAIN,
     ),
     "featurize": Command(
         "images to features.zarr",
         "staged.featurize",
         example="--images photographs --out results",
-        options=f"{_EVERY} {_EARLIER} split",
-        checked="train",
+        options=f"{_EVERY} {_EARLIER} {_AGAIN}",
+        checked="split train",
+        explained=_AGAIN,
     ),
     "train": Command(
         "features.zarr to head.npz",
@@ -153,7 +156,8 @@ COMMANDS = {
         "stored fc1 features to fc2 and predictions, without the images",
         "model.derive",
         example="--model results --out derived --features.layers fc2",
-        options=f"{_EVERY} features",
+        options=f"{_EVERY} features repair",
+        explained="repair",
         checked=_RUN,
         starts_from="model",
     ),
@@ -192,7 +196,7 @@ COMMANDS = {
         "`run` on YARN, the driver too; prints the application's id",
         "yarn.submit",
         example="--images hdfs:///photographs --out hdfs:///results",
-        options=_RUN,
+        options=f"{_RUN} {_AGAIN}",
         add_arguments=_add_wait,
         resumes=False,
     ),

@@ -8,6 +8,7 @@ import logging
 
 from dtl import storage
 from dtl.config.errors import UserError
+from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
@@ -48,11 +49,15 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
     source = Results(arguments.model).store()
     store = derivation.reuse(url, source, c.features, overwrite=c.overwrite)
     run.begin()
-    if store is not None and not store.pending_chunks():
+    if store is not None and (outdated := derivation.list_outdated(store, source)):
+        stages.forget_chunks(run, store, outdated)
+    if store is not None and not c.repair and not store.pending_chunks():
         log.info("features: done before, %d images", store.n_images)
     else:
         run.check_worker_memory()
-        store = derivation.derive(url, source, run.extraction, run.client, overwrite=c.overwrite)
+        store = derivation.derive(
+            url, source, run.extraction, run.client, overwrite=c.overwrite, repair=c.repair
+        )
     print_line(f"Features of {store.n_images} images: {store.url}")
 
 

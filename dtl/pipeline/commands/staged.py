@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def run_all(run: Run, _: argparse.Namespace) -> None:
     """Run every stage, and print the scores."""
-    store = stages.featurize(run)
+    store = stages.featurize(run, splits=True)
     head = stages.train(run, store)
     scores = stages.evaluate(run, store, head)
     stages.report(run, store, head, scores)

@@ -1,0 +1,64 @@
+"""The instruction set that a process computes with, on which the last bits of features depend."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Collection
+from pathlib import Path
+
+_FLAGS = {
+    "SSE41": "sse4_1",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "AVX2_VNNI": "avx_vnni",
+    "AVX512_CORE": "avx512bw",
+    "AVX512_CORE_VNNI": "avx512_vnni",
+    "AVX512_CORE_BF16": "avx512_bf16",
+    "AVX512_CORE_FP16": "avx512_fp16",
+    "AVX512_CORE_AMX": "amx_int8",
+    "AVX512_CORE_AMX_FP16": "amx_fp16",
+}
+"""oneDNN's names, from the least to the most, and the flag in /proc/cpuinfo that tells each."""
+
+INSTRUCTION_SETS = ("unknown", *_FLAGS, "ARM64")
+"""A store holds the index: add new ones at the end."""
+
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables by which oneDNN, in TensorFlow and OpenVINO, uses less than the processor has."""
+
+
+@functools.cache
+def find_instruction_set() -> int:
+    """Return the index, in `INSTRUCTION_SETS`, of what this process computes with."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return INSTRUCTION_SETS.index("ARM64")
+    cpu = Path("/proc/cpuinfo")
+    flags = {*cpu.read_text().split()} if cpu.exists() else set()
+    has = [name for name, flag in _FLAGS.items() if flag in flags]
+    limit = next((os.environ[name].upper() for name in _LIMITS if name in os.environ), "")
+    if limit in _FLAGS:
+        names = [*_FLAGS]
+        has = [name for name in has if names.index(name) <= names.index(limit)]
+    return INSTRUCTION_SETS.index(has[-1] if has else "unknown")
+
+
+def describe_mixture(names: Collection[str]) -> str:
+    """Say what features of several instruction sets mean; empty if there are not several.
+
+    Examples
+    --------
+    >>> describe_mixture({"AVX2"})
+    ''
+    >>> describe_mixture({"AVX512_CORE", "AVX2"})[:50]
+    'Features are of several instruction sets: AVX2, AV'
+    """
+    if len(names) < 2:
+        return ""
+    return (
+        f"Features are of several instruction sets: {', '.join(sorted(names))}. The last bits of a "
+        "feature depend on that, so the same images may give other bits on other workers. To have "
+        "them alike, set ONEDNN_MAX_CPU_ISA to the least of them for every worker, and compute the "
+        "features anew."
+    )

@@ -1,0 +1,149 @@
+"""The attributes and columns of a feature store, and how they lie in files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtl import storage
+from dtl.config.errors import UserError
+from dtl.features.arrays import Arrays, DamagedError, Layout
+from dtl.images.values import NO_SPLIT, ImageList
+
+# Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
+# second to close a file, however small.
+_ROWS_PER_FILE = 65_536
+
+FORMAT = 2
+"""Of new stores: every chunk has a file, with a checksum, and ``instruction_set`` is there.
+
+Stores without the attribute ``format`` have no checksums, and no file for a chunk of fill values.
+"""
+
+_LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
+_TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
+_NEW_TASK_COLUMNS = {"instruction_set": "int8"}
+TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
+COLUMNS = _LIST_COLUMNS | _TASK_COLUMNS | _NEW_TASK_COLUMNS | TAR_COLUMNS
+"""Types of all arrays but the layers."""
+
+_NO_ROW = -128
+"""No row's value: it tells a chunk that is missing in a file of several."""
+
+
+_ATTRIBUTES: Mapping[str, type] = {
+    "settings": dict, "class_names": list, "weights_sha256": str, "weights": str, "seed": int,
+    "root": str, "left_out": list, "n_left_out": int, "empty_folders": list, "versions": dict,
+    "shards": list, "format": int,
+}  # fmt: skip
+_NEEDED = ("settings", "class_names")
+
+_NEVER_REPLACED = "Choose another `out`, or remove it yourself: it is never replaced."
+
+
+def list_task_columns(format: int) -> dict[str, str]:
+    """List the columns that tasks write, chunk by chunk."""
+    return _TASK_COLUMNS | (_NEW_TASK_COLUMNS if format > 1 else {})
+
+
+def list_columns(images: ImageList) -> dict[str, NDArray[Any]]:
+    """Return the columns that follow from the list, and the split before there is one."""
+    columns = {name: getattr(images, name) for name in ("path", "label", "given_split")}
+    columns["split"] = np.full(len(images), NO_SPLIT, np.int8)
+    return columns | (places(images) if images.tar_names else {})
+
+
+def places(images: ImageList) -> dict[str, NDArray[Any]]:
+    """Return the columns that say where in tars the images lie."""
+    return {"shard": images.tar, "offset": images.offset, "size_bytes": images.size_bytes}
+
+
+def lay_out(
+    images: ImageList,
+    layers: Mapping[str, int],
+    dtype: str,
+    chunk_images: int,
+    format: int = FORMAT,
+) -> dict[str, Layout]:
+    """Return the layout of every array of a store, for layers of n_features each."""
+    n_images, is_new = len(images), format > 1
+    by_driver = _LIST_COLUMNS | (TAR_COLUMNS if images.tar_names else {})
+    by_task = list_task_columns(format)
+    file_rows = chunk_images * max(1, _ROWS_PER_FILE // chunk_images)
+
+    def column(name: str, kind: str) -> Layout:
+        no_row = _NO_ROW if is_new else NO_SPLIT if name.endswith("split") else 0
+        fill = "" if kind == "str" else 0 if name in by_task else no_row
+        shard_rows = None if name in by_task else file_rows
+        return Layout((n_images,), kind, fill, chunk_images, shard_rows, ("image",), is_new)
+
+    def layer(name: str, n_features: int) -> Layout:
+        dimensions = ("image", f"{name}_feature" if len(layers) > 1 else "feature")
+        # Whoever reads the array without dtl gets no zeros for a file that is missing, either.
+        shape, fill = (n_images, n_features), np.nan if is_new else 0
+        return Layout(shape, dtype, fill, chunk_images, None, dimensions, is_new)
+
+    columns = {name: column(name, kind) for name, kind in (by_driver | by_task).items()}
+    return columns | {name: layer(name, n) for name, n in layers.items()}
+
+
+class Attributes(dict[str, Any]):
+    """Attributes of a store, of which one that is missing is an error with its place."""
+
+    def __init__(self, values: Any = (), url: str = "") -> None:
+        super().__init__(values)  # alone, as `dataclasses.asdict` copies it
+        self._url = url
+
+    def __missing__(self, name: str) -> Any:
+        raise DamagedError(
+            f"{storage.join(self._url, 'zarr.json')} is damaged: it has no {name!r}. Put back a "
+            f"copy of it. {_NEVER_REPLACED}"
+        )
+
+
+class Opened(NamedTuple):
+    """A store that is open in this process."""
+
+    arrays: Arrays
+    attrs: Attributes
+
+
+@functools.lru_cache(maxsize=16)
+def open_store(url: str, opening: str) -> Opened:
+    """Open a store for the tasks of this process."""
+    if not storage.exists(url):
+        raise FileNotFoundError(f"No feature store at {url}. Run the featurize stage first.")
+    try:
+        arrays = Arrays.open(url)
+    except FileNotFoundError:
+        if not storage.is_file(url) and not storage.list_names(url):
+            raise FileNotFoundError(f"The feature store at {url} is empty.") from None
+        raise UserError(
+            f"{url} is no feature store: it has no zarr.json. If it had one, put back a copy. "
+            f"{_NEVER_REPLACED}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{url} is no feature store: {error} {_NEVER_REPLACED}") from error
+    attrs = Attributes(arrays.group.attrs, url)
+    if attrs.get("dtl") == "unfinished" and not arrays.list_files("status"):
+        raise FileNotFoundError(f"The feature store at {url} was interrupted while made.")
+    if attrs.get("dtl") not in ("features", "unfinished"):
+        raise UserError(f"{url} is a Zarr group that dtl did not make. {_NEVER_REPLACED}")
+    for name, kind in _ATTRIBUTES.items():
+        if (name in attrs or name in _NEEDED) and not isinstance(attrs[name], kind):
+            raise DamagedError(
+                f"{storage.join(url, 'zarr.json')} is damaged: {name!r} is {attrs[name]!r}, which "
+                f"is no {kind.__name__}. Put back a copy of it. {_NEVER_REPLACED}"
+            )
+    stage = "derive" if "derived_from" in attrs else "the featurize stage"
+    arrays.advice = (
+        f"Run {stage} with `repair`: it makes again just what is missing or damaged, in the same "
+        "bytes."
+    )
+    arrays.dtypes = COLUMNS
+    arrays.writes_all = attrs.get("format", 1) > 1
+    return Opened(arrays, attrs)

@@ -1,0 +1,309 @@
+"""What is missing or damaged in a feature store is an error with its file, never another number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+from helpers import MakeStore, all_files, contents
+from zarr.codecs import ZstdCodec
+
+from dtl import config, storage
+from dtl.config.errors import UserError
+from dtl.evaluation import scoring
+from dtl.features.arrays import DamagedError
+from dtl.features.layout import COLUMNS
+from dtl.features.store import FeatureStore
+from dtl.images.values import ImageList
+from dtl.training import trainer
+from dtl.training.spec import TrainingSpec
+
+N_IMAGES = 10
+SETTINGS = {"layers": ["fc2"], "dtype": "float32", "chunk_images": 4}
+ATTRS = {"settings": SETTINGS, "weights_sha256": "abc", "weights": "random", "left_out": []}
+
+
+def images(n: int = N_IMAGES, *, tars: tuple[str, ...] = ("a.tar", "b.tar")) -> ImageList:
+    row = np.arange(n)
+    return ImageList(
+        root="/photos",
+        path=np.array([f"{'ab'[i % 2]}/{i}.jpg" for i in row], np.dtypes.StringDType()),
+        label=(row % 2).astype(np.int32),
+        given_split=np.full(n, -1, np.int8),
+        size_bytes=row + 9,
+        class_names=("a", "b"),
+        tar_names=tars,
+        tar=(row % max(len(tars), 1)).astype(np.int32) if tars else np.empty(0, np.int32),
+        offset=row * 512 + 512 if tars else np.empty(0, np.int64),
+    )
+
+
+def make(url: str) -> FeatureStore:
+    """A finished store with every column; the image of row 5 is unreadable, all rows 0 are zero."""
+    store = FeatureStore.create(
+        url, images(), {"fc2": 3}, dtype="float32", chunk_images=4, attrs=ATTRS
+    )
+    write_chunks(store)
+    store.write_split((np.arange(N_IMAGES) % 3).astype(np.int8), {"made": "by a test"})
+    return store
+
+
+def write_chunks(store: FeatureStore) -> None:
+    for chunk in range(store.n_chunks):
+        rows = np.arange(store.n_images)[store.rows(chunk)]
+        features = (min(chunk, 1) * (rows[:, None] + np.arange(3))).astype(np.float32)
+        error = np.where(rows == 5, "damaged", "")
+        features[rows == 5] = 0
+        store.write_chunk(chunk, {"fc2": features}, rows.astype(np.uint64) + 1, error)
+
+
+def flip(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[:half] + bytes([data[half] ^ 0xFF]) + data[half + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda _: None,
+    "flipped": flip,
+    "last byte": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "cut off": lambda data: data[: len(data) // 2],
+    "empty": lambda _: b"",
+    "other": lambda _: b"something else that a person wrote there",
+}
+
+
+def damage(url: str, kind: str) -> bytes:
+    """Damage a file; returns what was in it."""
+    data = storage.read_bytes(url)
+    changed = DAMAGES[kind](data)
+    storage.remove(url)
+    if changed is not None:
+        storage.write_bytes(url, changed)
+    return data
+
+
+def is_chunk(name: str) -> bool:
+    return "/c/" in name
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_every_file_of_every_array_is_missed(root: str, kind: str) -> None:
+    store = make(storage.join(root, "features.zarr"))
+    names = [name for name in all_files(store.url) if is_chunk(name)]
+    assert {name.split("/")[0] for name in names} == {*COLUMNS, "fc2"}
+    for name in names:
+        column, _, chunk, *_ = name.split("/")
+        file = storage.join(store.url, name)
+        data = damage(file, kind)
+        opened = FeatureStore.open(store.url)
+        if (column, kind) == ("status", "missing"):
+            assert opened.pending_chunks() == [int(chunk)]  # and no stage takes such a store
+        else:
+            of_file = int(chunk) if column in ("fc2", *TASK_COLUMNS) else 2
+            for rows in (None, of_file):
+                with pytest.raises(DamagedError, match=r"is (missing|damaged).*`repair`") as error:
+                    opened.read(column, rows)
+                assert str(error.value).startswith(file)
+        storage.write_bytes(file, data)
+    for column in (*COLUMNS, "fc2"):
+        FeatureStore.open(store.url).read(column)
+
+
+TASK_COLUMNS = ("content_hash", "error", "status", "instruction_set")
+
+
+@pytest.mark.parametrize("column", ["label", "path", "split", "given_split", "shard", "offset"])
+def test_a_chunk_that_is_missing_in_a_file_of_several_is_missed(
+    tmp_path: Path, column: str
+) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    array = store._array(column)
+    array[4:8] = array.fill_value  # which Zarr stores by leaving the chunk out
+    store = FeatureStore.open(store.url)
+    assert len(store.read(column, 0)) == 4
+    for chunk in (1, None):
+        with pytest.raises(DamagedError, match=rf"{column}/c/0 is damaged \(a chunk in it is miss"):
+            store.read(column, chunk)
+
+
+def read(url: str, name: str, *, overwrite: bool) -> None:
+    store = FeatureStore.reuse(url, SETTINGS, overwrite=overwrite)
+    assert store is not None
+    store.read(name)
+
+
+@pytest.mark.parametrize("kind", ["missing", "flipped", "cut off", "empty", "other"])
+def test_a_damaged_description_is_a_message(root: str, kind: str) -> None:
+    store = make(storage.join(root, "features.zarr"))
+    for name in [name for name in all_files(store.url) if name.endswith("zarr.json")]:
+        file = storage.join(store.url, name)
+        data = damage(file, kind)
+        for overwrite in (False, True):
+            # Not `FileNotFoundError`: it never counts as absent.
+            with pytest.raises(UserError, match=r"zarr\.json"):
+                read(store.url, name.split("/")[0], overwrite=overwrite)
+        storage.write_bytes(file, data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": None}, "it has no 'settings'"),
+        ({"settings": ["fc2"]}, r"'settings' is \['fc2'\], which is no dict"),
+        ({"class_names": "ab"}, "'class_names' is 'ab', which is no list"),
+        ({"left_out": 3}, "'left_out' is 3, which is no list"),
+        ({"dtl": "unfinished"}, None),
+    ],
+)
+def test_attributes_that_are_lacking_or_of_another_type(
+    tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    file = tmp_path / "features.zarr" / "zarr.json"
+    described = json.loads(file.read_text())
+    for name, value in changes.items():
+        described["attributes"][name] = value
+        if value is None:
+            del described["attributes"][name]
+    file.write_text(json.dumps(described))
+    if message is None:
+        FeatureStore.open(store.url)  # chunks are done: it is not one whose making was interrupted
+        return
+    with pytest.raises(DamagedError, match=rf"zarr\.json is damaged: {message}.*never replaced"):
+        FeatureStore.reuse(store.url, SETTINGS, overwrite=True)
+
+
+def test_an_attribute_that_is_used_later(tmp_path: Path) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    with pytest.raises(DamagedError, match=r"zarr\.json is damaged: it has no 'seed'"):
+        store.attrs["seed"]
+    with pytest.raises(DamagedError, match=r"zarr\.json is damaged: it has no 'precision'"):
+        store.fingerprint["precision"]
+
+
+def test_a_description_of_other_rows(tmp_path: Path) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    file = tmp_path / "features.zarr/label/zarr.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps(described | {"shape": [N_IMAGES - 1]}))
+    store = FeatureStore.open(store.url)
+    assert store.n_images == N_IMAGES
+    with pytest.raises(DamagedError, match=r"label/zarr\.json is damaged \(it describes 9 rows"):
+        store.read("label")
+    file.write_text(json.dumps(described | {"data_type": "int64"}))
+    with pytest.raises(DamagedError, match="it describes int64 instead of int32"):
+        FeatureStore.open(store.url).read("label")
+
+
+# --- training and evaluation ----------------------------------------------------------------------
+
+
+def scores(store: FeatureStore, client: Client) -> tuple[Any, ...]:
+    """All numbers of a head that is trained anew."""
+    options = config.build({"train": {"epochs": 2.0, "n_shards": 2, "layer": "fc2"}})
+    spec = TrainingSpec(store, options.train, "fc2", 0)
+    head = trainer.train(spec, client).head
+    return head.to_bytes(), scoring.evaluate(store, head, client).to_json()
+
+
+def test_training_and_evaluation_never_give_another_number(
+    make_store: MakeStore, threads: Client
+) -> None:
+    store = make_store(160, 6, 3, chunk_images=40)
+    expected = scores(store, threads)
+    refused = set()
+    for name in [name for name in all_files(store.url) if is_chunk(name)]:
+        for kind in ("missing", "flipped", "cut off"):
+            file = storage.join(store.url, name)
+            data = damage(file, kind)
+            try:
+                opened = FeatureStore.open(store.url)
+                if opened.pending_chunks():
+                    raise DamagedError(file)  # as `Results.store` does
+                assert scores(opened, threads) == expected
+            except DamagedError as error:
+                assert name in str(error)  # noqa: PT017
+                refused.add((name.split("/")[0], kind))
+            storage.write_bytes(file, data)
+    for column in ("fc2", "label", "path", "split", "status"):
+        assert {kind for name, kind in refused if name == column} == {
+            "missing", "flipped", "cut off",
+        }  # fmt: skip
+    assert scores(FeatureStore.open(store.url), threads) == expected
+
+
+# --- stores of earlier versions -------------------------------------------------------------------
+
+
+def make_old(url: str, n: int = N_IMAGES, **changes: Any) -> FeatureStore:
+    """Write a store as versions without `format` did: no checksums, no files of fill values."""
+    listed = images(n, **changes)
+    attrs = {**ATTRS, "class_names": ["a", "b"], "dtl": "features", "shards": [*listed.tar_names]}
+    group = zarr.create_group(url, attributes=attrs)
+    kinds = {name: kind for name, kind in COLUMNS.items() if name != "instruction_set"}
+    for name, kind in kinds.items():
+        group.create_array(
+            name, shape=(n,), dtype=kind, chunks=(4,), compressors=ZstdCodec(level=1),
+            shards=None if name in TASK_COLUMNS else (65_536,),
+            fill_value=-1 if name.endswith("split") else "" if kind == "str" else 0,
+        )  # fmt: skip
+    group.create_array("fc2", shape=(n, 3), dtype="float32", chunks=(4, 3), fill_value=0)
+    columns = {
+        "path": listed.path,
+        "label": listed.label,
+        "given_split": listed.given_split,
+        "shard": listed.tar,
+        "offset": listed.offset,
+        "size_bytes": listed.size_bytes,
+    }
+    for name, column in columns.items():
+        if len(column):
+            group[name][:] = column
+    store = FeatureStore.open(url)
+    write_chunks(store)
+    store.write_split((np.arange(n) % 3).astype(np.int8), {"made": "by a test"})
+    return store
+
+
+def test_an_old_store_is_read_where_files_were_never_written(tmp_path: Path) -> None:
+    store = make_old(str(tmp_path / "features.zarr"), tars=("a.tar",))
+    names = {name for name in contents(tmp_path) if is_chunk(name)}
+    for absent in ("error/c/0", "given_split/c/0", "shard/c/0"):
+        assert f"features.zarr/{absent}" not in names
+    assert store.read("error").tolist().count("") == 9
+    assert store.read("error", 0).tolist() == [""] * 4
+    assert (store.read("given_split") == -1).all()
+    assert not store.read("shard").any()
+    assert store.list_skipped() == [("b/5.jpg", "damaged")]
+    assert store.list_instruction_sets() == []
+    assert store.pending_chunks() == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fc2/c/1/0", "fc2/c/0/0", "content_hash/c/1", "error/c/1", "label/c/0", "path/c/0",
+     "split/c/0", "shard/c/0", "offset/c/0", "size_bytes/c/0"],
+)  # fmt: skip
+def test_an_old_store_with_a_lost_file_is_refused(tmp_path: Path, name: str) -> None:
+    store = make_old(str(tmp_path / "features.zarr"))
+    # Chunk 0 of the features is all zeros, and was not written: that of a network never is.
+    (tmp_path / "features.zarr" / name).unlink(missing_ok=True)
+    column, *_ = name.split("/")
+    for chunk in (0 if name == "fc2/c/0/0" else 1, None):
+        if (name, chunk) == ("fc2/c/1/0", None):
+            continue  # it names chunk 0
+        with pytest.raises(DamagedError, match=rf"{name} is missing\..*`repair`"):
+            FeatureStore.open(store.url).read(column, chunk)
+
+
+def test_an_old_store_of_split_folders_that_lost_them_is_refused(tmp_path: Path) -> None:
+    store = make_old(str(tmp_path / "features.zarr"))
+    store._array("path")[:] = np.array([f"train/a/{i}.jpg" for i in range(N_IMAGES)])
+    with pytest.raises(DamagedError, match="given_split/c/0 is missing"):
+        FeatureStore.open(store.url).read("given_split")
