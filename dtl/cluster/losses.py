@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from concurrent.futures import CancelledError
 from typing import Any
 
+import dask
 from distributed import LocalCluster
 from distributed.comm.core import CommClosedError
 from distributed.core import RPCClosed
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dtl.cluster.workers import MORE_MEMORY, SCHEDULER_LOST
+
+_LEAST_FREE_BYTES = 16 << 20
 
 
 def explain(error: BaseException) -> str | None:
@@ -34,5 +39,16 @@ def start_local(**options: Any) -> LocalCluster:
             cause = cause.__cause__
         raise ConnectionError(
             f"The workers on this machine did not start: {str(cause) or type(cause).__name__}. "
-            f"{MORE_MEMORY}"
+            f"{_advise()}"
         ) from error
+
+
+def _advise() -> str:
+    # Dask tells its log alone which of the two a worker lacked.
+    folder = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+        return (
+            f"The disk of {folder}, where they keep files, is full. Free some, or set "
+            "DASK_TEMPORARY_DIRECTORY to another folder."
+        )
+    return MORE_MEMORY

@@ -84,7 +84,7 @@ def _closing() -> Iterator[ExitStack]:
         if before is None:
             error.add_note("It came while the command was closed; its results are written.")
         elif error is not before and error.__cause__ is not before:
-            if not isinstance(error, KeyboardInterrupt):
+            if not isinstance(error, KeyboardInterrupt) and str(error) != str(before):
                 before.add_note(f"Then, while closing: {type(error).__name__}: {error}")
             raise before from error
         raise

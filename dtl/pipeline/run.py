@@ -17,6 +17,7 @@ from dtl import config, storage
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
+from dtl.head.model import Head
 from dtl.pipeline.commands import Command
 from dtl.pipeline.results import Results
 from dtl.storage import lock
@@ -110,14 +111,25 @@ class Run:
 
             register_setup(self._client, lock.guard_worker, self._lock.url, self._lock.token)
 
-    def begin(self) -> None:
-        """Lock the results' folder, and save the configuration there."""
+    def check_start(self) -> None:
+        """Refuse a head to start from that cannot be read, or that the training would replace.
+
+        Before `begin` saves its name, and before any work.
+        """
         start = self.options.train.start_from
-        if start and (url := head_url(start)) in self.results.head_files:
+        if not start:
+            return
+        url = head_url(start)
+        if url in self.results.head_files:
             raise UserError(
                 f"`train.start_from` = {start}, but the training replaces or removes {url}. "
                 "Copy that to another name, and start from the copy."
             )
+        if read_parsed(url, Head.from_bytes, "Give another head as `train.start_from`.") is None:
+            raise FileNotFoundError(f"No such file: {url}. Check `train.start_from`.")
+
+    def begin(self) -> None:
+        """Lock the results' folder, and save the configuration there."""
         self.claim_folder()
         self.results.write_config(
             replace(self.options, overwrite=False, repair=False, retry_skipped=False)

@@ -281,7 +281,8 @@ def check_writable(url: str) -> None:
         remove(probe)
     except Exception as error:
         raise PermissionError(
-            f"Cannot write to {url}: {error}. Choose another `out`, or ask for write permission."
+            f"Cannot write to {url}: {str(error).rstrip('.')}. Choose another `out`, or ask for "
+            "write permission."
         ) from error
 
 

@@ -526,6 +526,23 @@ def test_a_start_that_the_training_removes(
     assert contents(out) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.npz", "No such file: {}. Check --train.start-from"), ("junk.npz", "{}: Not a head")],
+)
+def test_a_start_that_cannot_be_read_is_not_recorded(
+    capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path, name: str, message: str
+) -> None:
+    pictures, out, _ = run
+    before = contents(out)
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    start = ("--train.start-from", tmp_path / name)
+    for stage in (("train",), ("run", "--images", pictures, *CUT)):
+        said = fails(capsys, *stage, "--out", out, *start)
+        assert message.format(tmp_path / name) in said
+    assert contents(out) == before
+
+
 def test_a_split_that_is_not_the_heads(
     capsys: Capsys, run: tuple[Path, Path, str], tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 def run_all(run: Run, _: argparse.Namespace) -> None:
     """Run every stage, and print the scores."""
+    run.check_start()
     store = stages.featurize(run, splits=True)
     head = stages.train(run, store)
     scores = stages.evaluate(run, store, head)
@@ -59,6 +60,8 @@ def _available_weights(run: Run, c: config.Config) -> str:
     run.check_worker_memory()
     try:
         extraction.prepare(run.client, run.extraction)
+    except ConnectionError:
+        raise  # a worker that is lost says nothing of the weights
     except OSError as error:
         log.warning("%s\nGoing on with an untrained network (random weights).", error)
         return "random"
@@ -76,6 +79,7 @@ def train(run: Run, _: argparse.Namespace) -> None:
     """Train a head on stored features."""
     store = run.results.store()
     store.check_options(run.extraction)
+    run.check_start()
     run.begin()
     stages.train(run, store)
     _print_warnings(store)
