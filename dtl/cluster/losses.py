@@ -46,9 +46,11 @@ def start_local(**options: Any) -> LocalCluster:
 def _advise() -> str:
     # Dask tells its log alone which of the two a worker lacked.
     folder = dask.config.get("temporary-directory") or tempfile.gettempdir()
-    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-        return (
-            f"The disk of {folder}, where they keep files, is full. Free some, or set "
-            "DASK_TEMPORARY_DIRECTORY to another folder."
-        )
+    another = "set DASK_TEMPORARY_DIRECTORY to another folder."
+    try:
+        n_free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"Their files are to lie in {folder}: {error}. Mend that, or {another}"
+    if n_free < _LEAST_FREE_BYTES:
+        return f"The disk of {folder}, where their files lie, is full. Free some, or {another}"
     return MORE_MEMORY

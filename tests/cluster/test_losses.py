@@ -1,0 +1,77 @@
+"""Errors of Dask itself, in words."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import dask
+import pytest
+from distributed.client import FutureCancelledError, FuturesCancelledError
+from distributed.comm.core import CommClosedError
+from distributed.core import RPCClosed
+from distributed.scheduler import KilledWorker
+
+from dtl.cluster import losses
+from dtl.cluster.losses import explain, start_local
+from dtl.cluster.workers import MORE_MEMORY, SCHEDULER_LOST
+
+WORKER: Any = SimpleNamespace(address="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CommClosedError("in <TCP>: Stream is closed"),
+        RPCClosed("RPC Closed"),
+        FutureCancelledError("x", "scheduler-connection-lost"),
+        FuturesCancelledError([]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_scheduler_that_is_lost(error: Exception) -> None:
+    assert explain(error) == SCHEDULER_LOST
+
+
+def test_workers_that_are_killed() -> None:
+    assert "Most likely its memory did not suffice" in (explain(KilledWorker("x", WORKER, 3)) or "")
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), KeyError("x"), RuntimeError()])
+def test_an_error_that_is_not_the_clusters(error: Exception) -> None:
+    assert explain(error) is None
+
+
+OPTIONS = {"n_workers": 1, "processes": False, "dashboard_address": ":0", "silence_logs": 50}
+
+
+def test_workers_that_cannot_keep_files() -> None:
+    with (
+        dask.config.set({"temporary-directory": "/dev/full/folder"}),
+        pytest.raises(
+            ConnectionError, match=r"this machine did not start: .*/dev/full/folder"
+        ) as e,
+    ):
+        start_local(**OPTIONS)
+    assert "or set DASK_TEMPORARY_DIRECTORY to another folder." in str(e.value)
+
+
+def test_workers_whose_disk_is_full_or_that_lack_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("Cluster failed to start") from RuntimeError("Nanny failed to start")
+
+    monkeypatch.setattr(losses, "LocalCluster", fail)
+    with pytest.raises(ConnectionError) as told:
+        start_local()
+    assert str(told.value) == (
+        f"The workers on this machine did not start: Nanny failed to start. {MORE_MEMORY}"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path)}),
+        pytest.raises(ConnectionError, match=f"The disk of {tmp_path}, where their files lie, is"),
+    ):
+        start_local()
