@@ -17,6 +17,7 @@ from dtl.cluster.waits import tell_waits
 from dtl.cluster.workers import MORE_MEMORY, known_workers
 from dtl.config.errors import UserError
 from dtl.storage.hdfs import UnreachableError
+from dtl.storage.lock import LostLockError
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ def map_chunks(
             chunk = chunk_of.pop(future.key)
             try:
                 results = future.result()
-            except UnreachableError:
-                raise  # it has been tried again for minutes
+            except (UnreachableError, LostLockError):
+                raise  # the one has been tried again for minutes, the other stays lost
             except (OSError, MemoryError) as error:
                 failures[str(chunk)] += 1
                 if failures[str(chunk)] > _RETRIES:

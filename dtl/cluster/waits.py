@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import Client, WorkerPlugin
+from distributed import Client
 
-from dtl import storage
+from dtl.cluster.workers import show_slow_storage
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +20,6 @@ _STILL_S = 60.0
 
 _N_NAMED = 8
 """Chunks of a worker, and workers, that a message names."""
-
-_TOPIC = "dtl-slow"
-"""Topic of the scheduler's events under which workers tell what they wait for."""
 
 
 @contextmanager
@@ -36,8 +33,7 @@ def tell_waits(client: Client, chunk_of: Mapping[Any, Any]) -> Iterator[Callable
     chunk_of : mapping
         The chunk of every key that has no result yet; it changes meanwhile.
     """
-    client.subscribe_topic(_TOPIC, lambda event: log.warning("%s", event[1]))
-    client.register_plugin(_TellDriver(), name=_TOPIC)
+    show_slow_storage(client)
     moved, ended = threading.Event(), threading.Event()
 
     def watch() -> None:
@@ -58,14 +54,6 @@ def tell_waits(client: Client, chunk_of: Mapping[Any, Any]) -> Iterator[Callable
     finally:
         ended.set()
         moved.set()
-
-
-class _TellDriver(WorkerPlugin):  # type: ignore[misc]
-    """Sends what a worker's process would log of slow files to the driver."""
-
-    def setup(self, worker: Any) -> None:
-        if not worker.address.startswith("inproc://"):
-            storage.on_slow(lambda message: worker.log_event(_TOPIC, message))
 
 
 def _tell_chunks(client: Client, chunk_of: Mapping[Any, Any], still_s: float) -> None:

@@ -173,4 +173,4 @@ def test_a_file_that_a_worker_waits_for_is_told_to_the_driver(
         return chunk
 
     assert list(map_chunks(processes, wait_long, [7])) == [7]
-    assert re.search(r"/mnt/nfs/7\.jpg has not answered for \d+ s", caplog.text)
+    assert re.search(r"Waiting for /mnt/nfs/7\.jpg, \d+ s so far", caplog.text)
