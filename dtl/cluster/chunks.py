@@ -1,16 +1,17 @@
-"""The spread of independent chunks over workers: a window of Dask bags."""
+"""The spread of independent chunks over workers: a window of tasks."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import dask.bag as db
-from distributed import Client, as_completed, futures_of
+from dask.utils import funcname
+from distributed import Client, as_completed
 from distributed.scheduler import KilledWorker
 
 from dtl.cluster.waits import tell_waits
@@ -38,9 +39,9 @@ def map_chunks(
 ) -> Iterator[Any]:
     """Map a function over chunks, with two per worker in flight.
 
-    Chunks that start together are one Dask bag, a partition each. Workers that join get their
-    share. A chunk whose worker is lost is computed again; one whose storage or memory failed, up to
-    3 times. Where no chunk is finished for a minute, a warning says which are waited for.
+    Workers that join get their share. A chunk whose worker is lost is computed again; one whose
+    storage or memory failed, up to 3 times. Where no chunk is finished for a minute, a warning says
+    which are waited for. What the driver holds does not grow with the number of chunks.
 
     Parameters
     ----------
@@ -65,16 +66,18 @@ def map_chunks(
     chunk_of: dict[Any, Any] = {}
     failures: Counter[str] = Counter()
     running = as_completed(loop=client.loop)
+    # One prefix for all: the scheduler never forgets a name of tasks, which cost it 6 KB a chunk.
+    name, token, numbers = funcname(function).strip("_"), uuid.uuid4().hex[:8], itertools.count()
 
     def fill_window() -> int:
         size = _CHUNKS_PER_WORKER * max(len(known_workers(client)), 1)
         if started := [*itertools.islice(waiting, max(size - running.count(), 0))]:
-            bag = db.from_sequence(started, npartitions=len(started)).map(function, **arguments)
+            keys = [f"{name}-{next(numbers)}-{token}" for _ in started]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sending large graph")  # paths of many images
-                bag = client.persist(bag)
-            chunk_of.update(zip(bag.__dask_keys__(), started, strict=True))
-            running.update(futures_of(bag))
+                futures = client.map(function, started, key=keys, **arguments)
+            chunk_of.update(zip(keys, started, strict=True))
+            running.update(futures)
         return size
 
     window = fill_window()
@@ -83,7 +86,7 @@ def map_chunks(
             tell_moved()
             chunk = chunk_of.pop(future.key)
             try:
-                results = future.result()
+                result = future.result()
             except (UnreachableError, LostLockError):
                 raise  # the one has been tried again for minutes, the other stays lost
             except (OSError, MemoryError) as error:
@@ -100,10 +103,10 @@ def map_chunks(
                 error.add_note(describe(chunk))
                 raise
             else:
-                yield from results
+                yield result
             finally:
-                future.release()  # or a bag of the same content, with the same keys, has this error
-            # A quarter at a time: the driver takes half the time for chunks of a common bag.
+                future.release()
+            # A quarter at a time: the driver takes half the time for chunks that start together.
             if running.count() <= window * 3 // 4:
                 window = fill_window()
 

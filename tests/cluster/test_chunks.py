@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dask
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler
 from distributed.scheduler import KilledWorker
 
 from dtl.cluster.chunks import map_chunks
@@ -88,6 +88,17 @@ def test_two_chunks_a_worker_are_in_flight(threads: Client) -> None:
     assert len(in_flight) == 40
     assert max(in_flight) == 4
     assert set(in_flight[:36]) == {4}
+
+
+def test_nothing_is_kept_of_a_chunk_that_is_done(threads: Client) -> None:
+    def count(dask_scheduler: Scheduler) -> int:
+        spans = dask_scheduler.extensions["spans"].spans.values()
+        return len(dask_scheduler.tasks) + len(spans) + sum(len(span.groups) for span in spans)
+
+    list(map_chunks(threads, abs, range(50)))
+    before = threads.run_on_scheduler(count)
+    list(map_chunks(threads, abs, range(300)))
+    assert threads.run_on_scheduler(count) - before < 10
 
 
 def test_a_chunk_without_memory_is_tried_again(threads: Client, tmp_path: Path) -> None:
