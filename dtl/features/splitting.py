@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import SplitConfig
+from dtl.config.text import printable
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE, SKIPPED
 from dtl.images import split
@@ -97,6 +98,6 @@ def name_classes(class_names: Sequence[str], chosen: NDArray[np.bool_]) -> str:
     'the class ant'
     """
     names = [class_names[k] for k in np.flatnonzero(chosen).tolist()]
-    shown = ", ".join(names[:_MOST_SHOWN])
+    shown = ", ".join(map(printable, names[:_MOST_SHOWN]))
     more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
     return f"the class {shown}" if len(names) == 1 else f"{len(names)} classes: {shown}{more}"

@@ -16,6 +16,7 @@ from dtl import storage
 from dtl.cluster import processors
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, check_same, claim
+from dtl.config.text import printable
 from dtl.features.arrays import Arrays, DamagedError
 from dtl.features.layout import (
     COLUMNS,
@@ -388,7 +389,7 @@ class FeatureStore:
         """Refuse a store in which too many images could not be read; name the first ones."""
         skipped = self.list_skipped()
         if len(skipped) > int(max_skipped * self.n_images):
-            shown = "\n  ".join(f"{path}: {reason}" for path, reason in skipped[:5])
+            shown = "\n  ".join(f"{printable(path)}: {reason}" for path, reason in skipped[:5])
             raise UserError(
                 f"{len(skipped)} of {self.n_images} images could not be read, more than "
                 f"images.max_skipped = {max_skipped:g} allows:\n  {shown}\n"

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dtl.config.errors import UserError
+from dtl.config.text import printable
 from dtl.images.values import NO_SPLIT, SPLITS
 
 _SPLIT_NAMES = {
@@ -372,4 +373,4 @@ def _plural(noun: str, names: Collection[str]) -> str:
 def _list(names: Collection[str]) -> str:
     shown = sorted(names)[:_MOST_SHOWN]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(shown) + more
+    return ", ".join(map(printable, shown)) + more

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
+from dtl.config.text import printable
 from dtl.images import formats, recognition, split, tars
 from dtl.images.layout import Layout, Tree, check_classes, find_layout, find_top
 from dtl.images.values import ImageList
@@ -264,7 +265,7 @@ def _list_reasons(left_out: Sequence[tuple[str, str]]) -> str:
     for path, reason in left_out:
         paths.setdefault(reason, []).append(path)
     lines = [
-        f"\n  {len(some)} {reason}: {', '.join(sorted(some)[:_N_EXAMPLES])}"
+        f"\n  {len(some)} {reason}: {', '.join(map(printable, sorted(some)[:_N_EXAMPLES]))}"
         + (", ..." if len(some) > _N_EXAMPLES else "")
         for reason, some in sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
@@ -279,7 +280,8 @@ def describe_empty_folders(empty_folders: Sequence[tuple[str, str]]) -> str:
     >>> describe_empty_folders([("cat", "hidden file")])
     'No image in a folder that would be a class: cat (hidden file).'
     """
-    shown = ", ".join(f"{name} ({reason})" for name, reason in empty_folders[:_MOST_FOLDERS])
+    some = empty_folders[:_MOST_FOLDERS]
+    shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in some)
     n_more = len(empty_folders) - _MOST_FOLDERS
     more = f" and {n_more} more" if n_more > 0 else ""
     n_folders = len(empty_folders)

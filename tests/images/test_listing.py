@@ -16,7 +16,7 @@ from dtl import storage
 from dtl.config import ImagesConfig, SplitConfig
 from dtl.features.splitting import split_images
 from dtl.features.store import FeatureStore
-from dtl.images.listing import find_images, list_images
+from dtl.images.listing import describe_empty_folders, describe_left_out, find_images, list_images
 from dtl.images.split import assign_splits
 from dtl.images.tars import locate_listed
 from dtl.images.values import ImageList
@@ -90,6 +90,14 @@ def caltech(caltech_names: list[str]) -> ImageList:
         fs, root = storage.filesystem(url)
         for path in [path for path in fs.store if path.startswith(root)]:
             del fs.store[path]
+
+
+def test_names_with_other_lines_in_them_stay_in_theirs() -> None:
+    hostile = "a\n99 images of 3 classes\x1b[2J"
+    shown = r"a\n99 images of 3 classes\x1b[2J"
+    assert describe_left_out([(hostile, "hidden file")]).count("\n") == 1
+    assert shown in describe_left_out([(hostile, "hidden file")])
+    assert shown in describe_empty_folders([(hostile, "hidden file")])
 
 
 def test_caltech(caltech: ImageList, caltech_names: list[str]) -> None:
