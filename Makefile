@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto
 
-.PHONY: demo lint check test bench clean
+.PHONY: demo lint check test bench chaos fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python -m dtl.pipeline demo
@@ -24,6 +24,16 @@ test: lint
 
 bench: .venv/installed
 	$(BIN)/python -m pytest tests/bench -o addopts=-s
+
+# Runs that are killed, suspended and cut off: `make chaos SEEDS=7` is one of them.
+SEEDS ?= 0-19
+chaos: .venv/installed
+	$(BIN)/python -m pytest tests/chaos -s --seed $(SEEDS)
+
+# Damaged files through everything that reads files, for an hour, or `make fuzz MINUTES=5`.
+MINUTES ?= 60
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz/fuzzing.py $(MINUTES)
 
 clean:
 	rm -rf .venv demo

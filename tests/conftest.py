@@ -31,6 +31,10 @@ from minicluster import MiniCluster, UnavailableError  # noqa: E402
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", default="0-2", help="of tests/chaos: one, or the first and last")
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The real photographs and weights."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,16 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def put(folder: Path, url: str) -> None:
+    """Copy all files below a folder to a URL."""
+
+    def copy(path: Path) -> None:
+        storage.write_bytes(f"{url}/{path.relative_to(folder)}", path.read_bytes())
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(copy, sorted(path for path in folder.rglob("*") if path.is_file())))
 
 
 def all_files(url: str) -> dict[str, bytes]:

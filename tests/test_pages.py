@@ -60,6 +60,8 @@ ELSEWHERE = {
     "make check": f"{SELF}::test_make_has_what_the_page_names",
     "make test": ".ci/run",
     "make bench": f"{SELF}::test_make_has_what_the_page_names",
+    "make chaos": f"{SELF}::test_make_has_what_the_page_names",
+    "make fuzz": f"{SELF}::test_make_has_what_the_page_names",
     "python examples/stages.py photos stages": f"{SELF}::test_the_stages_example_runs",
     "dtl fetch caltech256 --to hdfs:///data/caltech256":
         "tests/images/test_fetching.py::test_straight_to_hdfs",

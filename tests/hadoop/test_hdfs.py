@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,21 +18,13 @@ import fsspec
 import numpy as np
 import pytest
 import xarray
-from helpers import COLOURS, CUT, THREADS, Run, command, draw, in_session, wait_until
+from helpers import COLOURS, CUT, THREADS, Run, command, draw, in_session, put, wait_until
 from minicluster import MiniCluster
 
 from dtl import storage
 from dtl.features.store import FeatureStore
 from dtl.pipeline.results import Results
 from dtl.storage import lock
-
-
-def put(folder: Path, url: str) -> None:
-    def copy(path: Path) -> None:
-        storage.write_bytes(f"{url}/{path.relative_to(folder)}", path.read_bytes())
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(copy, sorted(path for path in folder.rglob("*") if path.is_file())))
 
 
 def stored(url: str) -> dict[str, bytes]:
