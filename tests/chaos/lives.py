@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,17 +73,22 @@ class Life:
             return False
 
     def wait_for(self, event: Event, durations: Mapping[str, float]) -> bool:
-        """Wait for an event's moment; False if the process has ended before."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not self.has_reached(event.stage):
-            if self.process.poll() is not None:
-                return False
-            if time.monotonic() > deadline:
-                self._fail_as_hanging(f"did not come to {event.stage}")
-            time.sleep(0.01)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(event.fraction * durations[event.stage])
+        """Wait for an event's moment, or the end of its stage; False if the process has ended."""
+        index = STAGES.index(event.stage)
+        self._poll(lambda: self.has_reached(event.stage), TIMEOUT_S)
+        if not self.has_reached(event.stage) and self.process.poll() is None:
+            self._fail_as_hanging(f"did not come to {event.stage}")
+        self._poll(
+            lambda: any(map(self.has_reached, STAGES[index + 1 :])),
+            event.fraction * durations[event.stage],
+        )
         return self.process.poll() is None
+
+    def _poll(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait for a condition, or the end of the process, for some time."""
+        until = time.monotonic() + timeout_s
+        while self.process.poll() is None and time.monotonic() < until and not condition():
+            time.sleep(0.01)
 
     def workers(self) -> list[int]:
         """Return the processes of the workers that it started."""

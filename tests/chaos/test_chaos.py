@@ -28,10 +28,10 @@ PLACES: dict[str, type[Place]] = {
 """Tests, in the order in which they get the seeds."""
 
 OPTIONS = [
-    *CUT, "--train.epochs", "300", "--train.batch-size", "4", "--train.averaging-frequency", "4",
-    "--train.n-shards", "4",
+    *CUT, "--train.epochs", "240", "--train.batch-size", "4", "--train.averaging-frequency", "4",
+    "--train.n-shards", "3",
 ]  # fmt: skip
-"""Nine chunks, and some hundreds of rounds with a checkpoint now and then."""
+"""Six chunks; 120 rounds, with two checkpoints."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,7 +55,7 @@ class Undisturbed:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     pictures, out = folder / "pictures", str(folder / "out")
-    draw(pictures, COLOURS, 24)
+    draw(pictures, COLOURS, 16)
     arguments = ["run", "--images", str(pictures), *OPTIONS, "--out", out, *Disk.cluster]
     life = Life(arguments, out, folder / "log")
     try:

@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def _save(picture: Image.Image, kind: str, **options: Any) -> bytes:
     """Return a file; nothing where Pillow cannot write the mode, or this build lacks a codec."""
     buffer = io.BytesIO()
     try:
-        picture.save(buffer, kind, **options)
+        with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):  # of IM
+            picture.save(buffer, kind, **options)
     except (OSError, ValueError, KeyError, RuntimeError):
         return b""
     return buffer.getvalue() if buffer.tell() <= _MOST_BYTES else b""

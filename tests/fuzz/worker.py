@@ -79,7 +79,7 @@ def _read(reader: Reader, data: bytes, folder: Path) -> str:
         if not said.strip():
             return f"{type(error).__name__} without a message"
         if reader.has_url and str(folder) not in said:
-            return f"a message without the URL at {_locate(error)}: {said}"
+            return f"a message without the URL at {_locate(error)}\n{said}"
         return "refused"
     except BaseException as error:
         return f"{type(error).__name__} at {_locate(error)}\n{traceback.format_exc()}"
