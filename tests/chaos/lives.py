@@ -38,18 +38,30 @@ class Life:
         URL of its results.
     log : Path
         File for what it says.
+
+    Attributes
+    ----------
+    killed : bool
+        Whether we killed it: then it need not say why it ends.
+    to_name : str
+        What its message has to name if it ends with one.
     """
 
     def __init__(self, arguments: Sequence[str], out: str, log: Path) -> None:
         self._out, self._log = out, log
         self._made_before = {name for name, _ in _RESULTS.values() if self._is_there(name)}
-        self.killed = False
+        self.killed, self.to_name = False, ""
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dtl.pipeline", *arguments],
                 stdout=subprocess.DEVNULL, stderr=file, start_new_session=True,
                 env=os.environ | {"PYTHONFAULTHANDLER": "1"},
             )  # fmt: skip
+
+    @property
+    def is_to_end(self) -> bool:
+        """Whether what was done to it ends it, sooner or later."""
+        return self.killed or bool(self.to_name)
 
     def said(self) -> str:
         """Return what it wrote to stderr so far."""
@@ -123,8 +135,11 @@ class Life:
         assert status >= 0, f"ended by signal {-status}:\n{said}"
         assert "Traceback" not in said, said
         assert "FATAL" not in said, said
-        assert status == 0 or re.search(r"^error: .{10,}", said, re.M), said
-        assert "fault of dtl" not in said, said
+        if status != 0:
+            error = said[said.rfind("error: ") :]
+            assert error.startswith("error: "), said
+            assert "fault of dtl" not in error, said
+            assert self.to_name in error, said
 
     def wait_for_orphans(self) -> None:
         """Wait until its workers have ended, too."""

@@ -113,6 +113,7 @@ class Disk(Place):
         life.process.terminate()
 
     def fill_disk(self, life: Life, event: Event) -> None:
+        life.to_name = str(self._disk)
         with self._filler.open("wb", buffering=0) as file:
             for n_bytes in (1 << 20, 1 << 12):
                 with suppress(OSError):
@@ -120,6 +121,7 @@ class Disk(Place):
                         pass
 
     def make_read_only(self, life: Life, event: Event) -> None:
+        life.to_name = str(self._disk)
         # The system refuses as long as a file is open for writing.
         wait_until(lambda: _remount(self._disk, "ro") or life.process.poll() is not None, "remount")
 

@@ -95,7 +95,7 @@ def disturb(place: Place, events: Sequence[Event], durations: Mapping[str, float
         for number in range(1, most + 1):
             life = place.start()
             lives.append(life)
-            while waiting and life.wait_for(waiting[0], durations):
+            while waiting and not life.is_to_end and life.wait_for(waiting[0], durations):
                 event = waiting.popleft()
                 yield f"life {number}: {event}"
                 getattr(place, event.kind)(life, event)

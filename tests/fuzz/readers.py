@@ -16,7 +16,6 @@ import mutations
 import numpy as np
 import samples
 
-from dtl import config
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.images import formats
@@ -226,9 +225,7 @@ READERS: Mapping[str, Reader] = {
     "tuning": _of_result(
         "tune.json", samples.tunings, lambda r: tables.format_trials(r.tuning())
     ),
-    "stored config": _of_result(
-        "config.toml", samples.configurations, lambda r: config.build(r.config())
-    ),
+    "stored config": _of_result("config.toml", samples.configurations, Results.config),
     "config": Reader(samples.configurations, _read_config_file),
     "ledger": Reader(samples.ledgers, _read_ledger, has_url=True),
     "lock": Reader(samples.locks, _read_lock, (UserError, BlockingIOError), has_url=True),
