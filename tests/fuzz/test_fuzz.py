@@ -29,7 +29,6 @@ def test_damaged_files_are_refused_or_read(name: str, outcomes: dict[str, fuzzin
     print(name, dict(found.counts))
     assert not found.failures, "\n\n".join(found.failures)
     assert found.counts.total() == (N_SLOW if name in SLOW else N_INPUTS)
-    assert found.counts["refused"], "no input was damaged enough to be refused"
 
 
 @pytest.mark.parametrize("name", READERS)
