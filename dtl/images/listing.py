@@ -230,6 +230,8 @@ def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str
 
 def _find_empty_folders(found: ImageFiles, top: str, layout: Layout) -> tuple[tuple[str, str], ...]:
     """Return the folders that would be classes, if they had an image, and why they have none."""
+    if not found.others:
+        return ()
     compose = functools.partial(unicodedata.normalize, "NFC")
     held = set(map(compose, {layout.find_class_folder(path) for path in found.paths}))
     above = f"{top}/" if top else ""

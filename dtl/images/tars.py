@@ -181,9 +181,11 @@ def list_contents(window: Window, folder: str = "") -> Contents:
             others.append((member, reason))
         else:
             images.append(member)
-    class_of = match_classes([member.name for member in images], classes, folder)
-    keys = {read_key(member.name) for member in images} | {
-        read_sample_key(member.name) for member in images if read_key(member.name) not in classes
+    # Most tars have class folders and nothing beside the images, and millions of these.
+    names = [member.name for member in images] if sidecars else []
+    class_of = match_classes(names, classes, folder)
+    keys = {read_key(name) for name in names} | {
+        read_sample_key(name) for name in names if read_key(name) not in classes
     }
     others += [
         (member, recognition.NO_IMAGE)
@@ -191,13 +193,12 @@ def list_contents(window: Window, folder: str = "") -> Contents:
         if read_key(member.name) not in keys and read_sample_key(member.name) not in keys
     ]
 
-    def place(name: str) -> str:
-        named = class_of.get(name) or classes.get(read_key(name))
+    def place(name: str, named: str | None) -> str:
         return f"{named}/{name}" if named else name
 
     return Contents(
-        [(place(member.name), member.n_bytes, member.offset) for member in images],
-        [(member.name, reason, place(member.name)) for member, reason in others],
+        [(place(m.name, class_of.get(m.name)), m.n_bytes, m.offset) for m in images],
+        [(m.name, reason, place(m.name, classes.get(read_key(m.name)))) for m, reason in others],
     )
 
 
@@ -240,7 +241,9 @@ def read_key(name: str) -> str:
     >>> read_key("a/0001.jpg"), read_key("a/0001.cls"), read_key("a/0001.seg.png")
     ('a/0001', 'a/0001', 'a/0001.seg')
     """
-    return str(PurePosixPath(name).with_suffix(""))
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.rpartition(".")
+    return folder + slash + stem if stem and suffix else name
 
 
 def read_sample_key(name: str) -> str:
