@@ -28,7 +28,9 @@ from dtl.features.values import DONE, PENDING, ExtractionSpec, NetworkSpec, chec
 log = logging.getLogger(__name__)
 
 _AS_BEFORE = ("network", "pooling", "preprocess", "batch_images", "chunk_images")
-_INHERITED = ("weights", "seed", "root", "n_left_out", "left_out", "empty_folders")
+_INHERITED = (
+    "weights", "seed", "root", "n_left_out", "left_out", "left_out_counts", "empty_folders",
+)  # fmt: skip
 
 
 def derive(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,8 +32,10 @@ from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
 
-_MOST_LEFT_OUT = 1000
-"""How many files that are no images, and folders without one, the store names."""
+_MOST_LEFT_OUT = 20
+"""How many files that are no images the store names for each reason."""
+_MOST_EMPTY = 1000
+"""How many folders without an image the store names."""
 
 _TRIED_SIZE = (224, 224)
 """To which images are decoded to see whether they can be read: a usual size."""
@@ -82,12 +85,9 @@ def featurize(
             "weights_sha256": extractor.weights_sha256,
             "seed": spec.seed,
             "root": listed.root,
-            "n_left_out": len(listed.left_out),
-            "left_out": [list(pair) for pair in listed.left_out[:_MOST_LEFT_OUT]],
+            **describe_left_out(listed),
             "versions": list_versions(),
         }
-        if listed.empty_folders:
-            attrs["empty_folders"] = [list(pair) for pair in listed.empty_folders[:_MOST_LEFT_OUT]]
         if overwrite:
             FeatureStore.remove_other(url, attrs)
         store = FeatureStore.create(
@@ -181,6 +181,22 @@ def fill(
             if n_skipped > int(max_skipped * n_images):
                 break
     store.check_skipped(max_skipped)
+
+
+def describe_left_out(listed: ImageList) -> dict[str, Any]:
+    """Return the attributes of a store for what is no image of a class: some names, all counts."""
+    counts: Counter[str] = Counter()
+    named = []
+    for path, reason in listed.left_out:
+        counts[reason] += 1
+        if counts[reason] <= _MOST_LEFT_OUT:
+            named.append([path, reason])
+    attrs: dict[str, Any] = {"n_left_out": len(listed.left_out), "left_out": named}
+    if len(named) < len(listed.left_out):
+        attrs["left_out_counts"] = dict(counts)
+    if listed.empty_folders:
+        attrs["empty_folders"] = [list(pair) for pair in listed.empty_folders[:_MOST_EMPTY]]
+    return attrs
 
 
 def list_versions() -> dict[str, str]:

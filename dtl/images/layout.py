@@ -243,12 +243,13 @@ def check_classes(tree: Tree, layout: Layout, url: str) -> None:
         or _find_shared_folders(tree, places)
         or _find_unlearnt(tree, layout, places)
     )
+    way_out = "second" if layout.with_splits else "top"
     if problem:
         raise UserError(
             f"{problem} below {url}. Such folders are parts of a data set rather than its classes. "
             "If they are splits, call them train/, validation/ and test/, with class folders in "
             "each, or give one of them as `images.url`. Move away what is no photograph of a "
-            "class. If they are the classes, set `images.classes` = top."
+            f"class. If they are the classes, set `images.classes` = {way_out}."
         )
 
 

@@ -176,7 +176,13 @@ def _read_layout(found: ImageFiles, config: ImagesConfig) -> tuple[str, Layout]:
     else:
         top = ""
     layout = find_layout(tree)
-    check_classes(tree, layout, config.url)
+    if config.classes == "auto":
+        check_classes(tree, layout, config.url)
+    elif not layout.with_splits:
+        raise UserError(
+            f"`images.classes` = second needs train/ below {config.url}, and only validation/ and "
+            f"test/ beside it. Found: {', '.join(sorted(tree.below('')))}."
+        )
     return top, layout
 
 

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SHOWN_ELSEWHERE = {
-    "class_names", "left_out", "n_left_out", "empty_folders", "dtl", "format", "shards",
+    "class_names", "left_out", "n_left_out", "left_out_counts", "empty_folders", "dtl", "format",
+    "shards",
 }  # fmt: skip
 
 
@@ -53,9 +54,12 @@ def gather_report(
         },
         history=results.history(),
         evaluation=scores,
-        pictures=_pictures(_find_root(root, store), store, scores, settings.images.max_pixels),
+        pictures=_pictures(
+            _find_root(root, str(store.attrs["root"])), store, scores, settings.images.max_pixels
+        ),
         skipped=store.list_skipped(),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
+        left_out_counts=store.attrs.get("left_out_counts", {}),
         n_duplicates=n_duplicates,
         n_conflicting=n_conflicting,
         timings=results.timings(),
@@ -72,10 +76,15 @@ def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning 
     return found
 
 
-def _find_root(url: str, store: FeatureStore) -> str:
-    """Return where the paths begin: below the given folder, if a sole folder was gone through."""
-    listed = str(store.attrs["root"])
-    return listed if f"{listed}/".startswith(f"{url.rstrip('/')}/") else url
+def _find_root(given: str, listed: str) -> str:
+    """Return where the paths begin: the photographs may have moved since they were listed.
+
+    Examples
+    --------
+    >>> _find_root("/photos", "/photos/archive"), _find_root("/moved", "/photos")
+    ('/photos/archive', '/moved')
+    """
+    return listed if f"{listed}/".startswith(f"{given.rstrip('/')}/") else given
 
 
 def _pictures(

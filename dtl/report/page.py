@@ -6,7 +6,8 @@ import itertools
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -47,7 +48,9 @@ class ReportInput:
     pictures : dict of path to bytes
         Small JPEGs of the evaluation's mistakes; some may be missing.
     skipped, left_out : sequence of (path, reason)
-        Images that could not be read; files that are no images of a class.
+        Images that could not be read; files that are no images of a class, or the first of them.
+    left_out_counts : mapping of reason to int
+        How many files are left out for a reason, where not all are named.
     n_duplicates, n_conflicting : int
         Files with the content of another one; those of them whose class is not that one's.
     timings : dict of stage to {"seconds": float, "n": int, "unit": str}
@@ -72,6 +75,7 @@ class ReportInput:
     timings: Mapping[str, Mapping[str, Any]]
     warnings: Sequence[str] = ()
     tuning: Tuning | None = None
+    left_out_counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def render(report: ReportInput) -> str:
@@ -126,7 +130,7 @@ def render(report: ReportInput) -> str:
         smoothed_over=plots.choose_smoothing(report.history),
         pictures={path: b64encode(jpeg).decode() for path, jpeg in report.pictures.items()},
         skipped=_group_by_reason(report.skipped),
-        left_out=_group_by_reason(report.left_out),
+        left_out=_group_by_reason(report.left_out, report.left_out_counts),
         most_reasons=_MOST_REASONS,
         fewest_drawn=plots.choose_fewest_drawn(main),
         rounds_per_bar=plots.choose_rounds_per_bar(report.history),
@@ -207,13 +211,16 @@ def _list_classes(report: ReportInput, scores: SplitScores) -> list[dict[str, An
     return sorted(rows, key=lambda row: (row["f1"], row["recall"], row["name"]))
 
 
-def _group_by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, int, list[str]]]:
+def _group_by_reason(
+    files: Sequence[tuple[str, str]], counts: Mapping[str, int] = MappingProxyType({})
+) -> list[tuple[str, int, list[str]]]:
     """Return each reason, its number of files and the first paths; the commonest reason first."""
     groups: dict[str, list[str]] = {}
     for path, reason in files:
         groups.setdefault(reason, []).append(path)
-    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [(reason, len(paths), sorted(paths)[:_MOST_PATHS]) for reason, paths in ordered]
+    numbers = {reason: counts.get(reason, len(paths)) for reason, paths in groups.items()}
+    ordered = sorted(groups, key=lambda reason: (-numbers[reason], reason))
+    return [(reason, numbers[reason], sorted(groups[reason])[:_MOST_PATHS]) for reason in ordered]
 
 
 # --- text ----------------------------------------------------------------------------------------

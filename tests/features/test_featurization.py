@@ -75,6 +75,21 @@ def test_rows_are_the_listed_images_through_the_network(
         assert opened.attrs["weights_sha256"] == network.weights_sha256
 
 
+def test_all_reasons_are_stored_of_many_files_that_are_left_out(pictures: Path) -> None:
+    for k in range(30):
+        (pictures / "blue" / f"{k:02d}.xml").touch()
+    (pictures / "red" / "z.zip").touch()
+    images = listed(settings(pictures))
+    stored = featurization.describe_left_out(images)
+    assert stored["n_left_out"] == 31
+    archive = "an archive: unpack it, or make a tar of its files"
+    assert stored["left_out_counts"] == {"not an image": 30, archive: 1}
+    assert len(stored["left_out"]) == 21
+    assert stored["left_out"][-1] == ["red/z.zip", archive]
+    few = featurization.describe_left_out(replace(images, left_out=images.left_out[-3:]))
+    assert few == {"n_left_out": 3, "left_out": [list(pair) for pair in images.left_out[-3:]]}
+
+
 def test_several_layers_in_float16(pictures: Path, tmp_path: Path, processes: Client) -> None:
     c = settings(pictures, layers=["block1_conv1", "block1_pool"], dtype="float16", pooling="max")
     store = featurize(c, tmp_path / "f.zarr", processes)

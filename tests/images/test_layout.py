@@ -86,7 +86,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("folders", REFUSED.values(), ids=REFUSED)
 def test_folders_that_are_no_classes_are_refused(folders: list[str]) -> None:
-    with pytest.raises(UserError, match=r"below /photos.*`images\.url`.*`images\.classes` = top"):
+    with pytest.raises(
+        UserError, match=r"below /photos.*`images\.url`.*`images\.classes` = (top|sec)"
+    ):
         judge(*folders)
 
 
@@ -268,3 +270,14 @@ def test_the_folders_on_top_can_be_said_to_be_the_classes(tmp_path: Path, name: 
 def test_splits_as_classes(tmp_path: Path) -> None:
     plant(tmp_path, "train", "test")
     assert listing(tmp_path, "top").class_names == ("test", "train")
+
+
+def test_folders_in_splits_can_be_said_to_be_the_classes(tmp_path: Path) -> None:
+    plant(tmp_path, *(f"x/{part}/{name}" for part in ("train", "test") for name in ("test", "ant")))
+    with pytest.raises(UserError, match=r"The folder test is called .*`images\.classes` = second"):
+        listing(tmp_path)
+    found = listing(tmp_path, "second")
+    assert (found.class_names, set(found.given_split.tolist())) == (("ant", "test"), {0, 2})
+    plant(tmp_path, "x/extra/ant")
+    with pytest.raises(UserError, match=r"second needs train/ below .*Found: extra, test, train\."):
+        listing(tmp_path, "second")

@@ -300,6 +300,17 @@ def test_one_image_for_predictions(tmp_path: Path, memory: str, name: str) -> No
             listing(f"{url}/{name}")
 
 
+def test_one_image_anywhere(root: str) -> None:
+    plant(root, {"x/one.jpg": jpeg(), "x/two": jpeg(), "x/three.txt": b""})
+    for name in ("one.jpg", "two"):
+        found = find_images(f"{root}/x/{name}")
+        assert (found.paths, [storage.read_file(file) for file in found.files()]) == (
+            [name], [jpeg()],
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"three\.txt is not an image"):
+        find_images(f"{root}/x/three.txt")
+
+
 def test_one_file_that_is_no_image(tmp_path: Path) -> None:
     plant(str(tmp_path), {"notes.txt": b"", "notes": b"text", "x.heic": heic()})
     for name, reason in [("notes.txt", "not an image"), ("notes", "not an"), ("x.heic", "HEIC, ")]:

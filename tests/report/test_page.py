@@ -407,6 +407,14 @@ def test_values_that_are_not_numbers(report: ReportInput) -> None:
     assert "\N{EN DASH} \N{EN DASH} Accuracy:" in page.text
 
 
+def test_files_that_are_left_out_are_counted_where_few_are_named(report: ReportInput) -> None:
+    files = [("a.xml", "not an image"), ("b.heic", "HEIC"), ("c.heic", "HEIC")]
+    page = Page(render(replace(report, left_out=files, left_out_counts={"HEIC": 5000})))
+    assert "5,001 files of the source" in page.text
+    assert "5,000 \u00d7 HEIC b.heic c.heic and 4,998 more" in page.text
+    assert "1 \u00d7 not an image a.xml" in page.text
+
+
 def test_nothing_to_tell(report: ReportInput) -> None:
     page = Page(
         render(
