@@ -94,7 +94,7 @@ class ImagesConfig(Section):
     url: str = option("",
         "folder of class folders, of train/, validation/ and test/, or of tars; or a tar", URL)
     classes: Literal["auto", "top", "second"] = option("auto",
-        "class folders; auto: refused if in doubt; top: those in url; second: those in train/ ...")
+        "class folders; auto: refused if in doubt; top: those in url; second: those in its splits")
     resize: Literal["stretch", "crop"] = option("stretch",
         "to the network's size: stretch, or scale the short side and crop the middle")
     max_pixels: int = option(100_000_000, "pixels above which an image is skipped", at_least(1))
