@@ -4,6 +4,16 @@ Nothing heavy is imported before a command needs it: `--help` answers at once, a
 recognised without Keras, Bokeh or a cluster.
 """
 
-from dtl.pipeline.command_line import main
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command of the process, or of `argv`, as `dtl.pipeline.command_line.main`."""
+    # Imported here, so that a process takes signals before it imports anything else.
+    from dtl.pipeline import command_line
+
+    return command_line.main(argv)

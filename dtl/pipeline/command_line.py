@@ -16,14 +16,6 @@ if typing.TYPE_CHECKING:
     from dtl.pipeline.commands import Command
 
 
-class Stopped(KeyboardInterrupt):
-    """Signal that asks a command to end; `signum` is its number."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of the process, or of `argv`.
 
@@ -42,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_to_stderr()
         return _run(command, arguments)
     except KeyboardInterrupt as stop:
-        signum = getattr(stop, "signum", signal.SIGINT)
+        signum = getattr(stop, "signum", signal.SIGINT)  # of `dtl.pipeline.process.Stopped`
         by = "" if signum == signal.SIGINT else f" by {signal.Signals(signum).name}"
         print_error(f"Interrupted{by}.{_advise(command)}{list_notes(stop)}")
         return 128 + signum  # as shells do

@@ -7,15 +7,14 @@ import contextlib
 import io
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from dtl.pipeline.command_line import Stopped, main
+from dtl.pipeline import main
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -26,19 +25,29 @@ _AGAIN_S = 0.1
 """Time after which a signal that was lost is sent again."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Signal that asks a command to end; `signum` is its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 def enter() -> NoReturn:
     """Run the command of this process, and end the process with its exit status."""
     status = 1
     try:
-        _show_any_name()
         _take_signals()
+        _show_any_name()
         threading.excepthook = _tell_of_thread
         sys.unraisablehook = _tell_of_unraisable
         status = main()
     except SystemExit as ended:  # by argparse
         status = ended.code if isinstance(ended.code, int) else bool(ended.code)
-    except Stopped as stopped:  # in the moment before, or after, the command
-        status = 128 + stopped.signum
+    except KeyboardInterrupt as stop:  # in the moment before, or after, the command
+        status = 128 + getattr(stop, "signum", signal.SIGINT)
+        with contextlib.suppress(OSError):
+            sys.stderr.write("error: Interrupted.\n")
     except BaseException:  # with --debug
         sys.excepthook(*sys.exc_info())
     end(status)
@@ -78,15 +87,15 @@ def _show_any_name() -> None:
 
 def _take_signals() -> None:
     """Have the first signal end the command in order; the process ends in a minute in any case."""
-    taken = {s for s in _SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)}
+    taken = [s for s in _SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
     for number in taken:  # a shell's background jobs ignore SIGINT, those of nohup SIGHUP
         signal.signal(number, _stop)
     # A signal's number is written there at once, even while a call of native code does not return.
-    awake, waker = socket.socketpair()
-    waker.setblocking(False)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    arguments = (awake, waker, taken)
-    threading.Thread(target=_watch, args=arguments, name="dtl-signals", daemon=True).start()
+    awake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(awake, taken), name="dtl-signals", daemon=True)
+    watch.start()
 
 
 def _answer(handler: Callable[[int, FrameType | None], None]) -> None:
@@ -105,8 +114,8 @@ def _say_closing(*_: object) -> None:
         sys.stderr.write(f"Still closing; it ends within {_CLOSING_S:.0f} s.\n")
 
 
-def _watch(awake: socket.socket, _waker: socket.socket, taken: set[signal.Signals]) -> None:
-    while (number := awake.recv(1)[0]) not in taken:
+def _watch(awake: int, taken: Sequence[int]) -> None:
+    while (number := os.read(awake, 1)[0]) not in taken:
         pass
     time.sleep(_CLOSING_S)
     with contextlib.suppress(OSError):
