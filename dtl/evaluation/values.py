@@ -63,4 +63,19 @@ class Evaluation:
         value: Evaluation = from_plain(cls, values)
         if not value.scores or not value.scores.keys() <= {*SPLITS}:
             raise ValueError(f"it has scores of {[*value.scores]} instead of {[*SPLITS]}")
+        for name, scores in value.scores.items():
+            _check_counts(name, scores, len(value.class_names))
         return replace(value, scores={k: value.scores[k] for k in SPLITS if k in value.scores})
+
+
+def _check_counts(name: str, scores: SplitScores, n_classes: int) -> None:
+    """Refuse counts that contradict each other: JSON has no checksum."""
+    n_images = sum(n for _, _, n in scores.confusion)
+    n_right = sum(n for true, predicted, n in scores.confusion if true == predicted)
+    if n_images != scores.n_images or abs(n_right / max(n_images, 1) - scores.accuracy) > 1e-9:
+        raise ValueError(
+            f"{name} has {scores.n_images} images and an accuracy of {scores.accuracy}, but "
+            f"{n_right} of {n_images} images are right in its confusion"
+        )
+    if any(not 0 <= label < n_classes for row in scores.confusion for label in row[:2]):
+        raise ValueError(f"{name} has a label in its confusion that no class has")

@@ -199,7 +199,7 @@ def searches() -> list[bytes]:
 def evaluations() -> list[bytes]:
     """Return scores."""
     by_class = {"ant": {"n_images": 3, "precision": 1.0, "recall": 0.5, "f1": 0.6}}
-    scores = SplitScores(5, 0.8, 1.0, 0.3, 0.8, 0.8, 0.8, by_class, ((0, 0, 3), (0, 1, 2)))
+    scores = SplitScores(5, 0.6, 1.0, 0.3, 0.8, 0.8, 0.8, by_class, ((0, 0, 3), (0, 1, 2)))
     mistakes = (Mistake("ant/1.jpg", "test", "ant", "bee", 0.9),)
     names = ("ant", "bee", "käfer")
     made = Evaluation({"train": scores, "test": scores}, mistakes, names, PROVENANCE)

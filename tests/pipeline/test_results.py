@@ -183,6 +183,25 @@ def test_the_evaluation_of_the_field(results: Results, cases: Path) -> None:
     assert "is damaged: it lacks the field class_names" in refused(results, "evaluation.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy": 0.9}, "train has 2 images and an accuracy of 0.9, but 2 of 2 images are"),
+        ({"n_images": 3}, "train has 3 images and an accuracy of 1.0, but 2 of 2 images are"),
+        ({"confusion": [[0, 0, 1], [0, 1, 1]]}, "but 1 of 2 images are right in its confusion"),
+        ({"confusion": [[2, 2, 2]]}, "train has a label in its confusion that no class has"),
+    ],
+)
+def test_scores_that_contradict_each_other(
+    results: Results, change: dict[str, Any], message: str
+) -> None:
+    file = Path(results.url, "evaluation.json")
+    stored = json.loads(file.read_text())
+    stored["scores"]["train"] |= change
+    file.write_text(json.dumps(stored))
+    assert message in refused(results, "evaluation.json")
+
+
 def test_a_file_that_may_not_be_read_is_not_a_missing_one(results: Results) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, who can become another user")
