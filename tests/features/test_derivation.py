@@ -11,8 +11,9 @@ from helpers import THREADS, Run, all_files
 from dtl import config
 from dtl.config import Config
 from dtl.features import derivation, featurization
+from dtl.features.arrays import DamagedError
 from dtl.features.store import FeatureStore
-from dtl.features.values import ExtractionSpec
+from dtl.features.values import DONE, ExtractionSpec
 from dtl.images import listing
 
 
@@ -160,3 +161,32 @@ def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path, here: Run
     same = here("derive", "--model", out, "--out", out, *layers)
     assert "Choose another" in same.stderr
     assert FeatureStore.open(str(out / "features.zarr")).fingerprint["layers"] == [pooled[1]]
+
+
+def test_repair_derives_lost_chunks_again(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, source = small
+    c = small_settings(pictures, "predictions")
+    store = derive(source, c, tmp_path / "derived.zarr", processes)
+    before = all_files(store.url)
+    for name in ("predictions/c/1/0", "label/c/0", "error/c/0"):
+        (tmp_path / "derived.zarr" / name).unlink()
+    with pytest.raises(
+        DamagedError, match=r"predictions/c/1/0 is missing\. Run derive with `repai"
+    ):
+        FeatureStore.open(store.url).read("predictions")
+    derivation.derive(store.url, source, spec(c), processes, repair=True)
+    assert all_files(store.url) == before
+
+
+def test_chunks_whose_source_was_tried_again_are_outdated(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, source = small
+    store = derive(source, small_settings(pictures, "predictions"), tmp_path / "d.zarr", processes)
+    assert derivation.list_outdated(store, source) == []
+    row = int(np.flatnonzero(source.read("error") != "")[0])
+    changed = FeatureStore.open(store.url)
+    changed._array("status")[row] = DONE
+    assert derivation.list_outdated(changed, source) == [row // 8]
