@@ -34,7 +34,7 @@ def map_chunks(
     function: Callable[..., Any],
     chunks: Iterable[Any],
     *,
-    describe: Callable[[Any], str] = str,
+    describe: Callable[[Any], str] = "It computed chunk {}.".format,
     **arguments: Any,
 ) -> Iterator[Any]:
     """Map a function over chunks, with two per worker in flight.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import threading
 from collections.abc import Iterator
@@ -93,3 +94,9 @@ def has_memory(n_bytes: int) -> bool:
     except (OSError, ValueError, MemoryError, OverflowError):
         return False
     return True
+
+
+def return_freed() -> None:
+    """Return freed memory to the system; glibc keeps for each thread what the thread has freed."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -25,6 +25,7 @@ from dtl.head import blas
 from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
 from dtl.images.listing import ImageFiles
+from dtl.images.reading import describe_costliest
 from dtl.storage import Extent
 from dtl.storage.ledger import Ledger, read_parsed
 
@@ -92,7 +93,7 @@ def predict(
     n_unread = sum(map(_count_unread, sorted(done)))
     results = map_chunks(
         client, _predict_chunk, pending, head_url=head_url, head_sha256=head.fingerprint,
-        extractor=extractor,
+        extractor=extractor, describe=lambda task: describe_costliest(task.files),
     )  # fmt: skip
     with track("predictions", sum(len(task.paths) for task in pending), "images") as advance:
         for n_images, unread in results:

@@ -27,7 +27,7 @@ from dtl.features.arrays import DamagedError
 from dtl.features.extraction import Extractor
 from dtl.features.store import FeatureStore
 from dtl.features.values import PENDING, SKIPPED, ExtractionSpec, fingerprint_weights
-from dtl.images.reading import open_images
+from dtl.images.reading import describe_costliest, open_images
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,10 @@ def featurize(
         split = begin_repair(store, listed, extractor.n_features, client, check)
     store.write_places(listed)
     compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
-    fill(store, compute, client, max_skipped=spec.images.max_skipped)
+    fill(
+        store, compute, client, max_skipped=spec.images.max_skipped,
+        describe=lambda chunk: describe_costliest(store.files(listed.root, chunk)),
+    )  # fmt: skip
     splitting.repeat_split(store, split)
     return store
 
@@ -156,10 +159,12 @@ def fill(
     client: Client,
     *,
     max_skipped: float = 1.0,
+    describe: Callable[[int], str] = "It computed chunk {}.".format,
 ) -> None:
     """Compute and store the chunks that are pending; `compute` runs on workers.
 
     As soon as more than the fraction `max_skipped` of all images is unreadable, stop and refuse.
+    `describe` says of a chunk what may have cost its workers their memory.
     """
     storage.remove_partials(store.url)  # half-written files of a killed process
     check_visible(client, store.url)
@@ -173,7 +178,9 @@ def fill(
         names = {processors.INSTRUCTION_SETS[i] for i in found} | {*store.list_instruction_sets()}
         if warning := processors.describe_mixture(names):
             log.warning("%s: %s", store.url, warning)
-    results = map_chunks(client, _fill_chunk, store.pending_chunks(), store=store, compute=compute)
+    results = map_chunks(
+        client, _fill_chunk, store.pending_chunks(), store=store, compute=compute, describe=describe
+    )
     with track("features", n_pending, "images") as advance:
         for n_rows, n_unread in results:
             n_skipped += n_unread

@@ -43,8 +43,13 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """The next marker after pixels: not a stuffed byte, not padding, not a restart."""
 
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
-"""What pixels depend on."""
+_BLANKS = b"\0\t\n\r "
+
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+"""What the pixels of the first frame depend on."""
+
+_ADOBE_BYTES = 16
+"""Size of Adobe's segment of a JPEG: a shorter one says nothing."""
 
 _WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
 """Chunks, and their flags in the chunk VP8X."""
@@ -144,9 +149,10 @@ def _read_embedded_size(data: bytes) -> list[tuple[int, int]]:
     return []
 
 
-def estimate_inner_bytes(sizes: list[tuple[int, int]]) -> int:
+def estimate_inner_bytes(data: bytes, sizes: list[tuple[int, int]]) -> int:
     """Return about how many bytes it takes to decode the largest of `read_inner_sizes`."""
-    return max(_BYTES_PER_PIXEL.values()) * max(width * height for width, height in sizes)
+    kind = "WEBP" if data.startswith(b"RIFF") else "JPEG2000"
+    return _BYTES_PER_PIXEL[kind] * max(width * height for width, height in sizes)
 
 
 def estimate_bytes(image: Image.Image, n_pixels: int) -> int:
@@ -170,8 +176,11 @@ def estimate_bytes(image: Image.Image, n_pixels: int) -> int:
 def take_metadata_out(data: bytes) -> tuple[bytes, list[bytes]]:
     """Return a file without its metadata, and what was taken out, such as the EXIF block.
 
-    The file itself where nothing was found, or where it is too damaged to tell.
+    Blanks that servers and editors left before a file go, too. The file itself where nothing was
+    found, or where it is too damaged to tell.
     """
+    if (begun := data.lstrip(_BLANKS)).startswith((b"\xff\xd8\xff", _PNG)):
+        data = begun
     try:
         if data.startswith(b"\xff\xd8"):
             pieces = _divide_jpeg(data)
@@ -224,8 +233,9 @@ def _divide_jpeg(data: bytes) -> Iterator[tuple[bytes, bool]]:
             return
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
         # APP14 says which colours the channels are, and a JFIF header that they are YCbCr.
-        is_needed = not is_metadata or data[start + 4 : start + 9] in (b"JFIF\0", b"Adobe")
-        yield data[start:stop], is_needed
+        name = data[start + 4 : start + 9]
+        is_colour = name == b"JFIF\0" or (name == b"Adobe" and stop - start >= _ADOBE_BYTES)
+        yield data[start:stop], is_colour or not is_metadata
     raise ValueError("no scan")
 
 

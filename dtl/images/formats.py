@@ -42,14 +42,16 @@ _AVIF_BRANDS = frozenset([b"avif", b"avis"])
 _USED_BITS = (8, 10, 12, 16)
 """Bits that cameras and scanners use of 16 or 32."""
 
-_JUNK_BEFORE = b"\0\t\n\r "
-"""Bytes that servers and editors left before an image."""
-
 _WITH_KNOWN_WHITE = ("PPM", "JPEG2000")
 """Formats whose header says how many bits are used; Pillow scales them to 16."""
 
 _MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 281, 341
 """Tags of a TIFF."""
+
+_USUAL_SIZE = (448, 448)
+"""Size that a JPEG is scaled to for most networks."""
+
+_LARGE_BYTES = 64 << 20
 
 _STRIP_PIXELS = 1 << 20
 """Pixels that are laid over white at a time, for what that takes is several times as large."""
@@ -176,6 +178,22 @@ def describe_unknown(data: bytes) -> str:
     return f"not an image that Pillow reads (starts with {data[:8]!r})"
 
 
+def measure(start: bytes) -> tuple[int, int, int] | None:
+    """Return an image's width, height, and about how many bytes it takes to decode it.
+
+    From the first bytes of its file, which are not decoded; None if they do not tell.
+    """
+    try:
+        if sizes := containers.read_inner_sizes(start):
+            return *max(sizes), containers.estimate_inner_bytes(start, sizes)
+        with _identify(start) as opened:
+            width, height = opened.size
+            opened.draft(None, _USUAL_SIZE)
+            return width, height, containers.estimate_bytes(opened, width * height)
+    except Exception:  # Pillow raises anything on damaged files
+        return None
+
+
 # --- pixels --------------------------------------------------------------------------------------
 
 
@@ -213,8 +231,8 @@ def _process(data: bytes, wanted: _Wanted, finish: _Finish[_Result]) -> _Result:
         return _decode_whole(data, wanted, finish)
     except _DecodingError as error:
         cause = error.cause
-    # Decoders refuse files for metadata, and for junk before the pixels, that nobody needs here.
-    stripped, metadata = containers.take_metadata_out(data.lstrip(_JUNK_BEFORE))
+    # Decoders refuse files for metadata, and for junk before them, that nobody needs here.
+    stripped, metadata = containers.take_metadata_out(data)
     if stripped is not data:
         if metadata:
             wanted = replace(wanted, orientation=containers.find_orientation(metadata))
@@ -276,7 +294,7 @@ def _decode(data: bytes, wanted: _Wanted, finish: _Finish[_Result]) -> _Result:
 def _decode_once(
     data: bytes, wanted: _Wanted, finish: _Finish[_Result], budget: memory.Budget
 ) -> _Result:
-    n_bytes = 0
+    n_bytes, opened = 0, None
     if (Image.MAX_IMAGE_PIXELS or wanted.max_pixels) < wanted.max_pixels:
         Image.MAX_IMAGE_PIXELS = wanted.max_pixels
     with ExitStack() as stack:
@@ -285,9 +303,9 @@ def _decode_once(
             for size in inner_sizes:
                 containers.check_pixels(*size, wanted.max_pixels)
             if inner_sizes:
-                n_bytes = containers.estimate_inner_bytes(inner_sizes)
+                n_bytes = containers.estimate_inner_bytes(data, inner_sizes)
                 stack.enter_context(budget.hold(n_bytes))
-            opened = stack.enter_context(_identify(data))
+            opened = _identify(data)
             containers.check_pixels(*opened.size, wanted.max_pixels)
             containers.check_tile(opened, wanted.max_pixels)
             if not inner_sizes:
@@ -306,6 +324,10 @@ def _decode_once(
             ) from None
         except Exception as error:  # decoders raise anything on damaged files
             raise _DecodingError(error, n_bytes) from None
+        finally:
+            opened = None  # or the next to hold the memory may begin before it is free
+            if n_bytes > _LARGE_BYTES:
+                memory.return_freed()
 
 
 def _identify(data: bytes) -> ImageFile.ImageFile:

@@ -39,6 +39,10 @@ _OF_ONE_FILE = {
 Others are those of the storage, or of this process.
 """
 
+_HEADER_BYTES = 64 << 10
+_N_COSTLIEST = 5
+"""Images that are named where a worker was lost."""
+
 _MOST_IN_A_ROW = 4
 """Files in a row that may fail: where more do, the storage does."""
 
@@ -84,6 +88,31 @@ def open_images(
                 raise
 
         yield read_ahead(pool, read, range(len(files)), n_ahead)
+
+
+def describe_costliest(files: Sequence[str | Extent]) -> str:
+    """Name the images whose decoding takes most memory, as their files' first bytes say."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        measured = pool.map(lambda file: formats.measure(_read_start(file)), files)
+        known = [(size, file) for file, size in zip(files, measured, strict=True) if size]
+    known.sort(key=lambda pair: pair[0][2], reverse=True)
+    lines = [
+        f"{_name_place(file)}: {width} x {height} pixels, about {n_bytes >> 20} MiB to decode"
+        for (width, height, n_bytes), file in known[:_N_COSTLIEST]
+    ]
+    return (
+        "\n  ".join(["Its costliest images:", *lines]) if lines else "None of its images is known."
+    )
+
+
+def _read_start(file: str | Extent) -> bytes:
+    try:
+        if isinstance(file, str):
+            return storage.read_start(file, _HEADER_BYTES)
+        with storage.Ranges(file.url) as tar:
+            return tar.read(file.offset, min(file.n_bytes, _HEADER_BYTES))
+    except OSError:
+        return b""
 
 
 class _Failures:

@@ -1,0 +1,150 @@
+"""Memory of decoding: bounded whatever is read side by side, and never damage where it lacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="limits and peaks as Linux has them"
+)
+
+
+def run(script: str, *arguments: object) -> str:
+    """Run a script in a process of its own, which has a memory of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(script), *map(str, arguments)],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PRELUDE = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from dtl.cluster import memory
+from dtl.config import ImagesConfig
+from dtl.images import formats
+from dtl.images.reading import open_images
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+def limit(more_mib):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (used + (more_mib << 20), hard))
+
+def unlimit():
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+def read(files, **options):
+    with open_images(files, (32, 32), ImagesConfig(**options), n_ahead=16) as images:
+        return list(images)
+"""
+
+
+def test_costly_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
+    """Eight of 25 MP side by side would take 3.4 GB."""
+    found = run(
+        """
+        buffer = io.BytesIO()
+        Image.new("RGB", (5000, 5000), (9, 200, 40)).save(buffer, "WEBP", lossless=True, method=0)
+        files = []
+        for k in range(8):
+            files.append(f"{sys.argv[1]}/{k}.webp")
+            with open(files[-1], "wb") as file:
+                file.write(buffer.getvalue())
+        del buffer
+        memory.DECODING.resize(500 << 20)
+        before = peak_mib()
+        images = read(files)
+        assert all((image.pixels == (9, 200, 40)).all() for image in images), images
+        print(peak_mib() - before)
+        """,
+        tmp_path,
+    )
+    assert int(found) < 700
+
+
+def test_the_webp_of_40_bytes(cases: Path) -> None:
+    """100 MP, of which three side by side would take 5 GB."""
+    costly = cases / "files" / "costly-webp-9984-40-bytes.webp"
+    found = run(
+        """
+        before = peak_mib()
+        images = read(sys.argv[1:] * 3)
+        assert all((image.pixels == (1, 2, 3)).all() for image in images), images
+        print(peak_mib() - before)
+        """,
+        costly,
+    )
+    assert int(found) < 2400
+    refused = "{} pixels, more than images.max_pixels = 1000000"
+    found = run("print(read(sys.argv[1:], max_pixels=1000000)[0].error)", costly)
+    assert found.strip() == refused.format("9984 x 9984")
+
+
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_good_image_is_not_damaged_where_memory_lacks(tmp_path: Path, kind: str) -> None:
+    run(
+        """
+        kind, folder = sys.argv[1:]
+        options = {"JPEG": {"progressive": True}, "TIFF": {"compression": "tiff_lzw"}}
+        picture = Image.new("RGB", (3000, 2000), (9, 200, 40))
+        picture.save(f"{folder}/a", kind, **options.get(kind, {}))
+        with open(f"{folder}/b", "wb") as file:
+            file.write(open(f"{folder}/a", "rb").read()[:-40])
+        small = io.BytesIO()
+        picture.resize((8, 8)).save(small, kind)
+        formats.decode(small.getvalue(), (32, 32))
+        del picture
+        data = open(f"{folder}/a", "rb").read()
+        expected = formats.decode(data, (32, 32))
+        outcomes = set()
+        for more_mib in (1, 4, 12, 30, 60, 120, 300):
+            limit(more_mib)
+            try:
+                np.testing.assert_array_equal(formats.decode(data, (32, 32)), expected)
+                outcomes.add("read")
+            except MemoryError as error:
+                outcomes.add("no memory")
+        unlimit()
+        assert outcomes == {"read", "no memory"}, outcomes
+        """,
+        kind,
+        tmp_path,
+    )
+
+
+def test_a_large_png_in_little_memory_is_tried_again_and_then_read(tmp_path: Path) -> None:
+    run(
+        """
+        file = f"{sys.argv[1]}/35mp.png"
+        Image.new("RGB", (7000, 5000), (9, 200, 40)).save(file, compress_level=1)
+        small = f"{sys.argv[1]}/small.png"
+        Image.new("RGB", (50, 50), (9, 200, 40)).save(small)
+        read([small])
+        limit(200)
+        try:
+            print(read([file, small]))
+            sys.exit("It was read, or called damaged.")
+        except MemoryError as error:
+            assert "MiB" in str(error), error
+            assert error.__notes__ == [f"while reading {file}"], error.__notes__
+        unlimit()
+        assert (read([file])[0].pixels == (9, 200, 40)).all()
+        """,
+        tmp_path,
+    )
