@@ -93,7 +93,7 @@ def test_the_webp_of_40_bytes(cases: Path) -> None:
     assert found.strip() == refused.format("9984 x 9984")
 
 
-FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF"]
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -104,19 +104,17 @@ def test_a_good_image_is_not_damaged_where_memory_lacks(tmp_path: Path, kind: st
         options = {"JPEG": {"progressive": True}, "TIFF": {"compression": "tiff_lzw"}}
         picture = Image.new("RGB", (3000, 2000), (9, 200, 40))
         picture.save(f"{folder}/a", kind, **options.get(kind, {}))
-        with open(f"{folder}/b", "wb") as file:
-            file.write(open(f"{folder}/a", "rb").read()[:-40])
         small = io.BytesIO()
         picture.resize((8, 8)).save(small, kind)
         formats.decode(small.getvalue(), (32, 32))
         del picture
         data = open(f"{folder}/a", "rb").read()
-        expected = formats.decode(data, (32, 32))
         outcomes = set()
         for more_mib in (1, 4, 12, 30, 60, 120, 300):
             limit(more_mib)
             try:
-                np.testing.assert_array_equal(formats.decode(data, (32, 32)), expected)
+                pixels = formats.decode(data, (32, 32)).astype(int)
+                assert np.abs(pixels - (9, 200, 40)).max() < 5
                 outcomes.add("read")
             except MemoryError as error:
                 outcomes.add("no memory")
