@@ -17,7 +17,7 @@ from PIL import Image
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.images import formats
-from dtl.images.reading import ReadImage, open_images
+from dtl.images.reading import ReadImage, describe_costliest, open_images
 from dtl.storage import Extent
 
 
@@ -168,3 +168,21 @@ def test_a_large_file_is_read(tmp_path: Path) -> None:
     (image,) = read(str(tmp_path / "large.bmp"))
     assert image.pixels is not None
     assert (image.pixels == 90).all()
+
+
+def test_the_costliest_images_are_named(tmp_path: Path, cases: Path, pictures: Path) -> None:
+    costly = cases / "files" / "costly-webp-9984-40-bytes.webp"
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    (tmp_path / "0.tar").write_bytes(bytes(512) + costly.read_bytes())
+    inside = Extent(str(tmp_path / "0.tar"), 512, 40)
+    places = [str(path) for path in pictures.glob("*/*.jpg")]
+    places += [str(tmp_path / name) for name in ("large.png", "broken.jpg", "gone.jpg")]
+    lines = describe_costliest([*places, str(costly), inside]).splitlines()
+    assert len(lines) == 6
+    assert lines[0] == "Its costliest images:"
+    large = "9984 x 9984 pixels, about 2281 MiB to decode"
+    assert lines[1:3] == [f"  {costly}: {large}", f"  {inside.url} from byte 512: {large}"]
+    assert lines[3] == f"  {tmp_path / 'large.png'}: 9000 x 9000 pixels, about 1235 MiB to decode"
+    assert "40 x 40 pixels" in lines[4]
+    assert describe_costliest([str(tmp_path / "gone.jpg")]) == "None of its images is known."
