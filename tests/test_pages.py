@@ -82,7 +82,7 @@ ELSEWHERE = {
     "dtl export --model results --out classifier.keras":
         "tests/pipeline/test_commands.py::test_export_is_the_classifier_in_one_file",
     # Slurm
-    'sbatch --wrap "dask scheduler --scheduler-file $HOME/dask.json"':
+    'sbatch --wrap "dask scheduler --no-dashboard --scheduler-file $HOME/dask.json"':
         f"{SELF}::test_what_slurm_runs",
     "sbatch --array 1-8 --cpus-per-task 4 --mem 6G --wrap "
     '"dask worker --scheduler-file $HOME/dask.json --nthreads 4 --memory-limit 6GiB"':
@@ -416,7 +416,7 @@ def run_snippet(snippet: str, here: dict[str, str]) -> dict[str, Any]:
 
 def test_the_notebook_runs(scheduler: str, folder: Path, tmp_path: Path) -> None:
     here = {
-        "tcp://scheduler:8786": scheduler,
+        "tls://scheduler:8786": scheduler,
         "hdfs:///data/photos": str(folder / "photos"),
         '"layers": ["fc2"]': '"layers": ["block1_pool"], "weights": "random"',
         '"fc2"': '"block1_pool"',
@@ -427,7 +427,7 @@ def test_the_notebook_runs(scheduler: str, folder: Path, tmp_path: Path) -> None
 
 
 def test_the_bag_runs(scheduler: str, folder: Path) -> None:
-    here = {"tcp://scheduler:8786": scheduler, "hdfs:///data/photos": str(folder / "photos")}
+    here = {"tls://scheduler:8786": scheduler, "hdfs:///data/photos": str(folder / "photos")}
     brightness = run_snippet("make_bag(", here)["brightness"]
     assert len(brightness) == 48
     assert all(path.endswith(".jpg") and 0 < mean < 255 for path, mean in brightness)
