@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, Nanny, Worker
+from distributed.comm import connect as connect_comm
+from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
@@ -23,6 +27,11 @@ log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 20
 """Time for a scheduler to answer, and then for its first worker."""
+
+_NO_SCHEDULER = (
+    "What answers at {} is no Dask scheduler. Is it the port of its dashboard? The scheduler's own "
+    "is 8786, if no other was given."
+)
 
 
 @contextmanager
@@ -130,16 +139,46 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
         yield client
 
 
+async def _check_answer(address: str, security: Security) -> None:
+    """Refuse what is no scheduler; a client would wait for the dashboard's answer for ever."""
+    arguments = security.get_connection_args("client")
+    connecting = connect_comm(address, timeout=_CONNECT_TIMEOUT_S, **arguments)
+    try:
+        comm = await asyncio.wait_for(connecting, 1.5 * _CONNECT_TIMEOUT_S)
+    except FatalCommClosedError as error:
+        raise ConnectionError(
+            f"The scheduler at {address} and the certificate in Dask's configuration do not go "
+            "together. Give the one that it was started with; or its address of tcp://, if it has "
+            "none."
+        ) from error
+    except OSError as error:
+        if not isinstance(error, TimeoutError):  # Dask's own is none
+            raise ConnectionError(_describe_silence(address, error)) from error
+        raise ConnectionError(_NO_SCHEDULER.format(address)) from error
+    except Exception as error:  # other bytes than Dask's are taken for any length and type
+        raise ConnectionError(_NO_SCHEDULER.format(address)) from error
+    await comm.close()
+
+
+def _describe_silence(address: str, error: Exception) -> str:
+    hint = ""
+    if address.startswith("tcp://") and isinstance(error, CommClosedError):
+        hint = " One that asks for a certificate has an address of tls://."
+    return (
+        f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`, or "
+        f"set `cluster.address` to local.{hint}"
+    )
+
+
 @contextmanager
 def _connect_to_scheduler(address: str) -> Iterator[Client]:
     security = load_certificate(address)
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has a loop that runs
+        thread.submit(asyncio.run, _check_answer(address, security)).result()
     try:
         client = Client(address, timeout=_CONNECT_TIMEOUT_S, security=security)
     except (OSError, TimeoutError) as error:
-        raise ConnectionError(
-            f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`, or "
-            "set `cluster.address` to local."
-        ) from error
+        raise ConnectionError(_describe_silence(address, error)) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_TIMEOUT_S)

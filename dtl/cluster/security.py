@@ -6,6 +6,7 @@ must be for holders of a certificate only, and what is unpickled from a disk mus
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
-_PAGE = "dtl/SECURITY.md"
+_PAGE = "deploy/README.md"
 
 _TLS_FILES = {
     "tls_ca_file": "DASK_DISTRIBUTED__COMM__TLS__CA_FILE",
@@ -62,7 +63,8 @@ def make_private_folder() -> str:
     if own := dask.config.get("temporary-directory", None):
         return str(own)
     folder = Path(tempfile.gettempdir(), f"dtl-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise UserError(
@@ -82,6 +84,11 @@ def load_certificate(address: str) -> Security:
     """
     security = Security()
     if not address.startswith("tls://"):
+        if security.require_encryption:
+            raise UserError(
+                f"{address} is not encrypted, which Dask's configuration asks for "
+                "(distributed.comm.require-encryption). Give an address of tls://."
+            )
         log.warning(
             "%s is not encrypted and asks for no certificate: whoever reaches that scheduler, or "
             "one of its workers, can run code as its user, and read your data. Use tls:// on a "

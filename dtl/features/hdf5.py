@@ -60,7 +60,7 @@ def read(path: str, layers: LayerNames) -> Iterator[Weight]:
     ours, its = Pipe()
     process = subprocess.Popen(
         # Not from the working directory (-P), which may hold anything.
-        [sys.executable, "-P", "-m", __name__, str(its.fileno()), path],
+        [sys.executable, "-P", "-m", __name__, str(its.fileno()), path, str(_CPU_S)],
         pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, env=_environment(),
     )  # fmt: skip
@@ -120,9 +120,9 @@ def _environment() -> dict[str, str]:
 # --- in the process ------------------------------------------------------------------------------
 
 
-def _main(fileno: int, path: str) -> None:
+def _main(fileno: int, path: str, cpu_s: int) -> None:
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, _CPU_S)
+    _limit(resource.RLIMIT_CPU, cpu_s)
     if sys.platform == "linux":  # macOS has no such limit
         _limit(resource.RLIMIT_AS, _MEMORY_BYTES)
     with Connection(fileno) as pipe:
@@ -190,4 +190,4 @@ def _decode(values: Sequence[Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2])
+    _main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -236,10 +236,11 @@ def scheduler(tmp_path: Path, certificate: dict[str, str]) -> Iterator[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
     def start(*words: object) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*dask_command, *map(str, words)], cwd=tmp_path, env=environment,
-            stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("ab"),
-        )  # fmt: skip
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen(
+                [*dask_command, *map(str, words)], cwd=tmp_path, env=environment,
+                stdout=log, stderr=log,
+            )  # fmt: skip
 
     jobs = [start("scheduler", *tls, "--protocol", "tls", "--port", "0", "--scheduler-file", place,
                   *local)]  # fmt: skip
@@ -275,13 +276,36 @@ def test_a_scheduler_with_a_certificate(
         name: file.replace("dtl.crt", "other.crt").replace("dtl.key", "other.key")
         for name, file in certificate.items()
     }
-    message = r"No Dask scheduler answers at .* with your certificate: .*Is it the scheduler's"
+    message = r"The scheduler at .* and the certificate in Dask's configuration do not go together"
     with dask.config.set(others), pytest.raises(ConnectionError, match=message):
         connection.connect(ClusterConfig(scheduler)).__enter__()
 
     plain = scheduler.replace("tls://", "tcp://")
-    with pytest.raises(ConnectionError, match=r"Is it a scheduler of tls://, perhaps\?"):
+    message = r"No Dask scheduler answers at .* asks for a certificate has an address of tls://"
+    with pytest.raises(ConnectionError, match=message):
         connection.connect(ClusterConfig(plain)).__enter__()
+    required = {"distributed.comm.require-encryption": True}
+    with (
+        dask.config.set(certificate | required),
+        pytest.raises(UserError, match=r"is not encrypted, which Dask's configuration asks for"),
+    ):
+        connection.connect(ClusterConfig(plain)).__enter__()
+
+
+@pytest.mark.slow
+def test_what_is_no_scheduler_is_told(
+    certificate: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the dashboard, for whose answer Dask's client would wait for ever."""
+    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_S", 5)
+    with connection.make_local(processes=False, dashboard_address="127.0.0.1:0") as local:
+        port = local.scheduler.http_server.port
+        for scheme in ("tcp", "tls"):
+            with (
+                dask.config.set(certificate),
+                pytest.raises(ConnectionError, match=r"Is it the port of its dashboard|No Dask"),
+            ):
+                connection.connect(ClusterConfig(f"{scheme}://127.0.0.1:{port}")).__enter__()
 
 
 def test_files_of_a_certificate_that_are_gone_or_none(
@@ -305,5 +329,5 @@ def test_an_open_scheduler_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert record.message.startswith(
         "tcp://10.0.0.1:8786 is not encrypted and asks for no certificate: whoever reaches"
     )
-    assert (ROOT / "dtl" / "SECURITY.md").exists()
-    assert "dtl/SECURITY.md" in record.message
+    assert "deploy/README.md" in record.message
+    assert "\n## TLS\n" in (ROOT / "deploy" / "README.md").read_text()
