@@ -257,11 +257,11 @@ def test_the_command_line_takes_every_command(command: str) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "OPTIONS.md"], ids=in_page)
 def test_every_option_in_the_text_exists(page: Path) -> None:
     known = {option.flag for option in config.list_options()}
-    # Of `dtl` and its commands, of minicluster.py, and of Slurm.
+    # Of `dtl` and its commands, of minicluster.py, of Slurm, and of `dask scheduler`.
     known |= {"--config", "--debug", "--help", "--help-all", "--model", "--wait"}
     known |= {"--to", "--from", "--md5", "--scratch", "--layout"}
     known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
-    known |= {"--wrap"}
+    known |= {"--wrap", "--dashboard-address", "--no-dashboard"}
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     used = re.findall(r"(?<![\w-])(--[a-z][\w.-]*\w)", text)
     # `--train.*` stands for a section.
