@@ -19,7 +19,7 @@ from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
 from dtl.features import architecture, splitting
 from dtl.features.store import FeatureStore
-from dtl.features.weights import hash_weights
+from dtl.features.weights.loading import hash_weights
 from dtl.head import hidden
 from dtl.head.model import Head
 from dtl.pipeline import command_line
