@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class Weight(NamedTuple):
     read: Callable[[], NDArray[np.float32]]
 
 
-def read(path: str, layers: LayerNames) -> Iterator[Weight]:
+def read(path: str, layers: LayerNames) -> Generator[Weight, None, None]:
     """Yield the weights of a file of Keras 1 to 3, in the order of the network's layers.
 
     Parameters

@@ -95,7 +95,7 @@ def _assign(model: keras.Model, spec: NetworkSpec) -> None:
                     f"{weight.name} of shape {weight.shape}."
                 )
             if n_read <= len(variables):  # it is read now that its size is known to be right
-                variables[n_read - 1].assign(_read_numbers(url, weight))
+                variables[n_read - 1].assign(weight.read())
     if n_read <= last_needed:
         raise UserError(
             f"{url} ends before layer {expected[n_read][0]} of {skeleton.name}, which the wanted "
@@ -119,10 +119,11 @@ def _open_weights(url: str, skeleton: keras.Model) -> Generator[Weight, None, No
     if not url.endswith((".npz", ".h5")):
         raise UserError(f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file.")
     with storage.local_copy(url) as path, _name_damage(url):
-        if url.endswith(".npz"):
-            yield from _open_npz(path)
-        else:
-            yield from hdf5.read(path, _name_layers(skeleton.layers))
+        is_npz = url.endswith(".npz")
+        found = _open_npz(path) if is_npz else hdf5.read(path, _name_layers(skeleton.layers))
+        with contextlib.closing(found):
+            for weight in found:
+                yield weight._replace(read=functools.partial(_read_numbers, url, weight))
 
 
 @contextlib.contextmanager
@@ -141,7 +142,7 @@ def _name_damage(url: str) -> Iterator[None]:
         raise UserError(f"{url} is no {kind} file of weights: {error}.") from error
 
 
-def _open_npz(path: str) -> Iterator[Weight]:
+def _open_npz(path: str) -> Generator[Weight, None, None]:
     with zipfile.ZipFile(path) as archive:
         for name, header in sorted(read_headers(archive).items()):
             if header.dtype.kind not in "fiu":
