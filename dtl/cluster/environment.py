@@ -102,7 +102,8 @@ def pack(url: str) -> bool:
     n_bytes = sum(source.stat().st_size for source in files.values())
     log.info("packing %d files, %.1f GiB, of %s", len(files), n_bytes / 2**30, sys.prefix)
     with tempfile.TemporaryDirectory(prefix="dtl-pack-") as folder:
-        archive = _write(Path(folder), files)
+        with storage.naming_full(folder):
+            archive = _write(Path(folder), files)
         record = {
             "fingerprint": fingerprint,
             "size_bytes": archive.stat().st_size,

@@ -175,7 +175,11 @@ def _download(source: str, partial: Path, open_at: Open, expected_bytes: int) ->
             have = partial.stat().st_size if partial.exists() else 0
             try:
                 stream, start, n_bytes = open_at(source, have)
-                with stream, partial.open("r+b" if have else "wb") as file:
+                with (
+                    storage.naming_full(str(partial)),
+                    stream,
+                    partial.open("r+b" if have else "wb") as file,
+                ):
                     _check_size(source, n_bytes, expected_bytes)
                     file.seek(start)
                     file.truncate()
@@ -197,6 +201,8 @@ def _download(source: str, partial: Path, open_at: Open, expected_bytes: int) ->
                 if error.code < 500 and error.code not in (408, 429):
                     raise OSError(f"{source}: {error}. Check `source`.") from error
                 problem = error
+            except storage.FullError:
+                raise
             except (OSError, http.client.HTTPException) as error:
                 problem = error
             failures += 1

@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized"):
             for word in message.split():
                 message += self._hint(word.split("=")[0])
-        super().error(config.hide(message))
+        super().error(message)
 
     def _hint(self, word: str) -> str:
         for option in config.list_options():

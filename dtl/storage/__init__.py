@@ -9,5 +9,6 @@ from dtl.storage.files import *  # noqa: F403
 from dtl.storage.guards import *  # noqa: F403
 from dtl.storage.places import *  # noqa: F403
 from dtl.storage.ranges import *  # noqa: F403
+from dtl.storage.retries import *  # noqa: F403
 from dtl.storage.slow import *  # noqa: F403
 from dtl.storage.walking import *  # noqa: F403

@@ -19,6 +19,8 @@ from dtl.storage.slow import tell_slow
 
 log = logging.getLogger(__name__)
 
+__all__ = ["FullError", "naming_full"]
+
 _T = TypeVar("_T")
 
 _PAUSES_S = (0.1, 0.4, 1.0, 2.0)

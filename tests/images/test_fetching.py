@@ -23,6 +23,7 @@ from dtl.config import Config, ImagesConfig
 from dtl.images import fetching, listing
 from dtl.images.fetching import DATASETS, fetch
 from dtl.pipeline import command_line
+from dtl.storage import FullError
 from dtl.storage.ledger import IMAGES
 
 CALTECH = DATASETS["caltech256"]
@@ -463,3 +464,14 @@ def test_settings_out_of_range(small: Fetch, tmp_path: Path) -> None:
     assert Config().pack.shard_mib == 256
     with pytest.raises(ValueError, match=r"pack\.shard_mib must be 1 or more"):
         small(tmp_path / "out", {"pack": {"shard_mib": 0}})
+
+
+def test_a_full_scratch_is_named_at_once(small_disk: Path) -> None:
+    n_bytes = 1 << 20
+
+    def open_at(source: str, start: int) -> tuple[io.BytesIO, int, int]:
+        return io.BytesIO(bytes(n_bytes)), 0, n_bytes
+
+    partial = small_disk / "archive.tar.partial"
+    with pytest.raises(FullError, match=rf"^{partial} cannot be written: no space is left there"):
+        fetching._download("http://host/archive.tar", partial, open_at, n_bytes)

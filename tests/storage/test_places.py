@@ -20,7 +20,8 @@ NAMES = (
 
 def test_names_are_taken_as_they_are(root: str) -> None:
     expected = {}
-    for number, name in enumerate(NAMES):
+    on_hdfs = root.startswith(("hdfs:", "webhdfs:"))  # which refuses colons itself
+    for number, name in enumerate(name for name in NAMES if not (on_hdfs and ":" in name)):
         expected[name] = f"{number}".encode()
         storage.write_bytes(storage.join(root, name), expected[name])
     if root.startswith(("/", "memory:")):
