@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import pkgutil
 import re
 import shlex
+import stat
 import subprocess
 import sys
 import time
@@ -82,7 +84,11 @@ ELSEWHERE = {
     "dtl export --model results --out classifier.keras":
         "tests/pipeline/test_commands.py::test_export_is_the_classifier_in_one_file",
     # Slurm
-    'sbatch --wrap "dask scheduler --scheduler-file $HOME/dask.json"':
+    "mkdir -p ~/.config/dask": f"{SELF}::test_what_slurm_runs",
+    "openssl req -x509 -newkey rsa:3072 -nodes -days 365 -subj /CN=dtl "
+    "-keyout ~/.config/dask/dtl.key -out ~/.config/dask/dtl.crt":
+        f"{SELF}::test_what_slurm_runs",
+    'sbatch --wrap "dask scheduler --no-dashboard --scheduler-file $HOME/dask.json"':
         f"{SELF}::test_what_slurm_runs",
     "sbatch --array 1-8 --cpus-per-task 4 --mem 6G --wrap "
     '"dask worker --scheduler-file $HOME/dask.json --nthreads 4 --memory-limit 6GiB"':
@@ -251,11 +257,11 @@ def test_the_command_line_takes_every_command(command: str) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "OPTIONS.md"], ids=in_page)
 def test_every_option_in_the_text_exists(page: Path) -> None:
     known = {option.flag for option in config.list_options()}
-    # Of `dtl` and its commands, of minicluster.py, and of Slurm.
+    # Of `dtl` and its commands, of minicluster.py, of Slurm, and of `dask scheduler`.
     known |= {"--config", "--debug", "--help", "--help-all", "--model", "--wait"}
     known |= {"--to", "--from", "--md5", "--scratch", "--layout"}
     known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
-    known |= {"--wrap"}
+    known |= {"--wrap", "--dashboard-address", "--no-dashboard"}
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     used = re.findall(r"(?<![\w-])(--[a-z][\w.-]*\w)", text)
     # `--train.*` stands for a section.
@@ -416,7 +422,7 @@ def run_snippet(snippet: str, here: dict[str, str]) -> dict[str, Any]:
 
 def test_the_notebook_runs(scheduler: str, folder: Path, tmp_path: Path) -> None:
     here = {
-        "tcp://scheduler:8786": scheduler,
+        "tls://scheduler:8786": scheduler,
         "hdfs:///data/photos": str(folder / "photos"),
         '"layers": ["fc2"]': '"layers": ["block1_pool"], "weights": "random"',
         '"fc2"': '"block1_pool"',
@@ -427,7 +433,7 @@ def test_the_notebook_runs(scheduler: str, folder: Path, tmp_path: Path) -> None
 
 
 def test_the_bag_runs(scheduler: str, folder: Path) -> None:
-    here = {"tcp://scheduler:8786": scheduler, "hdfs:///data/photos": str(folder / "photos")}
+    here = {"tls://scheduler:8786": scheduler, "hdfs:///data/photos": str(folder / "photos")}
     brightness = run_snippet("make_bag(", here)["brightness"]
     assert len(brightness) == 48
     assert all(path.endswith(".jpg") and 0 < mean < 255 for path, mean in brightness)
@@ -435,11 +441,18 @@ def test_the_bag_runs(scheduler: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_slurm_runs(folder: Path, tmp_path: Path) -> None:
-    """The commands of a scheduler and a worker, and the driver that finds them by their file."""
+    """A certificate, a scheduler and a worker that have it, and the driver that finds them."""
     [scheduler, worker] = [c for c in ELSEWHERE if c.startswith("sbatch")]
     [driver] = [c for c in ELSEWHERE if "dask.json" in c and c.startswith("dtl")]
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"HOME": str(tmp_path), "PATH": programs}
+    for certificate in (c for c in ELSEWHERE if c.startswith(("mkdir", "openssl"))):
+        made = ["sh", "-c", certificate]
+        subprocess.run(made, env=environment, check=True, capture_output=True)
+    folder_of_dask = tmp_path / ".config" / "dask"
+    assert stat.S_IMODE((folder_of_dask / "dtl.key").stat().st_mode) == 0o600
+    [yaml] = [b.text for b in blocks() if b.language == "text" and "require-encryption" in b.text]
+    (folder_of_dask / "dtl.yaml").write_text(yaml.replace("/home/me", str(tmp_path)))
 
     def start(sbatch: str, *options: str) -> subprocess.Popen[bytes]:
         wrapped = shlex.split(sbatch)[-1].replace("$HOME", str(tmp_path))
@@ -448,7 +461,7 @@ def test_what_slurm_runs(folder: Path, tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    local = ("--port", "0", "--host", "127.0.0.1", "--no-dashboard")
+    local = ("--port", "0", "--host", "127.0.0.1")
     jobs = [start(scheduler, *local)]
     try:
         deadline = time.monotonic() + 300
@@ -464,6 +477,9 @@ def test_what_slurm_runs(folder: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "results" / "report.html").exists()
+        address = json.loads((tmp_path / "dask.json").read_text())["address"]
+        assert address.startswith("tls://")
+        assert "not encrypted" not in done.stderr
     finally:
         for job in jobs:
             job.terminate()

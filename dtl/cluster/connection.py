@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client
+from distributed import Client, LocalCluster, Nanny, Worker
+from distributed.comm import connect as connect_comm
+from distributed.comm.core import CommClosedError, FatalCommClosedError
+from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
 from dtl.cluster.losses import start_local
+from dtl.cluster.security import LOOPBACK, keep_local, load_certificate, make_private_folder
 from dtl.cluster.workers import warn_of_pauses
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 
@@ -20,6 +27,11 @@ log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 20
 """Time for a scheduler to answer, and then for its first worker."""
+
+_NO_SCHEDULER = (
+    "What answers at {} is no Dask scheduler. Is it the port of its dashboard? The scheduler's own "
+    "is 8786, if no other was given."
+)
 
 
 @contextmanager
@@ -54,6 +66,49 @@ def connect(
         yield client
 
 
+class _WorkerThread(Worker):  # type: ignore[misc]
+    """Worker in this process, whose page is for this machine alone, too.
+
+    Its address is no host's, so Dask would choose an address that the network reaches.
+    """
+
+    def start_http_server(self, routes: Any, dashboard_address: str | None, **others: Any) -> None:
+        super().start_http_server(routes, dashboard_address or f"{LOOPBACK}:0", **others)
+
+
+def make_local(
+    *, processes: bool, dashboard_address: str | None = None, **options: Any
+) -> LocalCluster:
+    """Start a cluster on this machine that nobody else can use.
+
+    Processes talk TLS, with a certificate that is in their memory only. Threads open no port for
+    work. All that listens is on the loopback, unless the address of the dashboard has another host.
+
+    Parameters
+    ----------
+    dashboard_address : str, optional
+        None for no dashboard; Dask serves some text there, all the same.
+    options
+        For `distributed.LocalCluster`.
+
+    Raises
+    ------
+    ConnectionError
+        If the workers do not start.
+    """
+    return start_local(
+        processes=processes,
+        protocol="tls://" if processes else "inproc://",
+        security=Security.temporary() if processes else Security(require_encryption=False),
+        worker_class=Nanny if processes else _WorkerThread,
+        dashboard_address=dashboard_address,
+        scheduler_kwargs={"dashboard_address": dashboard_address or f"{LOOPBACK}:0"},
+        local_directory=make_private_folder(),
+        silence_logs=logging.CRITICAL,
+        **options,
+    )
+
+
 @contextmanager
 def _start_local(config: ClusterConfig) -> Iterator[Client]:
     threads = config.threads_per_worker or max(CPU_COUNT // config.n_workers, 1)
@@ -69,14 +124,13 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
     with (
         # A worker that reads ahead is not stuck: no warning about its event loop.
         dask.config.set({"distributed.admin.tick.limit": "60s"}),
-        start_local(
+        make_local(
+            processes=config.processes,
+            dashboard_address=keep_local(config.dashboard_address),
             n_workers=config.n_workers,
             # Two at least: a chunk is written while the next is computed.
             threads_per_worker=max(threads, 2),
             memory_limit=memory_limit,
-            processes=config.processes,
-            dashboard_address=config.dashboard_address,
-            silence_logs=logging.CRITICAL,
             **({"env": environment} if config.processes else {}),
         ) as cluster,
         Client(cluster) as client,
@@ -85,15 +139,46 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
         yield client
 
 
+async def _check_answer(address: str, security: Security) -> None:
+    """Refuse what is no scheduler; a client would wait for the dashboard's answer for ever."""
+    arguments = security.get_connection_args("client")
+    connecting = connect_comm(address, timeout=_CONNECT_TIMEOUT_S, **arguments)
+    try:
+        comm = await asyncio.wait_for(connecting, 1.5 * _CONNECT_TIMEOUT_S)
+    except FatalCommClosedError as error:
+        raise ConnectionError(
+            f"The scheduler at {address} and the certificate in Dask's configuration do not go "
+            "together. Give the one that it was started with; or its address of tcp://, if it has "
+            "none."
+        ) from error
+    except OSError as error:
+        if not isinstance(error, TimeoutError):  # Dask's own is none
+            raise ConnectionError(_describe_silence(address, error)) from error
+        raise ConnectionError(_NO_SCHEDULER.format(address)) from error
+    except Exception as error:  # other bytes than Dask's are taken for any length and type
+        raise ConnectionError(_NO_SCHEDULER.format(address)) from error
+    await comm.close()
+
+
+def _describe_silence(address: str, error: Exception) -> str:
+    hint = ""
+    if address.startswith("tcp://") and isinstance(error, CommClosedError):
+        hint = " One that asks for a certificate has an address of tls://."
+    return (
+        f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`, or "
+        f"set `cluster.address` to local.{hint}"
+    )
+
+
 @contextmanager
 def _connect_to_scheduler(address: str) -> Iterator[Client]:
+    security = load_certificate(address)
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has a loop that runs
+        thread.submit(asyncio.run, _check_answer(address, security)).result()
     try:
-        client = Client(address, timeout=_CONNECT_TIMEOUT_S)
+        client = Client(address, timeout=_CONNECT_TIMEOUT_S, security=security)
     except (OSError, TimeoutError) as error:
-        raise ConnectionError(
-            f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`, or "
-            "set `cluster.address` to local."
-        ) from error
+        raise ConnectionError(_describe_silence(address, error)) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_TIMEOUT_S)

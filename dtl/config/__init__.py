@@ -11,6 +11,7 @@ from dtl.config.forms import (
     to_fingerprint,
 )
 from dtl.config.options import parse_memory
+from dtl.config.secrets import hide, hide_options, is_hidden
 from dtl.config.sections import (
     ClusterConfig,
     CompareConfig,
@@ -27,5 +28,6 @@ from dtl.config.sections import (
 __all__ = [
     "RETIRED", "ClusterConfig", "CompareConfig", "Config", "FeaturesConfig", "ImagesConfig",
     "Option", "PackConfig", "SplitConfig", "TrainConfig", "TuneConfig", "YarnConfig", "build",
-    "list_options", "parse_memory", "parse_text", "parse_toml", "to_dict", "to_fingerprint",
+    "hide", "hide_options", "is_hidden", "list_options", "parse_memory", "parse_text", "parse_toml",
+    "to_dict", "to_fingerprint",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Union
 
 from dtl.config.errors import UserError
+from dtl.config.secrets import HIDDEN, hide_options, hide_values
 from dtl.config.text import printable
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B")
@@ -99,7 +100,7 @@ class Section:
             object.__setattr__(self, name, value)
             rule: Rule | None = self.__dataclass_fields__[name].metadata["rule"]
             if rule is not None and not rule.allows(value):
-                raise UserError(f"{key} must be {rule.words}. Received: {value!r}.")
+                raise UserError(f"{key} must be {rule.words}. Received: {_show(key, value)}.")
         for is_wrong, problem in self._conflicts():
             if is_wrong:
                 raise UserError(problem)
@@ -135,4 +136,10 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         elif type(value) is member:
             return value
     expected = " or ".join(_IN_WORDS[m] for m in list_members(kind))
-    raise UserError(f"{key} must be {expected}. Received: {value!r}.")
+    raise UserError(f"{key} must be {expected}. Received: {_show(key, value)}.")
+
+
+def _show(key: str, value: Any) -> str:
+    if key != "yarn.env":
+        return repr(hide_options(value))
+    return repr(tuple(hide_values(value))) if isinstance(value, list | tuple) else HIDDEN

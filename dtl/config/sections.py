@@ -55,7 +55,8 @@ class ClusterConfig(Section):
         "memory of each worker, such as 6GiB; auto: memory shared out, or the container's",
         Rule(lambda value: value == "auto" or MEMORY.allows(value), f"auto, or {MEMORY.words}"))
     processes: bool = option(True, "false: workers are threads of this process")
-    dashboard_address: str = option(":0", "where a local cluster serves Dask's dashboard")
+    dashboard_address: str = option(":0",
+        "where a local cluster serves Dask's dashboard; without a host, to this machine alone")
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def _score_chunk(chunk: int, store: FeatureStore, head: Head, n_mistakes: int) -
     predicted = logits.argmax(axis=1)
     wrong = np.flatnonzero((predicted != labels) & (split >= 0))
     probability = np.exp(log_softmax(logits[wrong].astype(np.float64))).max(axis=1, initial=0)
-    paths, names = store.read("path", chunk), head.class_names
+    paths: Any = store.read("path", chunk) if len(wrong) else ()
+    names = head.class_names
     mistakes = [
         Mistake(
             path=str(paths[row]),

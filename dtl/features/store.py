@@ -16,6 +16,7 @@ from dtl import storage
 from dtl.cluster import processors
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, check_same, claim
+from dtl.config.secrets import hide, hide_options
 from dtl.config.text import printable
 from dtl.features.arrays import Arrays, DamagedError
 from dtl.features.layout import (
@@ -99,7 +100,7 @@ class FeatureStore:
             arrays.create_array(name, layout)
         for name, column in list_columns(images).items():
             arrays.write(name, slice(None), column)
-        made = {**attrs, **tar_attrs, "class_names": class_names, "format": FORMAT}
+        made = hide_options({**attrs, **tar_attrs}) | {"class_names": class_names, "format": FORMAT}
         arrays.group.attrs.put({**made, "dtl": "features"})
         return cls.open(url)
 
@@ -281,7 +282,7 @@ class FeatureStore:
             if name not in self._group:
                 self._arrays.create_array(name, layouts[name])
             self._arrays.write(name, slice(None), column)
-        self._group.attrs.update({"shards": tar_names, "root": images.root})
+        self._group.attrs.update({"shards": tar_names, "root": hide(images.root)})
         self._opening = uuid.uuid4().hex  # for other processes, too
 
     def write_chunk(

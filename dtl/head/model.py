@@ -93,12 +93,46 @@ class Head:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Head:
-        """Read what `to_bytes` wrote; other or damaged bytes are a `UserError`."""
+        """Read what `to_bytes` wrote; other or damaged bytes are a `UserError`.
+
+        So are arrays that do not fit each other, and numbers that no training ends with.
+        """
         with reading("head"):
             arrays, meta = from_npz(data)
             arrays = {name: arrays[name] for name in (*WEIGHTS, "mean", "scale") if name in arrays}
-            names = tuple(meta["class_names"])
-            return cls(**arrays, class_names=names, provenance=meta["provenance"])
+            if lost := [n for n in ("kernel", "bias", "mean", "scale") if n not in arrays]:
+                raise ValueError(f"it has no {lost[0]}")
+            names, provenance = meta["class_names"], meta["provenance"]
+            if not isinstance(provenance, dict):
+                raise ValueError("its provenance is no JSON object")
+            if not isinstance(names, list) or {*map(type, names)} != {str}:
+                raise ValueError("its class_names are no texts")
+            head = cls(**arrays, class_names=tuple(names), provenance=provenance)
+            head._check()
+            return head
+
+    def _check(self) -> None:
+        """Refuse arrays of which one does not fit another, or has numbers that cannot be."""
+        n_features, n_classes = self.mean.size, len(self.class_names)
+        shapes: dict[str, tuple[int, ...]] = {"mean": (n_features,), "scale": (n_features,)}
+        if (self.hidden_kernel is None) != (self.hidden_bias is None):
+            raise ValueError("it has half of a hidden layer")
+        n_inputs = n_features
+        if self.hidden_bias is not None:
+            n_inputs = self.hidden_bias.size
+            shapes |= {"hidden_bias": (n_inputs,), "hidden_kernel": (n_features, n_inputs)}
+        shapes |= {"kernel": (n_inputs, n_classes), "bias": (n_classes,)}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(
+                    f"its {name} is of shape {array.shape} and {array.dtype}; with {n_features} "
+                    f"features and {n_classes} classes it would be of {shape} and float32"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(f"its {name} holds NaN or an infinite number")
+        if not (self.scale > 0).all():
+            raise ValueError("its scale, by which features are divided, is not above 0")
 
     @property
     def fingerprint(self) -> str:

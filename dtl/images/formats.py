@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,17 @@ _USED_BITS = (8, 10, 12, 16)
 
 _WITH_KNOWN_WHITE = ("PPM", "JPEG2000")
 """Formats whose header says how many bits are used; Pillow scales them to 16."""
+
+_DARK = 16
+"""Upper half of 16 bits below which a picture of colours uses 12 bits or fewer."""
+
+_WITH_HALVES = ("TIFF", "PNG")
+_OTHER_ORDER = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+}
+"""Of two bytes, Pillow keeps the upper one: in the other order, that is the lower."""
 
 _MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 281, 341
 """Tags of a TIFF."""
@@ -107,10 +119,10 @@ def decode(
     """Decode an image file to RGB of the network's size.
 
     EXIF orientation is honoured, transparency lies over white, and an animation gives its first
-    frame. Grey of 16 or 32 bits is scaled by what is in it: the largest value, or the one that the
-    file declares, says whether 8, 10, 12 or all 16 bits are used. (14 bits, or a dark image of 16,
-    cannot be told apart, and count as 16.) Above 16 bits, the largest value is white. Metadata that
-    is broken costs no image, nor does a JPEG's end marker that is missing.
+    frame. Values of 16 or 32 bits are scaled by what is in them: the largest one, or the one that
+    the file declares, says whether 8, 10, 12 or all 16 bits are used. (14 bits, and a dark image of
+    16, cannot be told apart, and count as 16.) Above 16 bits, the largest value is white. Metadata
+    that is broken costs no image, nor does a JPEG's end marker that is missing.
 
     Parameters
     ----------
@@ -313,8 +325,11 @@ def _decode_once(
                 opened.draft(None, wanted.least_size)
                 n_bytes = containers.estimate_bytes(opened, n_pixels)
                 stack.enter_context(budget.hold(n_bytes))
+            lower = _find_lower_halves(opened)
             opened.load()
             orientation = wanted.orientation or _read_orientation(opened, data)
+            if lower and np.asarray(opened).max() < _DARK:
+                return finish(_turn(_add_lower_halves(opened, lower, data), orientation))
             return finish(_turn(_to_rgb(opened), orientation))
         except UserError:
             raise
@@ -386,21 +401,43 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _scale_to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale grey of more bits by what is in it, where its format does not say what is white."""
-    values = np.asarray(image)
-    top = int(values.max())
+def _scale_to_8_bits(image: Image.Image, values: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+    """Scale values of more bits by what is in them, where the format does not say what is white."""
+    values = np.asarray(image) if values is None else values
+    top = max(int(values.max()), min(_read_declared_top(image), np.iinfo(values.dtype).max))
+    n_bits = next((n for n in _USED_BITS if top < 1 << n), 0)
     if image.format in _WITH_KNOWN_WHITE:
         n_bits = 16
-    else:
-        n_bits = next((n for n in _USED_BITS if max(top, _read_declared_top(image)) < 1 << n), 0)
     if n_bits:
         return (values.clip(0, (1 << n_bits) - 1) >> (n_bits - 8)).astype(np.uint8)
     return (values.clip(0) / (top / 255)).astype(np.uint8)
+
+
+def _find_lower_halves(opened: ImageFile.ImageFile) -> list[Any]:
+    """Return the tiles with which Pillow gives the lower 8 of a colour's 16 bits, not the upper."""
+    swapped = []
+    for tile in opened.tile if opened.mode == "RGB" and opened.format in _WITH_HALVES else []:
+        raw, *others = (tile.args,) if isinstance(tile.args, str) else (tile.args or ("",))
+        order = _OTHER_ORDER.get(str(raw))
+        if order is None:
+            return []
+        swapped.append(
+            tile._replace(args=order if isinstance(tile.args, str) else (order, *others))
+        )
+    return swapped
+
+
+def _add_lower_halves(opened: Image.Image, lower: list[Any], data: bytes) -> Image.Image:
+    again = _identify(data)
+    again.tile = lower
+    again.load()
+    values = np.asarray(opened).astype(np.uint16) << 8 | np.asarray(again)
+    return Image.fromarray(_scale_to_8_bits(opened, values))
 
 
 def _read_declared_top(image: Image.Image) -> int:
     tags = getattr(image, "tag_v2", {})
     tops = [tags.get(tag, 0) for tag in (_MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE)]
     flat = [value for top in tops for value in (top if isinstance(top, tuple) else (top,))]
-    return max((int(value) for value in flat if isinstance(value, int)), default=0)
+    known = [value for value in flat if isinstance(value, int | float) and 0 <= value < 1 << 32]
+    return int(max(known, default=0))

@@ -45,10 +45,10 @@ _PICTURES = {
     "image", "images", "img", "imgs", "jpegimages", "jpeg", "jpegs", "photos", "pictures", "rgb",
 }  # fmt: skip
 _MASKS = {
-    "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "segmentation",
-    "segmentations", "seg", "gt", "groundtruth", "ground_truth", "segmentationclass",
-    "segmentationobject", "trimaps",
+    "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "anno", "ann", "gt",
+    "segmentation", "segmentations", "seg", "groundtruth", "ground", "truth", "trimap", "trimaps",
 }  # fmt: skip
+_OF_FILES = {"dir", "dirs", "folder", "folders", "file", "files", "data", "class", "object", "png"}
 
 
 # --- paths ---------------------------------------------------------------------------------------
@@ -286,8 +286,12 @@ def _find_names(inside: Mapping[str, Collection[str]]) -> str:
     for group in groups:
         if len(set().union(*(kinds_of_words[name] for name in group))) > 1:
             return f"{_enumerate('The folder', group)} called like splits"
-    pictures = [name for name in inside if name.lower() in _PICTURES]
-    masks = [name for name in inside if name.lower() in _MASKS]
+    pictures = [name for name in inside if _is_made_of(name, _PICTURES)]
+    masks = [
+        name
+        for name in inside
+        if _is_made_of(name, _MASKS | _PICTURES) and not _is_made_of(name, _PICTURES)
+    ]
     if pictures and masks and 2 * len(pictures + masks) >= len(inside):
         return f"{_enumerate('The folder', pictures + masks)} called like images and masks"
     return ""
@@ -334,7 +338,7 @@ def _find_unlearnt(tree: Tree, layout: Layout, places: Mapping[str, list[str]]) 
         return ""
     for name, folders in places.items():
         tops = {folder.split("/")[0] for folder in folders}
-        if name.lower() in _PICTURES and not any(_SPLIT_NAMES[top.lower()] == 0 for top in tops):
+        if _is_made_of(name, _PICTURES) and not any(_SPLIT_NAMES[top.lower()] == 0 for top in tops):
             return f"The folder {folders[0]} holds images where train has class folders,"
     return ""
 
@@ -346,6 +350,12 @@ def _read_words(name: str) -> list[str]:
     """Return the words of a name in small letters: of ``trainSet_2017``, train and set."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return [word.lower() for word in re.findall(r"[^\W\d_]+", parted)]
+
+
+def _is_made_of(name: str, words: Collection[str]) -> bool:
+    """Return whether a name has some of the words and, of others, only those of files."""
+    found = set(_read_words(name)) - _OF_FILES
+    return bool(found) and found <= set(words)
 
 
 def _find_kind(name: str) -> str:

@@ -358,8 +358,12 @@ def _find_below(root: str) -> ImageFiles:
             else:
                 unsure.append(path)
                 sizes.append(size)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise type(error)(f"{error} Check `images.url`.") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Check `images.url`.") from None
+    except NotADirectoryError as error:
+        raise NotADirectoryError(
+            f"{error} Check `images.url`: expected a folder of class folders, or a tar."
+        ) from None
     with ThreadPoolExecutor(_SNIFFERS) as pool:
         reasons = pool.map(lambda path, n: _judge(storage.join(root, path), n), unsure, sizes)
         for path, size, reason in zip(unsure, sizes, reasons, strict=True):

@@ -18,7 +18,7 @@ NO_IMAGE = "not an image"
 HIDDEN = "hidden file"
 HIDDEN_FOLDER = "hidden folder"
 _HIDDEN = {
-    "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found",
+    "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "lost+found",
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information",
     "network trash folder", "temporary items",
 }  # fmt: skip

@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized"):
             for word in message.split():
                 message += self._hint(word.split("=")[0])
-        super().error(message)
+        super().error(config.hide(message))
 
     def _hint(self, word: str) -> str:
         for option in config.list_options():

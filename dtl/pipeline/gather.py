@@ -44,9 +44,11 @@ def gather_report(
     made_by = {k: v for k, v in store.attrs.items() if k not in _SHOWN_ELSEWHERE}
     files = {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
     return ReportInput(
-        title=storage.base_name(root),
-        config=config.to_dict(settings),
-        provenance={"features": made_by, "head": dict(head.provenance), "files": files},
+        title=storage.base_name(config.hide(root)),
+        config=config.hide_options(config.to_dict(settings)),
+        provenance=config.hide_options(
+            {"features": made_by, "head": dict(head.provenance), "files": files}
+        ),
         class_names=store.class_names,
         class_counts={
             name: np.bincount(label[rows == k], minlength=n_classes)

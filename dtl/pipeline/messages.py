@@ -13,7 +13,7 @@ from typing import Any
 
 
 def print_line(text: str) -> None:
-    """Print to stdout at once, until nobody reads it any more."""
+    """Print to stdout at once, until nobody reads it any more, without the secrets in it."""
     try:
         sys.stdout.write(_show(text) + "\n")
         sys.stdout.flush()
@@ -24,16 +24,17 @@ def print_line(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print what ends a command to stderr, if anybody reads it."""
+    """Print what ends a command to stderr, if anybody reads it, without the secrets in it."""
     with contextlib.suppress(OSError):  # there is no other place to tell it
         sys.stderr.write(f"error: {name_flags(_show(text))}\n")
         sys.stderr.flush()
 
 
 def _show(text: str) -> str:
-    from dtl.config.text import printable  # with all of `config`: see below
+    from dtl.config import hide  # with all of `config`: see below
+    from dtl.config.text import printable
 
-    return printable(text, keep="\n")
+    return hide(printable(text, keep="\n"))
 
 
 def list_notes(error: BaseException) -> str:

@@ -29,7 +29,7 @@ class Results:
     """The files of a run in its folder, ``out``.
 
     ====================  ==============================================================
-    ``config.toml``       the resolved configuration
+    ``config.toml``       the resolved configuration, without passwords and the like
     ``features.zarr``     `FeatureStore`
     ``head.npz``          `Head`: of the last round, or of the best validation (`train.keep`)
     ``head-best.npz``     `Head` of the best validation, if ``head.npz`` is another's
@@ -70,11 +70,12 @@ class Results:
     def write_config(self, value: Config) -> None:
         """Store the configuration, and remove the report of another one."""
         found = self._read("config.toml", config.parse_toml)
+        shown = config.hide_options(config.to_dict(value))
         with contextlib.suppress(UserError):  # another version's options, which are replaced
-            if found is not None and config.build(found) == value:
+            if found is not None and config.build(found) == config.build(shown):
                 return  # whether or not it was written in other words, or with retired options
         storage.remove(self.report)
-        self._write("config.toml", tomli_w.dumps(config.to_dict(value)).encode())
+        self._write("config.toml", tomli_w.dumps(shown).encode())
 
     def store(self) -> FeatureStore:
         """Open the feature store, which must be finished."""
@@ -159,7 +160,8 @@ class Results:
 
     def write_tuned(self, value: TrainConfig) -> None:
         """Store options of training as a file that ``train --config`` takes."""
-        self._write("tuned.toml", tomli_w.dumps({"train": config.to_dict(value)}).encode())
+        shown = config.hide_options({"train": config.to_dict(value)})
+        self._write("tuned.toml", tomli_w.dumps(shown).encode())
 
     def timings(self) -> dict[str, dict[str, Any]]:
         """Read the seconds, number and unit of what each stage did."""

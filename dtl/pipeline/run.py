@@ -194,7 +194,8 @@ def _nested(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _with_absolute_urls(options: config.Config) -> config.Config:
     def absolute(url: str) -> str:
-        return storage.absolute(url) if url not in ("", "imagenet", "random") else url
+        named = url in ("", "imagenet", "random") or config.is_hidden(url)
+        return url if named else storage.absolute(url)
 
     images, features, train = options.images, options.features, options.train
     return replace(

@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dtl.config.errors import UserError
+from dtl.config.secrets import is_hidden
 from dtl.storage.hdfs import Hdfs
 from dtl.storage.local import Local
 
@@ -39,6 +40,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises `UserError` for an unknown scheme, and `ImportError`, which names the package, for one
     whose package is not installed.
     """
+    if is_hidden(url):
+        raise UserError(
+            f"{url} lacks its password or key, which no file of a run keeps. Give the whole URL "
+            "again, as the option that it is the value of."
+        )
     scheme, server, path = _split(url)
     if scheme in _PATH_SCHEMES:
         return Local(auto_mkdir=True), _local_path(server + path)

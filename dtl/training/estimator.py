@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,9 +17,10 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, get_worker, worker_client
+from distributed import Client, get_worker, worker_client
 from numpy.typing import ArrayLike, NDArray
 
+from dtl.cluster.connection import make_local
 from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
 from dtl.config.errors import MissingExtraError
@@ -267,15 +267,12 @@ def _connect(client: Client | None) -> Iterator[Client]:
     try:
         client = Client.current()
     except ValueError:
-        # Without a dashboard, the scheduler would still want port 8787 for HTTP.
-        no_dashboard = {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": ":0"}}
         with (
-            LocalCluster(
-                n_workers=1, threads_per_worker=CPU_COUNT, processes=False, memory_limit=0,
-                silence_logs=logging.CRITICAL, **no_dashboard,
+            make_local(
+                processes=False, n_workers=1, threads_per_worker=CPU_COUNT, memory_limit=0
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
-        ):  # fmt: skip
+        ):
             yield client
         return
     yield client

@@ -33,7 +33,7 @@ from dtl.images import tars
 
 N_ROWS = int(os.environ.get("DTL_BENCH_ROWS", "10000"))
 N_WORKERS = int(os.environ.get("DTL_BENCH_WORKERS", "2"))
-CHUNK_IMAGES = 10
+CHUNK_IMAGES = int(os.environ.get("DTL_BENCH_CHUNK_IMAGES", "10"))
 N_CLASSES = 257
 TAR_IMAGES = 10_000
 N_LEFT_OUT = 1_500
@@ -43,6 +43,34 @@ MOST_DRIVER_BYTES = 2 << 30
 MOST_TASK_BYTES = 8 << 10
 MOST_GROWTH_BYTES = 64 << 20
 """The driver's memory, from a fifth of the chunks to the last."""
+
+N_SCHEDULED = int(os.environ.get("DTL_BENCH_CHUNKS", "5000"))
+"""Chunks that do nothing; 100,000 are the bar."""
+
+MOST_BYTES_PER_CHUNK = 1000
+"""By which the driver, which has the scheduler in it, may grow."""
+
+SCHEDULE = """
+import json, sys, time
+from dtl import config
+from dtl.cluster import connection
+from dtl.cluster.chunks import map_chunks
+
+def memory(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+if __name__ == "__main__":
+    n, samples = int(sys.argv[1]), []
+    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
+    with connection.connect(config.build({"cluster": options}).cluster) as client:
+        started, used = time.monotonic(), time.process_time()
+        for k, _ in enumerate(map_chunks(client, pow, range(n), exp=1)):
+            if k % (n // 20) == 0:
+                samples.append((k, memory("VmRSS")))
+        took, used = time.monotonic() - started, time.process_time() - used
+    print(json.dumps([took, used, samples, memory("VmHWM")]))
+"""
 
 NETWORK = '''
 """A network that does nothing: the mean of four squares of pixels, of each colour."""
@@ -260,3 +288,21 @@ def test_a_million_rows(tmp_path: Path) -> None:
     assert grown * n_chunks < MOST_GROWTH_BYTES
     assert task_bytes(store) < MOST_TASK_BYTES
     assert page < 20 << 20
+
+
+def test_the_driver_does_not_grow_with_the_chunks(tmp_path: Path) -> None:
+    script = tmp_path / "schedule.py"
+    script.write_text(SCHEDULE)
+    done = subprocess.run(
+        [sys.executable, script, str(N_SCHEDULED)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    seconds, processor_s, samples, peak = json.loads(done.stdout.splitlines()[-1])
+    later = np.array(samples[len(samples) // 4 :], float)
+    grown = np.polyfit(*later.T, 1)[0]
+    print(
+        f"\n{N_SCHEDULED} chunks scheduled in {seconds:.0f} s, {processor_s:.0f} s of the driver's"
+        f" processor, load {os.getloadavg()[0]:.1f}; at most {peak / 2**20:.0f} MiB; from a quarter"
+        f" on {grown:.0f} bytes per chunk; MiB: {[m >> 20 for _, m in samples]}"
+    )
+    assert peak < MOST_DRIVER_BYTES
+    assert grown < MOST_BYTES_PER_CHUNK

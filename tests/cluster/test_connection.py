@@ -45,7 +45,7 @@ def test_local_processes() -> None:
         assert {w["memory_limit"] for w in workers.values()} == {1 << 30}
         assert {w["nthreads"] for w in workers.values()} == {3}
         found = run_on_each_worker(client, in_worker)
-        assert all(address.startswith("tcp://127.0.0.1:") for address in found)
+        assert all(address.startswith("tls://127.0.0.1:") for address in found)
         pids = {pid for pid, _ in found.values()}
         assert len(pids) == 2
         assert os.getpid() not in pids

@@ -154,6 +154,6 @@ def test_a_folder_that_a_worker_does_not_see(processes: Client, tmp_path: Path) 
     there.write_text("x")
     check_visible(processes, str(tmp_path), f"file://{there}")
     check_visible(processes, "memory://is-no-place-on-a-disk")
-    message = rf"Worker tcp://.* does not see {gone}\. Put it where every worker reads it: hdfs://"
+    message = rf"Worker tls://.* does not see {gone}\. Put it where every worker reads it: hdfs://"
     with pytest.raises(FileNotFoundError, match=message):
         check_visible(processes, str(there), str(gone))

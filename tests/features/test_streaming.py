@@ -24,9 +24,10 @@ CONFIG = TrainConfig(n_shards=3, epochs=4.0, batch_size=16, averaging_frequency=
 
 
 def both(store: FeatureStore, chunks: range) -> tuple[Shard, Shard]:
-    moments = Moments.of(store.read("fc2")[store.read("split") == TRAIN])
+    columns = store.read("split"), store.read("label")
+    moments = Moments.of(store.read("fc2")[columns[0] == TRAIN])
     return tuple(
-        sharding.load_shard(store, "fc2", 0, chunks, moments, where)  # type: ignore[return-value]
+        sharding.load_shard(store, "fc2", chunks, moments, columns, where)  # type: ignore[return-value]
         for where in ("memory", "store")
     )
 

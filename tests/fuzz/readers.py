@@ -195,11 +195,11 @@ def _read_columns(url: str) -> dict[str, Any]:
 
 
 def _read_weights(name: str, data: bytes, folder: Path) -> None:
-    from dtl.features import weights  # with Keras, which takes seconds
+    from dtl.features.weights import loading  # with Keras, which takes seconds
 
     (folder / name).write_bytes(data)
     layers = [SimpleNamespace(weights=True)]
-    for weight in weights._open_weights(str(folder / name), SimpleNamespace(layers=layers)):
+    for weight in loading._open_weights(str(folder / name), SimpleNamespace(layers=layers)):
         assert weight.read().shape == weight.shape
 
 
@@ -251,5 +251,5 @@ SLOW = ("weights npz", "weights hdf5")
 """Readers that import Keras, or start a process for each input."""
 
 # Readers that others mend at this moment come with their mends.
-for _name in ("images", "head", "checkpoint", "search", "store", *SLOW):
+for _name in ("images", "store"):
     del READERS[_name]  # type: ignore[attr-defined]

@@ -144,6 +144,54 @@ def test_pickles_are_not_loaded() -> None:
         Head.from_bytes(npz(**BAD_JSON, meta=np.array([{}], object)))
 
 
+NAN, INFINITE = np.float32(np.nan), np.float32(np.inf)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kernel": np.zeros((7, 4), "f4")},
+            r"its kernel is of shape \(7, 4\) and float32; with 7",
+        ),
+        ({"kernel": np.zeros((3, 7), "f4")}, r"would be of \(7, 3\) and float32"),
+        ({"kernel": np.zeros((7, 3))}, r"its kernel is of shape \(7, 3\) and float64"),
+        ({"kernel": np.full((7, 3), "a")}, r"its kernel is of shape \(7, 3\) and <U1"),
+        ({"bias": np.zeros(4, "f4")}, r"its bias is of shape \(4,\)"),
+        ({"bias": np.zeros((3, 1), "f4")}, r"its bias is of shape \(3, 1\)"),
+        ({"mean": np.zeros((7, 1), "f4")}, r"its mean is of shape \(7, 1\)"),
+        ({"mean": np.float32(0)}, r"its mean is of shape \(\)"),
+        ({"scale": np.ones(8, "f4")}, r"its scale is of shape \(8,\)"),
+        ({"scale": np.zeros(7, "f4")}, r"its scale, by which features are divided, is not above 0"),
+        ({"kernel": np.full((7, 3), NAN)}, r"its kernel holds NaN or an infinite number"),
+        ({"bias": np.full(3, INFINITE)}, r"its bias holds NaN or an infinite number"),
+        ({"mean": np.full(7, NAN)}, r"its mean holds NaN or an infinite number"),
+        ({"class_names": ("a", "b")}, r"its kernel is of shape \(7, 3\).* and 2 classes"),
+        ({"class_names": "abc"}, r"its class_names are no texts"),
+        ({"class_names": (1, 2, 3)}, r"its class_names are no texts"),
+        ({"class_names": ()}, r"its class_names are no texts"),
+        ({"provenance": "a"}, r"its provenance is no JSON object"),
+        ({"hidden_bias": np.zeros(4, "f4")}, r"it has half of a hidden layer"),
+        (
+            {"hidden_bias": np.zeros(4, "f4"), "hidden_kernel": np.zeros((7, 4), "f4")},
+            r"its kernel is of shape \(7, 3\).* would be of \(4, 3\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_no_head(changes: dict[str, Any], message: str) -> None:
+    data = make_head(**changes).to_bytes()
+    with pytest.raises(ValueError, match=rf"^Not a head that dtl wrote: .*{message}.*\.$"):
+        Head.from_bytes(data)
+
+
+@pytest.mark.parametrize("lost", ["kernel", "bias", "mean", "scale"])
+def test_a_missing_array_is_named(lost: str) -> None:
+    with np.load(io.BytesIO(HEAD)) as arrays:
+        data = npz(**{name: arrays[name] for name in arrays if name != lost})
+    with pytest.raises(ValueError, match=rf"wrote: it has no {lost}\.$"):
+        Head.from_bytes(data)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 99))
 def test_folded_equals_logits(seed: int) -> None:

@@ -130,6 +130,77 @@ def test_cmyk_jpeg() -> None:
     np.testing.assert_allclose(found, np.full((4, 4, 3), [255, 0, 0]), atol=4)
 
 
+def used(n_bits: int, shape: tuple[int, ...] = SIZE) -> np.ndarray:
+    values = np.random.default_rng(n_bits).integers(0, 1 << n_bits, shape)
+    values.flat[0] = (1 << n_bits) - 1
+    return values
+
+
+@pytest.mark.parametrize("n_bits", [8, 10, 12, 16])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.uint16, "TIFF"), (np.int32, "TIFF"), (np.uint16, "PNG")]
+)
+def test_grey_is_scaled_by_the_bits_in_use(n_bits: int, dtype: type, kind: str) -> None:
+    values = used(n_bits)
+    found = decode(file(values.astype(dtype), kind), SIZE)
+    np.testing.assert_array_equal(found, grey(values >> (n_bits - 8)))
+
+
+@pytest.mark.parametrize("tag", [281, 341])  # MaxSampleValue, SMaxSampleValue
+def test_a_tiff_may_say_which_bits_are_in_use(tag: int) -> None:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    values, tags = used(11), ImageFileDirectory_v2()
+    tags[tag] = 65535
+    found = decode(file(values.astype(np.uint16), "TIFF", tiffinfo=tags), SIZE)
+    np.testing.assert_array_equal(found, grey(values >> 8))
+
+
+def test_a_format_may_say_what_is_white() -> None:
+    values = used(11)
+    data = b"P5 8 6 65535\n" + values.astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode(data, SIZE), grey(values >> 8))
+
+
+def test_more_than_16_bits_are_scaled_by_the_largest_value() -> None:
+    values = used(20).astype(np.int32)
+    found = decode(file(values, "TIFF"), SIZE).astype(int)
+    assert np.abs(found - grey(values / ((1 << 20) - 1) * 255)).max() <= 1
+
+
+def colours(n_bits: int, kind: str) -> tuple[bytes, np.ndarray]:
+    values = used(n_bits, (*SIZE, 3))
+    if kind == "PNG":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        return png(8, 6, 16, 2, rows=rows), values
+    order, letters = ("<", b"II*\0") if kind.startswith("little") else (">", b"MM\0*")
+    pixels = values.astype(f"{order}u2").tobytes()
+    compression = 1
+    if kind.endswith("deflate"):
+        pixels, compression = zlib.compress(pixels), 8
+    tags = [(256, 4, 8), (257, 4, 6), (258, 3, None), (259, 3, compression), (262, 3, 2),
+            (273, 4, 8), (277, 3, 3), (278, 4, 6), (279, 4, len(pixels))]  # fmt: skip
+    bits = 8 + len(pixels)
+    directory = struct.pack(f"{order}H", len(tags))
+    for tag, form, value in tags:
+        if value is None:
+            directory += struct.pack(f"{order}HHII", tag, 3, 3, bits)
+        elif form == 3:
+            directory += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+        else:
+            directory += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    header = letters + struct.pack(f"{order}I", bits + 6)
+    return header + pixels + struct.pack(f"{order}3H", 16, 16, 16) + directory + bytes(4), values
+
+
+@pytest.mark.parametrize("n_bits", [8, 10, 12, 13, 16])
+@pytest.mark.parametrize("kind", ["PNG", "little", "big", "little, deflate", "big, deflate"])
+def test_colours_are_scaled_by_the_bits_in_use(n_bits: int, kind: str) -> None:
+    data, values = colours(n_bits, kind)
+    shift = n_bits - 8 if n_bits <= 12 else 8
+    np.testing.assert_array_equal(decode(data, SIZE), values >> shift)
+
+
 def test_floating_point_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="floating-point pixels have no known range"):
         decode(file(GREY.astype(np.float32), "TIFF"), SIZE)

@@ -19,7 +19,7 @@ from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
 from dtl.features import architecture, splitting
 from dtl.features.store import FeatureStore
-from dtl.features.weights import hash_weights
+from dtl.features.weights.loading import hash_weights
 from dtl.head import hidden
 from dtl.head.model import Head
 from dtl.pipeline import command_line
@@ -128,7 +128,7 @@ def test_other_weights_of_the_networks_layer_train_again(
     made_from = TrainingSpec(results.store(), settings.train, "fc1", 3, str(weights)).provenance
     nothing = np.zeros(4096, np.float32)
     kernel, names = np.zeros((4096, 3), np.float32), store.class_names
-    results.write_head(Head(kernel, nothing[:3], nothing, nothing, names, made_from), [])
+    results.write_head(Head(kernel, nothing[:3], nothing, nothing + 1, names, made_from), [])
 
     monkeypatch.setattr(connection, "connect", None)  # no worker is asked
     assert command_line.main(["train", "--out", str(out)]) == 0

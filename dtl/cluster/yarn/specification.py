@@ -15,6 +15,7 @@ from dtl.cluster import environment
 from dtl.cluster.yarn.containers import ADDRESS, DRIVER, SCHEDULER, WORKER
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 from dtl.config.errors import UserError
+from dtl.config.secrets import HIDDEN
 
 MASTER_MIB = 512
 """Memory of skein's ApplicationMaster; its heap is 128 MiB."""
@@ -54,6 +55,11 @@ def make_specification(
         # Private: it is unpacked once on a node, for all applications of this user.
         files["environment"] = skein.File(yarn.environment, type="ARCHIVE", visibility="PRIVATE")
     own = dict(item.split("=", 1) for item in yarn.env)
+    if hidden := [name for name, value in own.items() if value == HIDDEN]:
+        raise UserError(
+            f"`yarn.env` lacks the values of {', '.join(hidden)}, which no file of a run keeps. "
+            "Give all of it again, or give it empty."
+        )
 
     def service(
         role: str, command: str, *, env: Mapping[str, str] | None = None,

@@ -6,6 +6,7 @@ import argparse
 import time
 
 from dtl import storage
+from dtl.config import hide
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.pipeline.messages import name_flags, print_line
@@ -29,9 +30,7 @@ def compare(run: Run, _: argparse.Namespace) -> None:
 
         comparison.check_store(spec, c.compare)
         compared = comparison.compare(spec, c.compare, run.client)
-        results.write_comparison(
-            compared, page.render_comparison(compared, storage.base_name(store.attrs["root"]))
-        )
+        results.write_comparison(compared, page.render_comparison(compared, _name_images(store)))
     print_line(f"{format_comparison(compared)}\n\nPage: {results.comparison_page}")
 
 
@@ -54,9 +53,7 @@ def tune(run: Run, _: argparse.Namespace) -> None:
             spec, c.tune, run.client, checkpoint=results.tuning_checkpoint, overwrite=c.overwrite
         )
         seconds = time.monotonic() - started
-        results.write_tuning(
-            found, page.render_tuning(found, storage.base_name(store.attrs["root"]))
-        )
+        results.write_tuning(found, page.render_tuning(found, _name_images(store)))
         results.add_timing("tune", seconds, len(found.trials), "trials")
     chosen = tuning.choose(found, c.train)
     results.write_tuned(chosen)
@@ -69,6 +66,10 @@ def tune(run: Run, _: argparse.Namespace) -> None:
         f"Train with it: dtl train --out {c.out} --config {results.tuned}\n\n"
         f"Page: {results.tuning_page}"
     )
+
+
+def _name_images(store: FeatureStore) -> str:
+    return storage.base_name(hide(store.attrs["root"]))
 
 
 def _split_store(run: Run) -> FeatureStore:

@@ -22,7 +22,12 @@ def submit(run: Run, arguments: argparse.Namespace) -> int:
     run.check_worker_memory()
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         file = Path(folder, "dtl.toml")
-        file.write_text(tomli_w.dumps(config.to_dict(c)))
+        # The driver opens URLs, so it needs what is secret in them; YARN hands it to this user's
+        # container only. Variables are set by YARN in all containers.
+        tables = config.to_dict(c)
+        tables["yarn"]["env"] = config.hide_options(tables["yarn"])["env"]
+        file.touch(mode=0o600)
+        file.write_text(tomli_w.dumps(tables))
         argv, urls = ["run", "--config", file.name], list_hdfs_urls(c)
         app_id = submission.submit(c.cluster, c.yarn, argv, [str(file)], file_systems=urls)
     print_line(app_id)

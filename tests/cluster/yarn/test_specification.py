@@ -77,9 +77,19 @@ def test_the_running_environment_is_the_default(conf_dir: Path) -> None:
     ("options", "message"),
     [
         ({"worker_memory": "4"}, r"yarn\.worker_memory must be .*such as 4GiB. Received: '4'"),
-        ({"env": ["A"]}, r"yarn\.env must be texts of the form NAME=VALUE. Received: \('A',\)"),
+        (
+            {"env": ["A"]},
+            r"yarn\.env must be texts of the form NAME=VALUE. Received: \('\*\*\*',\)",
+        ),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config.build({"yarn": options})
+
+
+def test_values_that_no_file_keeps_are_asked_for_again(conf_dir: Path) -> None:
+    stored = config.build(config.hide_options({"yarn": {"env": ["A=secret", "B=x"]}}))
+    message = r"`yarn\.env` lacks the values of A, B, which no file of a run keeps\. Give all of it"
+    with pytest.raises(ValueError, match=message):
+        specification.make_specification(stored.cluster, stored.yarn, str(conf_dir))

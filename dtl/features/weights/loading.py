@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
+import lzma
 import random
 import socket
+import struct
+import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Any
-from zipfile import BadZipFile
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.config.errors import UserError
 from dtl.features.architecture import changed, cut, make, make_skeleton
 from dtl.features.quiet_keras import keras
 from dtl.features.values import NetworkSpec
+from dtl.features.weights import hdf5
+from dtl.features.weights.hdf5 import Weight
+from dtl.head.npz import Header, read_array, read_headers
 
 _DOWNLOAD_TIMEOUT_S = 30
 
@@ -73,21 +80,22 @@ def _assign(model: keras.Model, spec: NetworkSpec) -> None:
     needed = cut(model, spec.layers, spec.pooling).weights
     last_needed = max(i for i, v in enumerate(variables) if any(v is n for n in needed))
     n_read = 0
-    for n_read, (name, array) in enumerate(_read_arrays(url, skeleton), 1):
-        if n_read > len(expected):
-            raise UserError(
-                f"{url} does not fit {skeleton.name}: it has more weights than the network, from "
-                f"{name} on."
-            )
-        layer, variable = expected[n_read - 1]
-        if tuple(array.shape) != tuple(variable.shape):
-            raise UserError(
-                f"{url} does not fit {skeleton.name}: first difference at layer {layer}, which has "
-                f"{variable.name} of shape {tuple(variable.shape)}; the file has {name} of shape "
-                f"{tuple(array.shape)}."
-            )
-        if n_read <= len(variables):
-            variables[n_read - 1].assign(np.asarray(array, dtype=np.float32))
+    with contextlib.closing(_open_weights(url, skeleton)) as weights:
+        for n_read, weight in enumerate(weights, 1):
+            if n_read > len(expected):
+                raise UserError(
+                    f"{url} does not fit {skeleton.name}: it has more weights than the network, "
+                    f"from {weight.name} on."
+                )
+            layer, variable = expected[n_read - 1]
+            if weight.shape != tuple(variable.shape):
+                raise UserError(
+                    f"{url} does not fit {skeleton.name}: first difference at layer {layer}, which "
+                    f"has {variable.name} of shape {tuple(variable.shape)}; the file has "
+                    f"{weight.name} of shape {weight.shape}."
+                )
+            if n_read <= len(variables):  # it is read now that its size is known to be right
+                variables[n_read - 1].assign(weight.read())
     if n_read <= last_needed:
         raise UserError(
             f"{url} ends before layer {expected[n_read][0]} of {skeleton.name}, which the wanted "
@@ -95,51 +103,65 @@ def _assign(model: keras.Model, spec: NetworkSpec) -> None:
         )
 
 
-def _read_arrays(url: str, skeleton: keras.Model) -> Iterator[tuple[str, Any]]:
-    """Read a file's weights in the order of the network's layers."""
+def _read_numbers(url: str, weight: Weight) -> NDArray[np.float32]:
+    with _name_damage(url):
+        numbers = weight.read()
+    if not np.isfinite(numbers).all():
+        raise UserError(
+            f"{url} is damaged: {weight.name} holds NaN or an infinite number. Copy or download it "
+            "again."
+        )
+    return numbers
+
+
+def _open_weights(url: str, skeleton: keras.Model) -> Generator[Weight, None, None]:
+    """Yield a file's weights in the order of the network's layers."""
     if not url.endswith((".npz", ".h5")):
         raise UserError(f"{url}: weights are imagenet, random, or a .h5, .weights.h5 or .npz file.")
-    kind, read = (".npz", _read_npz) if url.endswith(".npz") else ("HDF5", _read_hdf5)
-    with storage.local_copy(url) as path:
-        try:
-            yield from read(path, skeleton)
-        except (ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
-            raise UserError(f"{url} is no {kind} file of weights: {error}.") from error
+    with storage.local_copy(url) as path, _name_damage(url):
+        is_npz = url.endswith(".npz")
+        found = _open_npz(path) if is_npz else hdf5.read(path, _name_layers(skeleton.layers))
+        with contextlib.closing(found):
+            for weight in found:
+                yield weight._replace(read=functools.partial(_read_numbers, url, weight))
 
 
-def _read_npz(path: str, _: keras.Model) -> Iterator[tuple[str, Any]]:
-    # NumPy does not close a file that it opens itself and that is no .npz.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        yield from ((name, arrays[name]) for name in sorted(arrays.files))
+@contextlib.contextmanager
+def _name_damage(url: str) -> Iterator[None]:
+    kind = ".npz" if url.endswith(".npz") else "HDF5"
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ValueError, OSError, EOFError, RuntimeError, OverflowError, TypeError, struct.error,
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the storage's, not the file's; a wrong offset in a zip is an EINVAL
+        raise UserError(f"{url} is no {kind} file of weights: {error}.") from error
 
 
-def _read_hdf5(path: str, skeleton: keras.Model) -> Iterator[tuple[str, Any]]:
-    import h5py
-
-    with h5py.File(path) as file:
-        legacy = file.get("model_weights", file)  # beside the configuration in a whole model
-        if "layer_names" in legacy.attrs:  # the layout of Keras 1 and 2, and of keras.applications
-            for layer in _decode(legacy.attrs["layer_names"]):
-                for weight in _decode(legacy[layer].attrs["weight_names"]):
-                    yield weight, legacy[layer][weight]
-        elif "layers" in file:
-            yield from _read_numbered(file["layers"], skeleton.layers)
+def _open_npz(path: str) -> Generator[Weight, None, None]:
+    with zipfile.ZipFile(path) as archive:
+        for name, header in sorted(read_headers(archive).items()):
+            if header.dtype.kind not in "fiu":
+                raise ValueError(f"{name} holds {header.dtype}, not numbers")
+            yield Weight(name, header.shape, functools.partial(_read_member, archive, header))
 
 
-def _read_numbered(group: Any, layers: list[keras.Layer]) -> Iterator[tuple[str, Any]]:
-    """Read Keras 3's .weights.h5, which names layers by class and number."""
+def _read_member(archive: zipfile.ZipFile, header: Header) -> NDArray[np.float32]:
+    return read_array(archive, header).astype(np.float32, copy=False)
+
+
+def _name_layers(layers: Iterable[keras.Layer]) -> hdf5.LayerNames:
+    """Return the layers with weights by the names that Keras 3 gives them in a .weights.h5."""
     counts: dict[str, int] = {}
+    names: hdf5.LayerNames = []
     for layer in layers:
         kind = keras.src.saving.saving_lib.naming.to_snake_case(type(layer).__name__)
         number = counts[kind] = counts.get(kind, -1) + 1
-        name = f"{kind}_{number}" if number else kind
-        if layer.weights and name in group:
-            if "layers" in group[name]:  # a model within the model
-                yield from _read_numbered(group[name]["layers"], layer.layers)
-            variables = group[name].get("vars", {})
-            for key in sorted(variables, key=int):
-                yield variables[key].name.strip("/"), variables[key]
-
-
-def _decode(values: Any) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+        if layer.weights:
+            inner = _name_layers(getattr(layer, "layers", ()))
+            names.append((f"{kind}_{number}" if number else kind, inner))
+    return names
