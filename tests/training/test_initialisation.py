@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused_before_features_are_read(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(trainer, "load_groups", None)
     settings = store.fingerprint | {"layers": ["fc1", "fc2"]}  # as it may be: fc2 is stored, too
-    monkeypatch.setattr(store, "attrs", store.attrs | {"settings": settings} | changes)
+    monkeypatch.setattr(type(store), "attrs", store.attrs | {"settings": settings} | changes)
     with pytest.raises(ValueError, match=message):
         trainer.train(TrainingSpec(store, replace(CONFIG, **options), "fc1", 0), threads)
 
