@@ -251,5 +251,5 @@ SLOW = ("weights npz", "weights hdf5")
 """Readers that import Keras, or start a process for each input."""
 
 # Readers that others mend at this moment come with their mends.
-for _name in ("images", "store"):
+for _name in ("store",):
     del READERS[_name]  # type: ignore[attr-defined]
