@@ -131,6 +131,8 @@ class _Failures:
         self._n_in_a_row += 1
         if self._n_in_a_row > _MOST_IN_A_ROW:
             raise error
+        if error.errno == errno.EINVAL:
+            return "not a regular file"
         return f"{os.strerror(error.errno).lower()}, each time it was read"
 
 

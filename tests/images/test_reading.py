@@ -186,3 +186,15 @@ def test_the_costliest_images_are_named(tmp_path: Path, cases: Path, pictures: P
     assert lines[3] == f"  {tmp_path / 'large.png'}: 9000 x 9000 pixels, about 1235 MiB to decode"
     assert "40 x 40 pixels" in lines[4]
     assert describe_costliest([str(tmp_path / "gone.jpg")]) == "None of its images is known."
+
+
+def test_what_has_become_of_a_file_since_it_was_listed(tmp_path: Path, pictures: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    good = str(next(pictures.glob("*/*.jpg")))
+    names = ("pipe.jpg", "folder.jpg", "loop.jpg")
+    *odd, last = read(*(str(tmp_path / name) for name in names), good)
+    assert all(image.error and image.pixels is None for image in odd), odd
+    assert "regular file" in odd[0].error
+    assert last.pixels is not None
