@@ -440,7 +440,8 @@ def test_features_that_are_not_finite_name_the_image_and_what_helps(
         ("float16", "float32", r"^.* Set `features\.dtype` to float32 and `overwrite`"),
         ("float16", "float16", r" Set `features\.dtype` and `features\.precision` to float32"),
     ):
-        monkeypatch.setattr(store, "attrs", {"settings": {"precision": precision}})
+        attrs = store.attrs | {"settings": {"precision": precision}}
+        monkeypatch.setattr(type(store), "attrs", attrs)
         monkeypatch.setattr(store, "dtype", lambda _, dtype=dtype: np.dtype(dtype))
         with pytest.raises(ValueError, match=advice):
             sharding.chunk_moments(1, store, "fc2")
