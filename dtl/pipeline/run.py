@@ -27,6 +27,9 @@ from dtl.training.spec import TrainingSpec, head_url
 if TYPE_CHECKING:
     from distributed import Client
 
+_LOGS_OF_DASK = ("distributed", "distributed.client", "distributed.gc", "tornado.application")
+"""Those that have a level and a handler of their own."""
+
 
 class Run:
     """One command: its options, its results, and a client once one is needed.
@@ -72,7 +75,8 @@ class Run:
 
             # After the import, which sets the levels. These lines are for operators of a cluster,
             # and some are tracebacks of what the command says in its own words.
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            for name in _LOGS_OF_DASK:
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             o = self.options
             self._client = self._stack.enter_context(
                 connection.connect(o.cluster, o.yarn, file_systems=list_hdfs_urls(o))
