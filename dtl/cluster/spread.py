@@ -95,16 +95,19 @@ class Session:
         """
         fan_in = _choose_fan_in(n_values, 2)
         if n_values <= _MOST_TASKS:
-            values = [
-                self.submit(function, i, *arguments, name=f"{name}-{i}") for i in range(n_values)
-            ]
+            values = self._map(function, range(n_values), *arguments, name=name)
             return self.reduce(values, merge, name=f"merge-{name}")
         runs = [range(i, min(i + fan_in, n_values)) for i in range(0, n_values, fan_in)]
-        values = [
-            self.submit(_merge_run, function, run, merge, *arguments, name=f"{name}-{k}")
-            for k, run in enumerate(runs)
-        ]
+        values = self._map(_merge_run, runs, function, merge, *arguments, name=name)
         return self.submit(merge, values, name=f"merge-{name}")
+
+    def _map(
+        self, function: Callable[..., Any], values: Sequence[Any], *arguments: Any, name: str
+    ) -> list[Future]:
+        # In one graph: a call of `submit` costs the driver some milliseconds.
+        repeated = ([argument] * len(values) for argument in arguments)
+        keys = [f"{name}-{k}-{self.token}" for k in range(len(values))]
+        return list(self.client.map(function, values, *repeated, key=keys))
 
 
 _MOST_TASKS = 8192
@@ -112,7 +115,7 @@ _MOST_TASKS = 8192
 
 
 def _merge_run(
-    function: Callable[..., Any], run: range, merge: Callable[[list[Any]], Any], *arguments: Any
+    run: range, function: Callable[..., Any], merge: Callable[[list[Any]], Any], *arguments: Any
 ) -> Any:
     return merge([function(i, *arguments) for i in run])
 
