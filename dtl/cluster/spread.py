@@ -104,7 +104,7 @@ class Session:
     def _map(
         self, function: Callable[..., Any], values: Sequence[Any], *arguments: Any, name: str
     ) -> list[Future]:
-        # In one graph: a call of `submit` costs the driver some milliseconds.
+        # In one graph: a call of `submit` for each costs the driver half as much again.
         repeated = ([argument] * len(values) for argument in arguments)
         keys = [f"{name}-{k}-{self.token}" for k in range(len(values))]
         return list(self.client.map(function, values, *repeated, key=keys))
