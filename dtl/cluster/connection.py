@@ -121,12 +121,15 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
         memory_limit = parse_memory(config.memory_limit)
     elif not config.processes:
         memory_limit = MEMORY_LIMIT  # a thread counts the whole process's memory as its own
+    page = keep_local(config.dashboard_address)
+    settings = {"distributed.admin.tick.limit": "60s"}  # a worker that reads ahead is not stuck
+    if page.startswith(LOOPBACK):  # for threads, Dask would name an address of the network
+        settings["distributed.dashboard.link"] = f"{{scheme}}://{LOOPBACK}:{{port}}/status"
     with (
-        # A worker that reads ahead is not stuck: no warning about its event loop.
-        dask.config.set({"distributed.admin.tick.limit": "60s"}),
+        dask.config.set(settings),
         make_local(
             processes=config.processes,
-            dashboard_address=keep_local(config.dashboard_address),
+            dashboard_address=page,
             n_workers=config.n_workers,
             # Two at least: a chunk is written while the next is computed.
             threads_per_worker=max(threads, 2),

@@ -95,7 +95,9 @@ def load_certificate(address: str) -> Security:
             "network that others use: see %s.", address, _PAGE,
         )  # fmt: skip
         return security
-    if missing := [name for key, name in _TLS_FILES.items() if not getattr(security, key)]:
+    # A key may stand in the file of its certificate.
+    needed = {k: name for k, name in _TLS_FILES.items() if k != "tls_client_key"}
+    if missing := [name for key, name in needed.items() if not getattr(security, key)]:
         raise UserError(
             f"{address} asks for a certificate. Set the environment variables "
             f"{', '.join(missing)} to its files: see {_PAGE}."

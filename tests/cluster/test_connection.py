@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 
 import psutil
@@ -66,6 +67,9 @@ def test_local_threads() -> None:
         workers = known_workers(client)
         assert len(workers) == 2
         assert all(w.startswith("inproc://") for w in workers)
+        with urllib.request.urlopen(client.dashboard_link) as page:  # it is where it is said to be
+            assert page.status == 200
+        assert client.dashboard_link.startswith("http://127.0.0.1:")
         # One writes a chunk while the next is computed.
         assert {w["nthreads"] for w in workers.values()} == {2}
         # Each takes the memory of the whole process for its own.

@@ -139,7 +139,9 @@ def _name_damage(url: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the storage's, not the file's; a wrong offset in a zip is an EINVAL
-        raise UserError(f"{url} is no {kind} file of weights: {error}.") from error
+        raise UserError(
+            f"{url} is no {kind} file of weights: {error}. Copy it again, or give another."
+        ) from error
 
 
 def _open_npz(path: str) -> Generator[Weight, None, None]:
