@@ -75,6 +75,13 @@ class Arrays:
         except Exception as error:  # Zarr raises whatever a wrong zarr.json leads to
             raise ValueError(f"its zarr.json is damaged ({error}).") from error
 
+    def __contains__(self, name: str) -> bool:
+        return storage.exists(storage.join(self.url, f"{name}/zarr.json"))
+
+    def list_names(self) -> list[str]:
+        """List the arrays, also those whose description is missing or damaged."""
+        return [name for name in storage.list_names(self.url) if name != "zarr.json"]
+
     def array(self, name: str) -> zarr.Array[Any]:
         """Return an array as Zarr has it: what is missing has the fill value."""
         if name not in self._arrays:

@@ -175,7 +175,7 @@ class FeatureStore:
     @property
     def layers(self) -> list[str]:
         """Names of the layers whose features are stored."""
-        return sorted({*self._group} - COLUMNS.keys())
+        return sorted({*self._arrays.list_names()} - COLUMNS.keys())
 
     @property
     def n_images(self) -> int:
@@ -194,7 +194,7 @@ class FeatureStore:
 
     def n_features(self, layer: str) -> int:
         """Return the number of features of a layer."""
-        if layer in COLUMNS or layer not in self._group:
+        if layer in COLUMNS or layer not in self._arrays:
             raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {self.layers}.")
         return int(self._array(layer).shape[1])
 
@@ -279,7 +279,7 @@ class FeatureStore:
             return
         layouts = lay_out(images, {}, "", self.chunk_images, self._format)
         for name, column in columns.items():
-            if name not in self._group:
+            if name not in self._arrays:
                 self._arrays.create_array(name, layouts[name])
             self._arrays.write(name, slice(None), column)
         self._group.attrs.update({"shards": tar_names, "root": hide(images.root)})

@@ -249,7 +249,3 @@ READERS: Mapping[str, Reader] = {
 
 SLOW = ("weights npz", "weights hdf5")
 """Readers that import Keras, or start a process for each input."""
-
-# Readers that others mend at this moment come with their mends.
-for _name in ("store",):
-    del READERS[_name]  # type: ignore[attr-defined]
