@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
@@ -128,7 +129,8 @@ def read_bytes(url: str, most_bytes: int | None = None) -> bytes:
         if isinstance(fs, Local):
             return ask(fs, url, read_regular, path, sys.maxsize)
         return bytes(ask(fs, url, fs.cat_file, path))
-    if isinstance(fs, Local) and (n_bytes := size(url)) > most_bytes:
+    # To an object store, the size is a request of its own.
+    if not fs.async_impl and (n_bytes := size(url)) > most_bytes:
         raise TooLargeError.of(url, n_bytes, most_bytes)
     data = read_start(url, most_bytes + 1)
     if len(data) > most_bytes:
@@ -142,11 +144,22 @@ def read_start(url: str, n_bytes: int) -> bytes:
     if isinstance(fs, Local):
         return ask(fs, url, read_regular, path, n_bytes)
     try:
-        return bytes(ask(fs, url, fs.cat_file, path, start=0, end=n_bytes))
+        return bytes(ask(fs, url, cat_range, fs, path, start=0, end=n_bytes))
     except OSError:
         if (_read_info(url) or {}).get("size") == 0:  # S3 refuses any range of an empty object
             return b""
         raise
+
+
+def cat_range(
+    fs: Any, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+) -> Any:
+    """Call `cat_file` of a filesystem for a range; of pyarrow's, too."""
+    if isinstance(fs, ArrowFSWrapper) and (start, end) != (None, None):
+        kwargs["seekable"] = True  # or it opens what cannot seek to 0, and seeks
+        if end is not None and end >= 0:  # it takes as much memory as it is asked for
+            end = max(min(end, fs.info(path)["size"]), start or 0)
+    return fs.cat_file(path, start=start, end=end, **kwargs)
 
 
 def open_at(url: str, offset: int) -> IO[bytes]:
@@ -335,7 +348,8 @@ class _ForZarr(AsyncFileSystemWrapper):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         fs = self.sync_fs
-        methods = {"cat_file": fs.cat_file, "info": fs.info, "ls": fs.ls, "pipe_file": fs.pipe_file}
+        cat_file = functools.partial(cat_range, fs)
+        methods = {"cat_file": cat_file, "info": fs.info, "ls": fs.ls, "pipe_file": fs.pipe_file}
         if not isinstance(fs, Local | Hdfs | MemoryFileSystem):
             methods["pipe_file"] = functools.partial(_write_whole, fs)
         for name, method in methods.items():

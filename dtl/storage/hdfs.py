@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from fsspec.implementations.arrow import HadoopFileSystem
 from hdfs_native.fsspec import HdfsFileSystem
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,23 @@ def translate(error: Exception, url: str) -> OSError:
     return OSError(f"{url}: {text}")
 
 
+def _strip(url: str) -> str:
+    # The clients' own take what follows a # or ? of a file's name for a fragment or a query.
+    if "://" in url:
+        url = "/" + url.split("://", 1)[1].partition("/")[2]
+    return url.rstrip("/") or "/"
+
+
+class PyarrowHdfs(HadoopFileSystem):  # type: ignore[misc]
+    """Filesystem for ``hdfs://`` through pyarrow, which needs libhdfs and a JVM."""
+
+    fsid = "hdfs"  # fsspec's own asks pyarrow for its host, which it does not tell
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return _strip(path)
+
+
 class Hdfs(HdfsFileSystem):
     """Filesystem that storage uses for ``hdfs://``; `_RETRIED` names its methods that retry."""
 
@@ -119,10 +137,7 @@ class Hdfs(HdfsFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        # hdfs-native's own takes what follows a # or ? of a file's name for a fragment or a query.
-        if "://" in path:
-            path = "/" + path.split("://", 1)[1].partition("/")[2]
-        return path.rstrip("/") or "/"
+        return _strip(path)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         """Write a whole file: readers find all of it, or the file before it."""

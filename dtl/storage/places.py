@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dtl.config.errors import UserError
 from dtl.config.secrets import is_hidden
-from dtl.storage.hdfs import Hdfs
+from dtl.storage.hdfs import Hdfs, PyarrowHdfs
 from dtl.storage.local import Local
 
 __all__ = [
@@ -90,11 +90,7 @@ def _local_path(path: str) -> str:
 
 def use_hdfs_client(name: str) -> None:
     """Choose this process's client for ``hdfs://``: "native", or libhdfs through "pyarrow"."""
-    client: type = Hdfs
-    if name == "pyarrow":
-        from fsspec.implementations.arrow import HadoopFileSystem  # imports pyarrow's, too
-
-        client = HadoopFileSystem
+    client: type = PyarrowHdfs if name == "pyarrow" else Hdfs
     fsspec.register_implementation("hdfs", client, clobber=True)
 
 

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import merge_offset_ranges
 
 from dtl.storage import hdfs
-from dtl.storage.files import TooLargeError, read_bytes, size
+from dtl.storage.files import TooLargeError, cat_range, read_bytes, size
 from dtl.storage.hdfs import Hdfs
 from dtl.storage.places import filesystem
 from dtl.storage.retries import ask
@@ -111,7 +111,7 @@ class Ranges:
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
         if self._file is None:  # a web server or object store: each range is a request
-            return bytes(self._fs.cat_file(self._path, start=offset, end=offset + n_bytes))
+            return bytes(cat_range(self._fs, self._path, offset, offset + n_bytes))
         if isinstance(self._fs, LocalFileSystem):
             try:
                 return os.pread(self._file.fileno(), n_bytes, offset)
