@@ -36,6 +36,8 @@ __all__ = [
 ]  # fmt: skip
 
 _BLOCK_BYTES = 1 << 22
+_MOST_TRIES = 1000
+"""Of removing a folder in which somebody else removes files, too."""
 
 
 class TooLargeError(UserError):
@@ -323,8 +325,18 @@ def _remove(fs: Any, path: str, url: str) -> None:
     # These two kinds take a path for a pattern, and would remove others that match it.
     if fs.async_impl or type(fs).rm in (AbstractFileSystem.rm, MemoryFileSystem.rm):
         path = glob.escape(path)
-    with contextlib.suppress(FileNotFoundError):  # removed by a try that failed
-        ask(fs, url, fs.rm, path, recursive=True)
+    n_tries = 0
+    while True:
+        try:
+            ask(fs, url, fs.rm, path, recursive=True)
+            return
+        except FileNotFoundError:
+            # Removed by a try that failed; or a file in a folder is gone, and all others stay.
+            n_tries += 1
+            if not exists(url):
+                return
+            if n_tries >= _MOST_TRIES:
+                raise
 
 
 # --- for Zarr ------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +123,37 @@ def test_an_unwritable_place(tmp_path: Path) -> None:
     # Root may write anywhere, but not below a file.
     with pytest.raises(PermissionError, match=r"Cannot write to .*/file/out: .* another `out`, or"):
         storage.check_writable(str(tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize("n_gone", [1, 5])
+@pytest.mark.parametrize("remove", [storage.remove, lambda url: storage.empty_folder(url, "x")])
+def test_nothing_is_left_of_a_folder_of_which_others_remove_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remove: Callable[[str], None], n_gone: int
+) -> None:
+    for number in range(40):
+        storage.write_bytes(f"{tmp_path}/out/a/{number}", b"")
+    unlink, unlinked = os.unlink, []
+
+    def unlink_twice(path: Any, **kwargs: Any) -> None:
+        unlinked.append(path)
+        if len(unlinked) % 5 == 0 and len(unlinked) <= 5 * n_gone:
+            unlink(path, **kwargs)
+        unlink(path, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", unlink_twice)
+    remove(f"{tmp_path}/out")
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "out"] == []
+
+
+def test_a_removal_that_never_ends_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove_nothing(path: str, **_: Any) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(storage.filesystem(str(tmp_path))[0], "rm", remove_nothing)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        storage.remove(str(tmp_path))
 
 
 def test_unknown_scheme() -> None:
