@@ -113,7 +113,15 @@ class Run:
         if self._client is not None and self._lock is not None:
             from dtl.cluster.workers import register_setup
 
-            register_setup(self._client, lock.guard_worker, self._lock.url, self._lock.token)
+            client, url = self._client, self._lock.url
+            register_setup(client, lock.guard_worker, url, self._lock.token)
+
+            def end_guard(error: type[BaseException] | None, *_: object) -> None:
+                # After an error, work may go on in workers, and must not write.
+                if error is None and client.status == "running":
+                    register_setup(client, lock.guard_worker, url, "")
+
+            self._stack.push(end_guard)
 
     def check_start(self) -> None:
         """Refuse a head to start from that cannot be read, or that the training would replace.

@@ -1,7 +1,7 @@
 """Guards of folders: checks that must pass before this process changes anything in them.
 
-Whole files and folders are guarded by themselves. Who changes them in other ways, as Zarr does, is
-to call `check_guards` before.
+Functions of storage on whole files and folders, and the filesystems it gives to Zarr, check them.
+Code that writes by other means must call `check_guards` first.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ def add_guard(url: str, check: Callable[[], None]) -> None:
     _guards[url] = check
 
 
+def remove_guard(url: str) -> None:
+    """End the checks of a folder, if there is one."""
+    _guards.pop(url, None)
+
+
 @contextlib.contextmanager
 def guard(url: str, check: Callable[[], None]) -> Iterator[None]:
     """Call `check` before each change below a folder while the block runs; it raises to refuse."""
-    _guards[url] = check
+    add_guard(url, check)
     try:
         yield
     finally:
-        del _guards[url]
+        remove_guard(url)
 
 
 def check_guards(url: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.storage.guards import add_guard, guard
+from dtl.storage.guards import add_guard, guard, remove_guard
 from dtl.storage.hdfs import UnreachableError
 from dtl.storage.ledger import read_json
 
@@ -154,18 +154,23 @@ _held: set[str] = set()
 
 
 def guard_worker(url: str, token: str) -> None:
-    """Refuse changes of a folder by this process, a worker, once another driver holds it.
+    """Refuse changes of a folder by this process, a worker, unless its driver holds it.
 
-    A worker goes on without its driver, when that is suspended.
+    A worker goes on without its driver, when that is suspended or killed; meanwhile another may
+    have come and gone. An empty token ends the guard: the driver has let the folder go.
     """
 
     def check() -> None:
         found = _read(storage.join(url, _NAME))
-        if found is not None and found["token"] != token:
+        if found is None or found["token"] != token:
             raise LostLockError(_say_lost(url, found))
 
-    if url not in _held:
+    if url in _held:
+        return
+    if token:
         add_guard(url, check)
+    else:
+        remove_guard(url)
 
 
 def _say_lost(url: str, found: dict[str, Any] | None) -> str:

@@ -164,15 +164,19 @@ def test_the_work_of_a_driver_that_lost_its_lock_ends(tmp_path: Path) -> None:
     assert json.loads((tmp_path / ".dtl-lock").read_text())["host"] == "elsewhere"
 
 
-def test_a_worker_writes_until_another_driver_holds_the_folder(
+def test_a_worker_writes_while_its_driver_holds_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guards, "_guards", {})
     out = str(tmp_path / "out")
-    lock.guard_worker(out, "t")
-    storage.write_bytes(f"{out}/0", b"the driver has ended, or holds it no more")
+    (tmp_path / "out").mkdir()
     elsewhere(tmp_path / "out", 0)
+    lock.guard_worker(out, "t")
     storage.write_bytes(f"{out}/1", b"1")
+    (tmp_path / "out" / ".dtl-lock").unlink()  # as another driver that came and ended
+    with pytest.raises(lock.LostLockError, match=f"The lock of {out} was lost: .* nobody now"):
+        storage.write_bytes(f"{out}/2", b"")
+    elsewhere(tmp_path / "out", 0)
     lock.guard_worker(out, "of the driver before")
     for write in (
         lambda: storage.write_bytes(f"{out}/2", b""),
@@ -182,6 +186,9 @@ def test_a_worker_writes_until_another_driver_holds_the_folder(
             write()
     lock.guard_worker(out, "t")
     storage.write_bytes(f"{out}/2", b"the next driver has come to the same worker")
+    (tmp_path / "out" / ".dtl-lock").unlink()
+    lock.guard_worker(out, "")
+    storage.write_bytes(f"{out}/2", b"the driver has let it go")
 
 
 def test_a_worker_that_is_a_thread_of_its_driver_keeps_the_drivers_check(tmp_path: Path) -> None:
