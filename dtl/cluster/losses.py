@@ -44,7 +44,7 @@ def start_local(**options: Any) -> LocalCluster:
 
 
 def _advise() -> str:
-    # Dask tells its log alone which of the two a worker lacked.
+    # Dask logs the cause but does not raise it.
     folder = dask.config.get("temporary-directory") or tempfile.gettempdir()
     another = "set DASK_TEMPORARY_DIRECTORY to another folder."
     try:

@@ -18,7 +18,7 @@ class Budget:
     Parameters
     ----------
     total_bytes : int
-        Who asks for more holds all of it, and so is alone.
+        A larger request waits for the whole budget.
 
     Examples
     --------

@@ -45,20 +45,20 @@ def find_instruction_set() -> int:
 
 
 def describe_mixture(names: Collection[str]) -> str:
-    """Say what features of several instruction sets mean; empty if there are not several.
+    """Say what it means that features have several instruction sets; empty if they have one.
 
     Examples
     --------
     >>> describe_mixture({"AVX2"})
     ''
-    >>> describe_mixture({"AVX512_CORE", "AVX2"})[:50]
-    'Features are of several instruction sets: AVX2, AV'
+    >>> describe_mixture({"AVX512_CORE", "AVX2"})[:51]
+    'Features were computed with several instruction set'
     """
     if len(names) < 2:
         return ""
     return (
-        f"Features are of several instruction sets: {', '.join(sorted(names))}. The last bits of a "
-        "feature depend on that, so the same images may give other bits on other workers. To have "
-        "them alike, set ONEDNN_MAX_CPU_ISA to the least of them for every worker, and compute the "
-        "features anew."
+        f"Features were computed with several instruction sets: {', '.join(sorted(names))}. The "
+        "last bits of a feature depend on that, so the same images may give other bits on other "
+        "workers. To have them alike, set ONEDNN_MAX_CPU_ISA to the least of them for every "
+        "worker, and compute the features again."
     )

@@ -1,4 +1,4 @@
-"""What the driver and its workers wait for, told where it takes long."""
+"""Waits of the driver and its workers, told where they take long."""
 
 from __future__ import annotations
 

@@ -23,12 +23,27 @@ def printable(text: str, keep: str = "") -> str:
     --------
     >>> printable("IMG\n1\x1b[2J.jpg")
     'IMG\\n1\\x1b[2J.jpg'
-    >>> printable("Käfer 甲虫")
-    'Käfer 甲虫'
+    >>> print(printable("Käfer 甲虫"), printable("caf\udce9"))
+    Käfer 甲虫 caf\xe9
     """
 
     def escape(found: re.Match[str]) -> str:
         character = found[0]
-        return character if character in keep else character.encode("unicode_escape").decode()
+        if character in keep:
+            return character
+        if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
+            return f"\\x{ord(character) - 0xDC00:02x}"
+        return character.encode("unicode_escape").decode()
 
     return _UNSEEN.sub(escape, text)
+
+
+def is_unicode(name: str) -> bool:
+    r"""Return whether a name is text: one with bytes that are not UTF-8 cannot be stored.
+
+    Examples
+    --------
+    >>> is_unicode("Käfer"), is_unicode("caf\udce9")
+    (True, False)
+    """
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)

@@ -19,7 +19,7 @@ from dtl.images.values import NO_SPLIT, ImageList
 _ROWS_PER_FILE = 65_536
 
 FORMAT = 2
-"""Of new stores: every chunk has a file, with a checksum, and ``instruction_set`` is there.
+"""Format of new stores: each chunk has a file with a checksum; ``instruction_set`` is there.
 
 Stores without the attribute ``format`` have no checksums, and no file for a chunk of fill values.
 """
@@ -54,10 +54,10 @@ def list_columns(images: ImageList) -> dict[str, NDArray[Any]]:
     """Return the columns that follow from the list, and the split before there is one."""
     columns = {name: getattr(images, name) for name in ("path", "label", "given_split")}
     columns["split"] = np.full(len(images), NO_SPLIT, np.int8)
-    return columns | (places(images) if images.tar_names else {})
+    return columns | (list_extents(images) if images.tar_names else {})
 
 
-def places(images: ImageList) -> dict[str, NDArray[Any]]:
+def list_extents(images: ImageList) -> dict[str, NDArray[Any]]:
     """Return the columns that say where in tars the images lie."""
     return {"shard": images.tar, "offset": images.offset, "size_bytes": images.size_bytes}
 

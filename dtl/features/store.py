@@ -27,9 +27,9 @@ from dtl.features.layout import (
     Opened,
     lay_out,
     list_columns,
+    list_extents,
     list_task_columns,
     open_store,
-    places,
 )  # fmt: skip
 from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import tars
@@ -272,7 +272,7 @@ class FeatureStore:
     def write_places(self, images: ImageList) -> None:
         """Store in which tars the images lie, and where: they may have been packed again."""
         tar_names = list(images.tar_names)
-        columns = places(images) if tar_names else {}
+        columns = list_extents(images) if tar_names else {}
         if tar_names == self.attrs.get("shards", []) and all(
             np.array_equal(self.read(name), column) for name, column in columns.items()
         ):

@@ -16,10 +16,10 @@ from dtl.features.store import FeatureStore
 from dtl.head.model import standardise
 
 _CACHE_BYTES = 256 << 20
-"""Of decoded chunks, in a process."""
+"""Size of the decoded chunks of a process."""
 
 _LEAST_CHUNKS = 8
-"""Kept in any case: for two tasks, what they work on and what is read ahead."""
+"""Chunks that are kept in any case: those of two tasks, and those read ahead."""
 
 _AHEAD = 2
 """Chunks that are read before a batch asks for them."""

@@ -17,10 +17,10 @@ from PIL import Image
 from dtl.config.errors import UserError
 
 _BYTES_PER_PIXEL = {"WEBP": 24, "AVIF": 20, "JPEG2000": 32}
-"""Of decoders that hold an image several times; measured, and rounded up."""
+"""Bytes for decoders that hold an image several times; measured, and rounded up."""
 
 _BYTES_PER_OTHER_PIXEL = 16
-"""Of all other formats: the image, turned, in RGB, and parts of it on the way."""
+"""Bytes for all other formats: the image, turned, in RGB, and parts of it on the way."""
 
 _COEFFICIENT_BYTES = 8
 """Per pixel of a progressive JPEG, whatever the size that it is scaled to."""
@@ -46,7 +46,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _BLANKS = b"\0\t\n\r "
 
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-"""What the pixels of the first frame depend on."""
+"""Chunks that the pixels of the first frame depend on."""
 
 _ADOBE_BYTES = 16
 """Size of Adobe's segment of a JPEG: a shorter one says nothing."""

@@ -55,7 +55,7 @@ _OTHER_ORDER = {
     "RGB;16L": "RGB;16B",
     "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
 }
-"""Of two bytes, Pillow keeps the upper one: in the other order, that is the lower."""
+"""Orders of two bytes: Pillow keeps the upper one, which is the lower in the other order."""
 
 _MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 281, 341
 """Tags of a TIFF."""

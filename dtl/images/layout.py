@@ -56,7 +56,7 @@ _OF_FILES = {"dir", "dirs", "folder", "folders", "file", "files", "data", "class
 
 @dataclass(frozen=True)
 class Layout:
-    """What the folders of a source mean.
+    """Meaning of the folders of a source.
 
     `with_splits` says that the first folder is a split. `n_passed` counts the folders that are gone
     through below such a folder.

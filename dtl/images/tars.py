@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dtl.config.text import is_unicode, printable
 from dtl.images import formats, recognition
 from dtl.images.layout import is_split_name
 from dtl.images.values import ImageList
@@ -121,10 +122,11 @@ def _member(info: tarfile.TarInfo) -> Member:
         problem = "not a plain file in the tar"
     elif info.name.startswith("/") or ".." in parts or "\0" in info.name or not parts:
         problem = "unsafe name in a tar"
-    elif any("\ud800" <= character <= "\udfff" for character in info.name):
+    elif not is_unicode(info.name):
         problem = "name in a tar that is not UTF-8"
-    shown = info.name.encode("utf-8", "backslashreplace").decode()
-    return Member(shown if problem else "/".join(parts), info.offset_data, info.size, problem)
+    name = "/".join(parts) if not problem else info.name
+    shown = name if is_unicode(name) else printable(name)
+    return Member(shown, info.offset_data, info.size, problem)
 
 
 # --- images and the files beside them ------------------------------------------------------------

@@ -26,7 +26,7 @@ _ADVICE = {
     errno.ENETUNREACH: "Is the network up, and is the address right?",
     errno.ELOOP: "A link leads to itself: remove it.",
 }
-"""What to do about an error of the system that nobody has put into words."""
+"""Advice on errors of the system that nobody has put into words."""
 
 _STORAGE = {"aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "hdfs_native", "s3fs"}
 """Packages that reach storage; not all of their exceptions are `OSError`."""

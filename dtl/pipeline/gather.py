@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dtl import config, storage
-from dtl.evaluation.values import Evaluation
+from dtl.evaluation.values import Evaluation, Mistake
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE
 from dtl.head.model import Head
@@ -56,9 +56,7 @@ def gather_report(
         },
         history=results.history(),
         evaluation=scores,
-        pictures=_pictures(
-            _find_root(root, str(store.attrs["root"])), store, scores, settings.images.max_pixels
-        ),
+        pictures=read_pictures(root, store, scores.mistakes, settings.images.max_pixels),
         skipped=store.list_skipped(),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
         left_out_counts=store.attrs.get("left_out_counts", {}),
@@ -78,27 +76,20 @@ def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning 
     return found
 
 
-def _find_root(given: str, listed: str) -> str:
-    """Return where the paths begin: the photographs may have moved since they were listed.
-
-    Examples
-    --------
-    >>> _find_root("/photos", "/photos/archive"), _find_root("/moved", "/photos")
-    ('/photos/archive', '/moved')
-    """
-    return listed if f"{listed}/".startswith(f"{given.rstrip('/')}/") else given
-
-
-def _pictures(
-    root: str, store: FeatureStore, scores: Evaluation, max_pixels: int
+def read_pictures(
+    url: str, store: FeatureStore, mistakes: Sequence[Mistake], max_pixels: int
 ) -> dict[str, bytes]:
-    files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in scores.mistakes}
-    if store.attrs.get("shards"):
+    """Read the images of mistakes, from `url` on, as small JPEGs by path; warn if some are gone."""
+    tar_names = store.attrs.get("shards", [])
+    if tar_names == [storage.base_name(url)]:  # it is the tar itself
+        url = url.rstrip("/").removesuffix(f"/{tar_names[0]}")
+    root = _find_root(url, str(store.attrs["root"]))
+    files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in mistakes}
+    if tar_names:
         rows = [row for row, path in enumerate(store.read("path")) if path in files]
         for chunk in {row // store.chunk_images for row in rows}:
-            located = store.files(str(store.attrs["root"]), chunk)
-            places = zip(store.read("path", chunk), located, strict=True)
-            files |= {str(path): place for path, place in places if path in files}
+            located = zip(store.read("path", chunk), store.files(root, chunk), strict=True)
+            files |= {str(path): place for path, place in located if path in files}
     pictures: dict[str, bytes] = {}
     problems: list[str] = []
     for path, file in files.items():
@@ -113,3 +104,20 @@ def _pictures(
             len(problems), len(files), problems[0],
         )  # fmt: skip
     return pictures
+
+
+def _find_root(given: str, listed: str) -> str:
+    """Return where the paths begin: the photographs may have moved since they were listed.
+
+    Their listed place may be a folder in the given one, and lacks its password.
+
+    Examples
+    --------
+    >>> _find_root("/photos", "/photos/archive"), _find_root("/moved", "/photos")
+    ('/photos/archive', '/moved')
+    >>> _find_root("ftp://me:pw@host/a", "ftp://me:***@host/a/b")
+    'ftp://me:pw@host/a/b'
+    """
+    given = given.rstrip("/")
+    hidden = config.hide(given)
+    return given + listed[len(hidden) :] if f"{listed}/".startswith(f"{hidden}/") else given

@@ -119,7 +119,7 @@ def _watch(awake: int, taken: Sequence[int]) -> None:
         pass
     time.sleep(_CLOSING_S)
     with contextlib.suppress(OSError):
-        os.write(2, b"error: Interrupted. Not all could be closed in time.\n")
+        os.write(2, b"error: Interrupted. Some resources were not closed in time.\n")
     os._exit(128 + number)
 
 

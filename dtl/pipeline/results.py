@@ -98,8 +98,13 @@ class Results:
         return head
 
     def history(self) -> list[Round]:
-        """Read the rounds of the head's training."""
-        return self._read("history.parquet", training_values.history_from_bytes) or []
+        """Read the rounds of the head's training, which must be there."""
+        place = self._place("history.parquet")
+        advice = "Put back a copy of it, or remove head.npz, too, to have both made again."
+        found = read_parsed(place, training_values.history_from_bytes, advice)
+        if found is None:
+            raise FileNotFoundError(f"{place} is gone. {advice}")
+        return found
 
     def write_head(
         self, head: Head, history: list[Round], other: Head | None = None, keep: str = "last"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _LOGS_OF_DASK = ("distributed", "distributed.client", "distributed.gc", "tornado.application")
-"""Those that have a level and a handler of their own."""
+"""Loggers that have a level and a handler of their own."""
 
 
 class Run:

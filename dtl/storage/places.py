@@ -13,11 +13,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dtl.config.errors import UserError
 from dtl.config.secrets import is_hidden
+from dtl.config.text import is_unicode, printable
 from dtl.storage.hdfs import Hdfs, PyarrowHdfs
 from dtl.storage.local import Local
 
 __all__ = [
-    "absolute", "base_name", "filesystem", "has_folders", "is_local", "join", "printable",
+    "absolute", "base_name", "filesystem", "has_folders", "is_local", "join",
     "use_hdfs_client",
 ]  # fmt: skip
 
@@ -121,7 +122,7 @@ def absolute(url: str) -> str:
             f"{path!r} has '::' in it, which many programs take for a chain of filesystems. "
             "Rename that file or folder, or choose another."
         )
-    if printable(path) != path:
+    if not is_unicode(path):
         raise UserError(f"'{printable(path)}' is not UTF-8. Rename that file or folder.")
     return path
 
@@ -140,19 +141,6 @@ def base_name(url: str) -> str:
     'photos'
     """
     return url.rstrip("/").rsplit("/", 1)[-1]
-
-
-def printable(name: str) -> str:
-    r"""Return a name with the bytes that are not UTF-8 written as ``\xNN``.
-
-    Examples
-    --------
-    >>> print(printable("caf\udce9.jpg"))
-    caf\xe9.jpg
-    """
-    if name.isascii():
-        return name
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_local(url: str) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dtl.config.errors import UserError
+from dtl.config.text import is_unicode, printable
 from dtl.storage.files import find_type
 from dtl.storage.guards import check_guards
-from dtl.storage.places import filesystem, has_folders, join, printable
+from dtl.storage.places import filesystem, has_folders, join
 from dtl.storage.retries import ask
 
 __all__ = ["EMPTY", "Found", "list_names", "remove_partials", "walk"]
@@ -76,11 +77,11 @@ def walk(
         below: list[_Folder] = []
         entries = _list(fs, folder)
         if with_empty and not entries and folder.prefix:
-            yield Found(printable(folder.prefix.rstrip("/")), 0, EMPTY)
+            yield Found(_show(folder.prefix.rstrip("/")), 0, EMPTY)
         for name, entry in entries:
             path, place = folder.prefix + name, join(folder.url, name)
             if not name:
-                yield Found(printable(f"{path}/"), 0, "a name with nothing between two slashes")
+                yield Found(_show(f"{path}/"), 0, "a name with nothing between two slashes")
                 continue
             is_folder, n_bytes, problem = _read_entry(fs, entry, place)
             if is_folder:
@@ -94,10 +95,14 @@ def walk(
                     below.append(_Folder(place, entry["name"], f"{path}/", links_in))
                     continue
                 n_bytes = 0
-            if not problem and not path.isascii() and printable(path) != path:
+            if not problem and not is_unicode(path):
                 problem = "its name is not UTF-8"
-            yield Found(printable(path), n_bytes, problem)
+            yield Found(_show(path), n_bytes, problem)
         waiting += reversed(below)
+
+
+def _show(path: str) -> str:
+    return path if is_unicode(path) else printable(path)
 
 
 def list_names(url: str) -> list[str]:

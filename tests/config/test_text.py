@@ -16,7 +16,7 @@ from dtl.config.text import printable
     [
         ("two\nlines", r"two\nlines"),
         ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
-        ("caf\udce9", r"caf\udce9"),
+        ("caf\udce9", r"caf\xe9"),
         ("photo\u202egpj.exe", r"photo\u202egpj.exe"),
         ("familie 👨‍👩‍👧 Müller 甲虫 می‌خواهم", "familie 👨‍👩‍👧 Müller 甲虫 می‌خواهم"),
     ],

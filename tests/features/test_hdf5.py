@@ -88,12 +88,57 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
     wait_until(lambda: not children(), "the process to end", 60)
 
 
-def test_a_file_that_hangs_its_reader(
-    cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def slow_down(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds_per_mib: float, silent_s: float
 ) -> None:
+    """Have arrays come slowly, as from shared storage, in the process that reads them."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import h5py, time\n"
+        "read = h5py.Dataset.__getitem__\n"
+        "def slow(dataset, key):\n"
+        "    found = read(dataset, key)\n"
+        f"    time.sleep(found.nbytes / 2**20 * {seconds_per_mib})\n"
+        "    return found\n"
+        "h5py.Dataset.__getitem__ = slow\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(hdf5, "_SILENT_S", silent_s)
+
+
+def test_weights_of_slow_storage_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, for fc1 of VGG16 (411 MB) takes longer than any silence that is borne."""
+    kernel = np.arange(12 << 20, dtype="f4").reshape(3, -1)
+    path = legacy(tmp_path / "w.h5", kernel=kernel)
+    slow_down(tmp_path / "slow", monkeypatch, 0.25, 10.0)  # 12 s in all, 4 s a part
+    np.testing.assert_array_equal(read_all(path)["kernel"], kernel)
+
+
+def test_compressed_arrays_are_read_in_whole_chunks(tmp_path: Path) -> None:
+    kernel = np.arange(700 * 9000, dtype="f4").reshape(700, 9000)
+
+    def compressed(group: h5py.Group, name: str) -> None:
+        group.create_dataset(name, data=kernel, chunks=(300, 1000), compression=1)
+
+    path = legacy(tmp_path / "w.h5", kernel=compressed)
+    np.testing.assert_array_equal(read_all(path)["kernel"], kernel)
+
+
+def test_storage_that_gives_nothing_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = legacy(tmp_path / "w.h5", kernel=np.ones((1 << 18, 1), "f4"))
+    slow_down(tmp_path / "slow", monkeypatch, 600.0, 6.0)
+    with pytest.raises(TimeoutError, match=r"Nothing of the weights was read for 6 s: their stor"):
+        read_all(path)
+    wait_until(lambda: not children(), "the process to end", 60)
+
+
+def test_a_file_that_hangs_its_reader(cases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = cases / "files" / "hang-legacy.h5"
-    monkeypatch.setattr(hdf5, "_SILENT_S", 6.0)
-    with pytest.raises(ValueError, match=rf"{file} is no HDF5 file of weights: after 6 s nothing"):
+    monkeypatch.setattr(hdf5, "_CPU_S", 3)
+    told = rf"{file} is no HDF5 file of weights: after 3 s of computing it was not read"
+    with pytest.raises(ValueError, match=told):
         Network(replace(FIRST, weights=str(file)))
     wait_until(lambda: not children(), "the process to end", 60)
 

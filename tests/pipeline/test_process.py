@@ -98,7 +98,7 @@ def run(body: str, argument: str = "") -> subprocess.CompletedProcess[str]:
             1,
             "error: Panic: in Rust: this is a fault of dtl. Run again with --debug to see where.\n",
         ),
-        ("raise UserError('a\\x1b[2Jb\\udcff\\nc')", 1, "error: a\\x1b[2Jb\\udcff\nc\n"),
+        ("raise UserError('a\\x1b[2Jb\\udcff\\nc')", 1, "error: a\\x1b[2Jb\\xff\nc\n"),
     ],
 )
 def test_every_error_is_a_line_and_an_exit_status(body: str, status: int, said: str) -> None:
@@ -246,7 +246,7 @@ def test_a_signal_ends_a_process_whose_native_code_does_not_return() -> None:
         libc.pthread_mutex_lock(mutex)
     """
     done = run(body)
-    said = "error: Interrupted. Not all could be closed in time.\n"
+    said = "error: Interrupted. Some resources were not closed in time.\n"
     assert (done.returncode, done.stderr) == (143, said)
 
 

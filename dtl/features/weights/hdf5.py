@@ -7,13 +7,16 @@ arrays come through a pipe, without pickles.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -25,10 +28,15 @@ _CPU_S = 20
 """Processor time of the process. VGG16's weights take a second, compressed ones some more."""
 
 _SILENT_S = 120.0
-"""Time without a word from it: slow storage takes no processor time."""
+"""Time without a word from the process: slow storage takes no processor time."""
+
+_PART_BYTES = 16 << 20
+"""Bytes of an array that are read at a time: each part is a word that slow storage gives."""
 
 _MEMORY_BYTES = 4 << 30
 """Address space of the process: ten times the largest array of keras.applications."""
+
+_TOO_LARGE = f"it takes more than {_MEMORY_BYTES >> 30} GiB to read"
 
 LayerNames = list[tuple[str, "LayerNames"]]
 """Layers that have weights, as Keras 3 names them in a file, with the layers inside of each."""
@@ -53,9 +61,9 @@ def read(path: str, layers: LayerNames) -> Generator[Weight, None, None]:
     Raises
     ------
     ValueError
-        If it is no such file, or reading it does not end within the limits.
+        If it is no such file, or reading it takes more than the limits.
     OSError
-        If the storage failed.
+        If the storage failed, or gave nothing for two minutes.
     """
     ours, its = Pipe()
     process = subprocess.Popen(
@@ -71,20 +79,29 @@ def read(path: str, layers: LayerNames) -> Generator[Weight, None, None]:
             while (answer := json.loads(_receive(ours, process))) is not None:
                 if "error" in answer:
                     _raise(answer)
-                yield Weight(
-                    answer["name"], tuple(answer["shape"]), lambda: _read_numbers(ours, process)
-                )
+                shape = tuple(answer["shape"])
+                yield Weight(answer["name"], shape, partial(_read_numbers, ours, process, shape))
                 ours.send_bytes(b"next")
         finally:
             process.kill()
 
 
-def _read_numbers(ours: Connection, process: subprocess.Popen[bytes]) -> NDArray[np.float32]:
+def _read_numbers(
+    ours: Connection, process: subprocess.Popen[bytes], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    if 4 * math.prod(shape) > _MEMORY_BYTES:
+        raise ValueError(_TOO_LARGE)
+    numbers = np.empty(math.prod(shape), np.float32)
     ours.send_bytes(b"read")
-    answer = json.loads(_receive(ours, process))
-    if "error" in answer:
-        _raise(answer)
-    return np.frombuffer(_receive(ours, process), np.float32).reshape(answer["shape"])
+    n_read = 0
+    while n_read < numbers.size:
+        answer = json.loads(_receive(ours, process))
+        if "error" in answer:
+            _raise(answer)
+        part = np.frombuffer(_receive(ours, process), np.float32)
+        numbers[n_read : n_read + part.size] = part
+        n_read += part.size
+    return numbers.reshape(shape)
 
 
 def _receive(ours: Connection, process: subprocess.Popen[bytes]) -> bytes:
@@ -100,7 +117,10 @@ def _receive(ours: Connection, process: subprocess.Popen[bytes]) -> bytes:
         assert process.stderr is not None
         last = process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
         raise ValueError(f"the process that read it ended with status {status}. {last}") from None
-    raise ValueError(f"after {_SILENT_S:.0f} s nothing was read of it")
+    raise TimeoutError(
+        errno.ETIMEDOUT,
+        f"Nothing of the weights was read for {_SILENT_S:.0f} s: their storage is slow, or hangs",
+    )
 
 
 def _raise(answer: dict[str, Any]) -> None:
@@ -134,16 +154,25 @@ def _main(fileno: int, path: str, cpu_s: int) -> None:
                     _check(dataset, file, name)
                     _send(pipe, {"name": name, "shape": dataset.shape})
                     while pipe.recv_bytes() == b"read":
-                        numbers = np.asarray(dataset[...], dtype=np.float32, order="C")
-                        _send(pipe, {"shape": numbers.shape})
-                        pipe.send_bytes(numbers.reshape(-1).view(np.uint8).data)
+                        for part in _read_parts(dataset):
+                            _send(pipe, {"shape": part.shape})
+                            pipe.send_bytes(part.reshape(-1).view(np.uint8).data)
             _send(pipe, None)
         except MemoryError:
-            limit = f"it takes more than {_MEMORY_BYTES >> 30} GiB to read"
-            _send(pipe, {"error": limit, "errno": None})
+            _send(pipe, {"error": _TOO_LARGE, "errno": None})
         except Exception as error:  # h5py raises anything on other bytes
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
             _send(pipe, {"error": f"{kind}{error}", "errno": getattr(error, "errno", None)})
+
+
+def _read_parts(dataset: Any) -> Iterator[NDArray[np.float32]]:
+    if not dataset.shape:
+        yield np.asarray(dataset[()], np.float32)
+    elif dataset.size:
+        rows = dataset.chunks[0] if dataset.chunks else 1  # no chunk is decompressed twice
+        rows *= max(_PART_BYTES // (4 * rows * (dataset.size // len(dataset))), 1)
+        for start in range(0, len(dataset), rows):
+            yield np.asarray(dataset[start : start + rows], np.float32, "C")
 
 
 def _limit(kind: int, most: int) -> None:
