@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from dtl.config.errors import UserError
 from dtl.images.formats import N_MAGIC_BYTES, begins_like_image, decode, has_image_name, thumbnail
 from dtl.images.layout import folders_are_splits, read_split_and_class
 
@@ -391,6 +392,16 @@ def test_the_limit_itself_is_allowed() -> None:
     np.testing.assert_array_equal(decode(data, SIZE, max_pixels=48), RGB)
     with pytest.raises(ValueError, match=r"8 x 6 pixels, more than images\.max_pixels = 47"):
         decode(data, SIZE, max_pixels=47)
+
+
+@pytest.mark.timeout(60)  # memory for NaN bytes would be waited for, for ever
+@pytest.mark.filterwarnings("ignore:IM image format is deprecated")
+@pytest.mark.parametrize("size", [b"8*NaN", b"NaN*6", b"1e999*6", b"8*1e-9"])
+def test_a_size_that_is_no_whole_number_is_refused(size: bytes) -> None:
+    whole = file(RGB, "IM")
+    np.testing.assert_array_equal(decode(whole, SIZE), RGB)
+    with pytest.raises(UserError):
+        decode(whole.replace(b"8*6", size), SIZE)
 
 
 @pytest.mark.parametrize("shape", [(100, 300), (300, 100), (20, 10)])
