@@ -67,6 +67,8 @@ _TIFF_TAGS = {
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """Refuse an image that is too large; the `UserError` gives its size and the option."""
+    if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+        raise UserError(f"damaged: its size is {width} x {height}")
     if width * height > max_pixels:
         raise UserError(f"{width} x {height} pixels, more than images.max_pixels = {max_pixels}")
 
@@ -75,8 +77,8 @@ def check_tile(image: Image.Image, max_pixels: int) -> None:
     """Refuse a TIFF whose tile is too large: it is decoded as a whole, however small the image."""
     tags = getattr(image, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
-    if not (isinstance(width, int) and isinstance(height, int)):
-        return  # Pillow refuses it
+    if not (isinstance(width, int) and isinstance(height, int) and width and height):
+        return  # it has none, or Pillow refuses it
     check_pixels(width, height, max_pixels)
     if width * height > max(_MOST_TILE_PIXELS, 2 * image.width * image.height):
         raise UserError(f"one tile of {width} x {height} pixels for {image.width} x {image.height}")

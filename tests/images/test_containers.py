@@ -271,3 +271,11 @@ def test_the_same_images_are_read_within_the_limit(name: str) -> None:
 def test_the_beginning_of_a_file_tells_no_size_or_the_right_one(n_bytes: int) -> None:
     for data in INSIDE.values():
         assert all(min(size) >= 0 for size in containers.read_inner_sizes(data[:n_bytes]))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow will drop the format
+def test_a_size_that_is_no_number_is_damage() -> None:
+    """Found by fuzzing: it would have waited for memory for ever."""
+    data = b"Image type: Greyscale image\r\nImage size (x*y): 8*nan\r\n"
+    with pytest.raises(ValueError, match=r"^damaged: its size is 8 x nan$"):
+        decode(data.ljust(511, b"\0") + b"\x1a" + bytes(64), (8, 8))
