@@ -103,7 +103,7 @@ class Arrays:
         found, wanted = _name(array.dtype), self.dtypes.get(name)
         if wanted not in (None, found):
             raise ValueError(f"it describes {found} instead of {wanted}")
-        for other in self._arrays.values():
+        for other in list(self._arrays.values()):  # which other threads add to
             if (array.shape[0], array.chunks[0]) != (other.shape[0], other.chunks[0]):
                 raise ValueError(
                     f"it describes {array.shape[0]} rows in chunks of {array.chunks[0]}, and that "
@@ -164,6 +164,10 @@ class Arrays:
     def remove_file(self, name: str, file: int) -> None:
         """Remove a file of an array, if it is there."""
         storage.remove(self.file_url(name, file))
+
+    def remove_files(self, name: str) -> None:
+        """Remove all files of an array; its description stays."""
+        storage.remove(storage.join(self.url, f"{name}/c"))
 
     def read(
         self, name: str, rows: slice | None = None, may_be_absent: MayBeAbsent | None = None

@@ -92,6 +92,7 @@ def derive(
         )  # fmt: skip
     elif repair:
         split = begin_repair(store, images, n_features, client)
+    store.write_places(images)
     log.info("%s from %s of %s", ", ".join(layers), layer, source.url)
     compute = functools.partial(_derive_chunk, source=source, layer=layer, extractor=extractor)
     fill(store, compute, client)

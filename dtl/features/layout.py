@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -120,7 +121,8 @@ def open_store(url: str, opening: str) -> Opened:
     try:
         arrays = Arrays.open(url)
     except FileNotFoundError:
-        if not storage.is_file(url) and not storage.list_names(url):
+        begun = all(name.endswith(".partial") for name in storage.list_names(url))
+        if begun and not storage.is_file(url):
             raise FileNotFoundError(f"The feature store at {url} is empty.") from None
         raise UserError(
             f"{url} is no feature store: it has no zarr.json. If it had one, put back a copy. "
@@ -147,3 +149,17 @@ def open_store(url: str, opening: str) -> Opened:
     arrays.dtypes = COLUMNS
     arrays.writes_all = attrs.get("format", 1) > 1
     return Opened(arrays, attrs)
+
+
+def remove_store(url: str) -> None:
+    """Remove a store, whole or not.
+
+    Where that is interrupted, what is left is a store with fewer finished chunks, or one that
+    `open_store` takes for one whose making was interrupted: the same command goes on.
+    """
+    with contextlib.suppress(FileNotFoundError):  # nothing is there, or an empty folder
+        arrays = Arrays.open(url)
+        arrays.remove_files("status")
+        arrays.group.attrs.put({"dtl": "unfinished"})
+        storage.empty_folder(url, keep="zarr.json")
+    storage.remove(url)

@@ -30,6 +30,7 @@ from dtl.features.layout import (
     list_extents,
     list_task_columns,
     open_store,
+    remove_store,
 )  # fmt: skip
 from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import tars
@@ -92,7 +93,7 @@ class FeatureStore:
         with contextlib.suppress(FileNotFoundError):
             cls.open(url)
             raise _appeared(url)
-        storage.remove(url)
+        remove_store(url)
         arrays = Arrays.create(url, {"dtl": "unfinished"})
         tar_attrs = {"shards": list(images.tar_names)} if images.tar_names else {}
         class_names = list(images.class_names)
@@ -151,7 +152,7 @@ class FeatureStore:
             store = cls.open(url)
             if all(store.attrs[name] == attrs[name] for name in ("settings", "weights_sha256")):
                 raise _appeared(url)
-            storage.remove(url)
+            remove_store(url)
 
     @property
     def _opened(self) -> Opened:
@@ -173,11 +174,6 @@ class FeatureStore:
         return tuple(self.attrs["class_names"])
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the layers whose features are stored."""
-        return sorted({*self._arrays.list_names()} - COLUMNS.keys())
-
-    @property
     def n_images(self) -> int:
         """Number of rows."""
         return int(self._array("status").shape[0])
@@ -194,8 +190,11 @@ class FeatureStore:
 
     def n_features(self, layer: str) -> int:
         """Return the number of features of a layer."""
-        if layer in COLUMNS or layer not in self._arrays:
-            raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {self.layers}.")
+        # By the fingerprint, or a layer whose description is lost would be called unknown.
+        layers = {*(self.fingerprint.get("layers") or self._arrays.list_names())} - COLUMNS.keys()
+        if layer not in layers:
+            shown = sorted(layers)
+            raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {shown}.")
         return int(self._array(layer).shape[1])
 
     def dtype(self, name: str) -> np.dtype[Any]:

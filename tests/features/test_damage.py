@@ -201,6 +201,30 @@ def test_a_description_of_other_rows(tmp_path: Path) -> None:
         FeatureStore.open(store.url).read("label")
 
 
+def test_a_layer_without_its_description_is_damaged(tmp_path: Path) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    (tmp_path / "features.zarr/fc2/zarr.json").unlink()
+    with pytest.raises(DamagedError, match=r"fc2/zarr\.json is missing\..*`repair`"):
+        FeatureStore.open(store.url).n_features("fc2")
+
+
+def test_descriptions_are_compared_while_other_threads_read_more(tmp_path: Path) -> None:
+    arrays = FeatureStore.open(make(str(tmp_path / "features.zarr")).url)._arrays
+
+    class Meanwhile:
+        """An array during whose comparison another thread reads one more."""
+
+        chunks = (4,)
+
+        @property
+        def shape(self) -> tuple[int]:
+            arrays._arrays["split"] = self
+            return (N_IMAGES,)
+
+    arrays._arrays["label"] = Meanwhile()
+    assert arrays.array("path").shape == (N_IMAGES,)
+
+
 # --- training and evaluation ----------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,28 @@ def test_repair_derives_lost_chunks_again(
         FeatureStore.open(store.url).read("predictions")
     derivation.derive(store.url, source, spec(c), processes, repair=True)
     assert all_files(store.url) == before
+
+
+def test_repair_takes_over_where_the_tars_lie_now(
+    small: tuple[Path, FeatureStore], tmp_path: Path, processes: Client
+) -> None:
+    pictures, made = small
+    shutil.copytree(made.url, tmp_path / "source.zarr")
+    source, n = FeatureStore.open(str(tmp_path / "source.zarr")), made.n_images
+    images = source.images()
+    row = np.arange(n)
+
+    def pack(*tar_names: str) -> None:
+        tar = (row % len(tar_names)).astype(np.int32)
+        source.write_places(replace(images, tar_names=tar_names, tar=tar, offset=512 * row))
+
+    pack("a.tar", "b.tar")
+    c = small_settings(pictures, "predictions")
+    derive(source, c, tmp_path / "derived.zarr", processes)
+    pack("0.tar", "1.tar", "2.tar")
+    derivation.derive(str(tmp_path / "derived.zarr"), source, spec(c), processes, repair=True)
+    derived = FeatureStore.open(str(tmp_path / "derived.zarr"))
+    assert derived.files("/tars") == source.files("/tars")
 
 
 def test_chunks_whose_source_was_tried_again_are_outdated(

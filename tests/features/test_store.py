@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,8 +40,10 @@ def images() -> ImageList:
 
 
 def create(url: str, layers: dict[str, int] | None = None, **options: Any) -> FeatureStore:
-    options = {"dtype": "float32", "chunk_images": CHUNK_IMAGES, "attrs": ATTRS} | options
-    return FeatureStore.create(url, images(), layers or {"fc2": 3}, **options)
+    layers = layers or {"fc2": 3}
+    attrs = ATTRS | {"settings": {"network": "VGG16", "layers": list(layers)}}
+    options = {"dtype": "float32", "chunk_images": CHUNK_IMAGES, "attrs": attrs} | options
+    return FeatureStore.create(url, images(), layers, **options)
 
 
 def content(store: FeatureStore, chunk: int) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
@@ -180,6 +185,54 @@ def test_a_store_is_only_replaced_by_one_of_another_fingerprint(root: str) -> No
     assert store.pending_chunks() == [0, 1, 2]
     with pytest.raises(ValueError, match="No features of layer 'fc2'"):
         store.n_features("fc2")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_removal_that_is_killed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    other = {**ATTRS, "settings": {"network": "VGG16", "layers": ["fc1"]}}
+
+    def replace_store(url: str) -> FeatureStore:
+        """As `featurize` with `overwrite`."""
+        assert FeatureStore.reuse(url, other["settings"], overwrite=True) is None
+        FeatureStore.remove_other(url, other)
+        return create(url, {"fc1": 2})
+
+    unlink, n_left = os.unlink, 0
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        nonlocal n_left
+        if not (n_left := n_left - 1):
+            raise KeyboardInterrupt
+        unlink(*args, **kwargs)
+
+    for n_files in itertools.count(1):
+        url = str(tmp_path / f"{n_files}.zarr")
+        fill(create(url))
+        if not whole:  # its making was interrupted
+            storage.remove(storage.join(url, "status/c"))
+            zarr.open_group(url).attrs.put({"dtl": "unfinished"})
+        n_left = n_files
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", die)
+            with contextlib.suppress(KeyboardInterrupt):
+                replace_store(url)
+        if n_left > 0:
+            break  # it ended
+        store = replace_store(url)
+        assert store.pending_chunks() == [0, 1, 2]
+        assert not (tmp_path / f"{n_files}.zarr" / "fc2").exists()
+    assert n_files > 10
+
+
+def test_a_store_of_which_only_half_a_file_was_written(tmp_path: Path) -> None:
+    url = tmp_path / "features.zarr"
+    url.mkdir()
+    (url / "zarr.json.0123abc.partial").write_bytes(b"half")
+    assert FeatureStore.reuse(str(url), ATTRS["settings"]) is None
+    create(str(url))
+    assert not list(url.glob("*.partial"))
 
 
 def test_nothing_is_there(root: str) -> None:
