@@ -290,7 +290,7 @@ def _is_at(fs: Any, path: str) -> bool:
 
 def check_writable(url: str) -> None:
     """Write and remove a small file in a folder, made where missing, or raise `PermissionError`."""
-    probe = join(url, f".dtl-{uuid.uuid4().hex}")
+    probe = join(url, f".dtl-{uuid.uuid4().hex}.partial")
     try:
         write_bytes(probe, b"dtl")
         remove(probe)

@@ -104,10 +104,13 @@ def hold(url: str) -> Iterator[Lock]:
     at the lock. If that is lost, the main thread's work ends with a `LostLockError`; so does any
     write.
 
+    What a killed driver left half-written in the folder is removed, but not in folders below it.
+
     Raises `BlockingIOError`, which names the other driver, if one holds the folder.
     """
     lock = Lock(url)
     lock.take()
+    storage.remove_partials(url, below=False)
     stop = threading.Event()
     lost: list[LostLockError] = []
     to_interrupt = threading.current_thread() is threading.main_thread()

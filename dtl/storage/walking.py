@@ -183,8 +183,8 @@ def _advise_on_archive(url: str) -> str:
     return " Unpack it, and give that folder; of archives, only .tar files are read as they are."
 
 
-def remove_partials(url: str) -> None:
-    """Remove half-written files that a killed process left below a folder."""
+def remove_partials(url: str, *, below: bool = True) -> None:
+    """Remove half-written files that a killed process left in a folder, and in those below it."""
     fs, root = filesystem(url)
     if fs.async_impl or find_type(url) != "directory":
         return  # object stores have none, and would take long to list
@@ -195,6 +195,6 @@ def remove_partials(url: str) -> None:
         for name, entry in _list(fs, folder):
             place = join(folder.url, name)
             if entry["type"] == "directory" and name:
-                waiting.append(_Folder(place, entry["name"], ""))
+                waiting += [_Folder(place, entry["name"], "")] if below else []
             elif name.endswith(".partial"):
                 ask(fs, place, fs.rm_file, entry["name"])

@@ -62,6 +62,21 @@ def test_a_killed_drivers_place_is_taken_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - started < lock._DEAD_AFTER_S / 2
 
 
+def test_what_a_killed_driver_left_half_written_goes(tmp_path: Path) -> None:
+    (tmp_path / "features.zarr").mkdir()
+    for name in (
+        ".dtl-lock.0.partial",
+        "head.npz.1.partial",
+        "features.zarr/c.2.partial",
+        "head.npz",
+    ):
+        (tmp_path / name).write_text("half")
+    with lock.hold(str(tmp_path)):
+        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    # A store's are removed where it is filled: it may have a million files.
+    assert found == [".dtl-lock", "features.zarr", "features.zarr/c.2.partial", "head.npz"]
+
+
 def elsewhere(folder: Path, beat: int) -> None:
     found = {"host": "elsewhere", "pid": 7, "started": "1", "token": "t", "beat": beat}
     (folder / ".dtl-lock").write_text(json.dumps(found))
