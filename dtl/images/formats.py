@@ -351,10 +351,7 @@ def _identify(data: bytes) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[name]
         try:
             if accept is None or accept(data[:16]) is True:
-                opened = factory(io.BytesIO(data), "")
-                # IM's header is a text, of which NaN is read, too: it is below any limit.
-                if {*map(type, opened.size)} == {int}:
-                    return opened
+                return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # of another format
             continue
     raise UnidentifiedImageError

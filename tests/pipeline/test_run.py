@@ -32,10 +32,11 @@ def test_workers_write_only_while_the_command_holds_the_folder(
             write(processes, f"{out}/2")
         (tmp_path / "lock").rename(tmp_path / "out" / ".dtl-lock")
     write(processes, f"{out}/2")  # as a notebook does, of which no command holds the folder
-    with pytest.raises(ZeroDivisionError), ExitStack() as stack:
-        run = Run(options, stack)
-        run._client = processes
-        run.claim_folder()
-        raise ZeroDivisionError
+    stack = ExitStack()
+    run = Run(options, stack)
+    run._client = processes
+    run.claim_folder()
+    error = ZeroDivisionError()
+    assert not stack.__exit__(type(error), error, None)
     with pytest.raises(LostLockError):
         write(processes, f"{out}/3")  # work that goes on after its driver
