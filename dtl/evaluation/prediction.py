@@ -18,6 +18,7 @@ from dtl import storage
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
+from dtl.config.errors import UserError
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.values import ExtractionSpec, check_weights
@@ -136,8 +137,14 @@ def _count_unread(url: str) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _load_head(url: str, sha256: str) -> Head:
-    # By its hash, too: another head may have been at this URL before.
-    return Head.from_bytes(storage.read_bytes(url))
+    # By its hash, too: another head may have been at this URL before, or be there now.
+    head = Head.from_bytes(storage.read_bytes(url))
+    if head.fingerprint != sha256:
+        raise UserError(
+            f"{url} is not the head whose predictions are made: expected {sha256}, received "
+            f"{head.fingerprint}. Does another command write to that folder? Choose another `out`."
+        )
+    return head
 
 
 _SCORE = {"class": pa.string(), "probability": pa.float64()}

@@ -95,7 +95,7 @@ def featurize(
             chunk_images=spec.features.chunk_images, attrs=attrs,
         )  # fmt: skip
     elif repair:
-        check = functools.partial(_check_images, root=listed.root, images=spec.images)
+        check = functools.partial(_check_same_images, root=listed.root, images=spec.images)
         split = begin_repair(store, listed, extractor.n_features, client, check)
     store.write_places(listed)
     compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
@@ -235,14 +235,18 @@ def _check_images(
 ) -> tuple[int, int]:
     """Refuse to compute a chunk again if an image is not as it was; count those readable now."""
     stored = {}
-    for name in ("content_hash", "status"):
+    for name in ("content_hash", "error", "status"):
         with contextlib.suppress(DamagedError):
             stored[name] = store.read(name, chunk)
     path, n_readable = store.read("path", chunk), 0
+    was_skipped = np.zeros(len(path), bool)
+    if "status" in stored:
+        was_skipped = stored["status"] == SKIPPED
+    elif "error" in stored:
+        was_skipped = stored["error"] != ""
     with open_images(store.files(root, chunk), _TRIED_SIZE, images, n_ahead=16) as opened:
         for row, (content_hash, error, _) in enumerate(opened):
-            was_skipped = "status" in stored and stored["status"][row] == SKIPPED
-            if was_skipped:
+            if was_skipped[row]:
                 n_readable += not error
             elif "content_hash" in stored and content_hash != stored["content_hash"][row]:
                 raise UserError(
@@ -251,6 +255,18 @@ def _check_images(
                     "be made again. Put it back, or choose another `out`."
                 )
     return chunk, n_readable
+
+
+def _check_same_images(chunk: int, *, store: FeatureStore, root: str, images: ImagesConfig) -> None:
+    """Refuse to compute a chunk again if other images of it can be read than could before."""
+    _, n_readable = _check_images(chunk, store=store, root=root, images=images)
+    if n_readable:
+        raise UserError(
+            f"{n_readable} images of chunk {chunk} of {store.url} were skipped, and can be read "
+            "now, so a repair would not make it as it was. Run the featurize stage with "
+            "`retry_skipped` and without `repair`: that takes them in, and makes anew what "
+            "follows. Or choose another `out`."
+        )
 
 
 def _extract_chunk(store: FeatureStore, chunk: int, *, root: str, extractor: Extractor) -> Chunk:

@@ -12,6 +12,7 @@ from helpers import contents
 
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
+from dtl.evaluation import prediction
 from dtl.evaluation.prediction import predict
 from dtl.features import networks
 from dtl.features.values import ExtractionSpec, NetworkSpec
@@ -157,6 +158,20 @@ def test_predictions_of_another_head_are_refused_or_replaced(
     found = {row["path"]: row["class"] for row in rows if row["error"] is None}
     assert found == expected_classes(root, other) != expected_classes(root, head)
     assert len(contents(out)) == len(before)
+
+
+def test_a_head_that_another_command_put_there_predicts_nothing(tmp_path: Path) -> None:
+    def head(value: float) -> Head:
+        one = np.full(2, value, np.float32)
+        kernel = np.full((2, 2), value, np.float32)
+        return Head(kernel, one, mean=one, scale=one, class_names=("a", "b"), provenance={})
+
+    file, wanted = tmp_path / "_head.npz", head(1).fingerprint
+    file.write_bytes(head(2).to_bytes())
+    with pytest.raises(UserError, match=rf"_head\.npz is not the head .* expected {wanted}"):
+        prediction._load_head(str(file), wanted)
+    file.write_bytes(head(1).to_bytes())
+    assert prediction._load_head(str(file), wanted).fingerprint == wanted
 
 
 def test_the_lock_of_the_driver_is_no_hindrance_and_stays(

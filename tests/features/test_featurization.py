@@ -293,6 +293,25 @@ def test_repair_refuses_images_that_changed(
     assert not FeatureStore.open(str(url)).pending_chunks()
 
 
+@pytest.mark.parametrize("also", ["error", "status"])
+def test_repair_takes_in_no_image_that_was_skipped(
+    pictures: Path, tmp_path: Path, processes: Client, also: str
+) -> None:
+    c, url, images = settings(pictures), tmp_path / "f.zarr", listed(settings(pictures))
+    path = pictures / str(images.path[9])
+    path.rename(path.with_suffix(".away"))
+    store = featurization.featurize(str(url), images, spec(c), processes)
+    splitting.split_images(store, SplitConfig(), 0)
+    path.with_suffix(".away").rename(path)
+    for name in ("block1_pool/c/1/0", f"{also}/c/1"):
+        damage(url / name, "flipped")
+    before = contents(url)
+    message = r"1 images of chunk 1 of .* were skipped, and can be read now.*`retry_skipped`"
+    with pytest.raises(UserError, match=message):
+        featurization.featurize(str(url), images, spec(c), processes, repair=True)
+    assert contents(url) == before
+
+
 def test_skipped_images_that_can_be_read_now(
     pictures: Path, tmp_path: Path, processes: Client
 ) -> None:
