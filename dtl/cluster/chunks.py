@@ -26,7 +26,7 @@ _CHUNKS_PER_WORKER = 2
 """One in the network, one that reads ahead or writes: more would only hold memory."""
 
 _RETRIES = 3
-"""How often a chunk is tried again whose storage failed, or whose worker was out of memory."""
+"""Retries of a chunk whose storage failed, or whose worker was out of memory."""
 
 
 def map_chunks(
@@ -66,7 +66,7 @@ def map_chunks(
     chunk_of: dict[Any, Any] = {}
     failures: Counter[str] = Counter()
     running = as_completed(loop=client.loop)
-    # One prefix for all: the scheduler never forgets a name of tasks, which cost it 6 KB a chunk.
+    # One prefix for all keys: the scheduler keeps 6 KB for each prefix, for ever.
     name, token, numbers = funcname(function).strip("_"), uuid.uuid4().hex[:8], itertools.count()
 
     def fill_window() -> int:
@@ -88,7 +88,7 @@ def map_chunks(
             try:
                 result = future.result()
             except (UnreachableError, LostLockError):
-                raise  # the one has been tried again for minutes, the other stays lost
+                raise  # tried for minutes already, or lost for good
             except (OSError, MemoryError) as error:
                 failures[str(chunk)] += 1
                 if failures[str(chunk)] > _RETRIES:
@@ -106,7 +106,7 @@ def map_chunks(
                 yield result
             finally:
                 future.release()
-            # A quarter at a time: the driver takes half the time for chunks that start together.
+            # A quarter at a time: chunks that start together cost the driver half as much.
             if running.count() <= window * 3 // 4:
                 window = fill_window()
 

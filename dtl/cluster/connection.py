@@ -29,8 +29,8 @@ _CONNECT_TIMEOUT_S = 20
 """Time for a scheduler to answer, and then for its first worker."""
 
 _NO_SCHEDULER = (
-    "What answers at {} is no Dask scheduler. Is it the port of its dashboard? The scheduler's own "
-    "is 8786, if no other was given."
+    "The server at {} is no Dask scheduler. Is this the port of its dashboard? A scheduler listens "
+    "on 8786 unless told otherwise."
 )
 
 
@@ -150,9 +150,8 @@ async def _check_answer(address: str, security: Security) -> None:
         comm = await asyncio.wait_for(connecting, 1.5 * _CONNECT_TIMEOUT_S)
     except FatalCommClosedError as error:
         raise ConnectionError(
-            f"The scheduler at {address} and the certificate in Dask's configuration do not go "
-            "together. Give the one that it was started with; or its address of tcp://, if it has "
-            "none."
+            f"The scheduler at {address} refuses the certificate in Dask's configuration. Give the "
+            "certificate that it was started with; or its tcp:// address, if it has none."
         ) from error
     except OSError as error:
         if not isinstance(error, TimeoutError):  # Dask's own is none

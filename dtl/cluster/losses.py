@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from concurrent.futures import CancelledError
@@ -13,6 +14,7 @@ from distributed.comm.core import CommClosedError
 from distributed.core import RPCClosed
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
+from dtl import storage
 from dtl.cluster.workers import MORE_MEMORY, SCHEDULER_LOST
 
 _LEAST_FREE_BYTES = 16 << 20
@@ -21,9 +23,9 @@ _LEAST_FREE_BYTES = 16 << 20
 def explain(error: BaseException) -> str | None:
     """Say why the cluster failed; None for an error that is not the cluster's."""
     if isinstance(error, KilledWorker):
-        return f"{error}\nMost likely its memory did not suffice. {MORE_MEMORY}"
+        return f"{error}\nMost likely it had too little memory. {MORE_MEMORY}"
     if isinstance(error, NoValidWorkerError):
-        return f"{error}\nThe workers that could do it are gone. Start them again."
+        return f"{error}\nNo worker that could run it is left. Start the workers again."
     if isinstance(error, CommClosedError | RPCClosed | CancelledError):
         return SCHEDULER_LOST
     return None
@@ -46,11 +48,11 @@ def start_local(**options: Any) -> LocalCluster:
 def _advise() -> str:
     # Dask logs the cause but does not raise it.
     folder = dask.config.get("temporary-directory") or tempfile.gettempdir()
-    another = "set DASK_TEMPORARY_DIRECTORY to another folder."
+    another = "set DASK_TEMPORARY_DIRECTORY to another folder"
     try:
         n_free = shutil.disk_usage(folder).free
     except OSError as error:
-        return f"Their files are to lie in {folder}: {error}. Mend that, or {another}"
+        return f"Their files are to lie in {folder}: {error}. Mend that, or {another}."
     if n_free < _LEAST_FREE_BYTES:
-        return f"The disk of {folder}, where their files lie, is full. Free some, or {another}"
+        return storage.describe_full(f"{folder}, where their files lie,", errno.ENOSPC, another)
     return MORE_MEMORY

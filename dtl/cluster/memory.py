@@ -1,4 +1,4 @@
-"""Memory of a worker's process: what its threads may hold at the same time."""
+"""Limits on the memory that the threads of a worker hold at the same time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 _SHARE = 4
-"""A worker decodes in a quarter of its memory: the network has the rest."""
+"""Workers decode in this part of their memory, a quarter: the network has the rest."""
 
 
 class Budget:
@@ -67,17 +67,17 @@ DECODING = Budget(1 << 30)
 READING = Budget(1 << 29)
 """Memory of this process for large files that wait to be decoded.
 
-Who holds some of it may wait for `DECODING`, never the other way round.
+A holder of it may wait for `DECODING`; a holder of `DECODING` must not wait for it.
 """
 
 UNLIMITED = Budget(_UNLIMITED_BYTES)
-"""For who is alone already."""
+"""Budget for code that holds all of `DECODING` already."""
 
 
 def fit_to_worker() -> None:
     """Make `DECODING` a quarter of the memory of the worker that runs this task, if it has a limit.
 
-    Elsewhere they stay as they are.
+    Otherwise nothing changes.
     """
     from distributed import get_worker  # workers have it; a driver may do without
 
@@ -88,7 +88,7 @@ def fit_to_worker() -> None:
 
 
 def has_memory(n_bytes: int) -> bool:
-    """Return whether the system would give so many bytes now."""
+    """Return whether the system would allocate so many bytes now."""
     try:
         mmap.mmap(-1, max(n_bytes, mmap.PAGESIZE)).close()
     except (OSError, ValueError, MemoryError, OverflowError):

@@ -1,7 +1,7 @@
 """Protection of a cluster: addresses, certificates and folders that nobody else can use.
 
-Dask runs the code that comes to a scheduler or worker as the user who started it. So what listens
-must be for holders of a certificate only, and what is unpickled from a disk must be a user's own.
+A scheduler or worker runs whatever code reaches it, as the user who started it. So its port must
+ask for a certificate, and only this user may write the folder that workers unpickle from.
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ _N_NAMED = 8
 def tell_waits(client: Client, chunk_of: Mapping[Any, Any]) -> Iterator[Callable[[], None]]:
     """Yield a function to call at every finished chunk; tell what is waited for if none is.
 
-    Files that workers wait for come by name, too.
+    Files that workers wait for are named, too.
 
     Parameters
     ----------
     chunk_of : mapping
-        The chunk of every key that has no result yet; it changes meanwhile.
+        Chunks by key, of those without a result; the caller updates it.
     """
     show_slow_storage(client)
     moved, ended = threading.Event(), threading.Event()
@@ -41,7 +41,7 @@ def tell_waits(client: Client, chunk_of: Mapping[Any, Any]) -> Iterator[Callable
         while not ended.is_set():
             if moved.wait(patience_s):
                 moved.clear()
-                # Where chunks take minutes, only more than is usual is worth a line.
+                # Where chunks take minutes, tell only of a wait twice as long as the last chunk's.
                 patience_s = max(_STILL_S, 2 * (time.monotonic() - began))
                 began = time.monotonic()
             else:

@@ -21,7 +21,7 @@ _LOOK_EVERY_S = 5.0
 """Time between two looks for workers that are lost or have paused."""
 
 _SLOW_TOPIC = "dtl-slow-storage"
-"""Events by which workers tell the driver."""
+"""Topic of the events by which workers tell the driver of slow storage."""
 
 _ASK_AGAIN_S = 0.01
 
@@ -142,7 +142,7 @@ class _SlowStorage(WorkerPlugin):  # type: ignore[misc]
 
 
 def show_slow_storage(client: Client) -> None:
-    """Show here which files the workers wait for in vain; see `storage.tell_slow`."""
+    """Log in this process which files the workers wait for; see `storage.tell_slow`."""
     client.subscribe_topic(_SLOW_TOPIC, lambda event: log.warning("%s", event[1]))
     client.register_plugin(_SlowStorage(), name=_SLOW_TOPIC)
 

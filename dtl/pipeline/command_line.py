@@ -74,7 +74,7 @@ def _closing() -> Iterator[ExitStack]:
                 raise
     except BaseException as error:
         if before is None:
-            error.add_note("It came while the command was closed; its results are written.")
+            error.add_note("This happened while closing, after all results were written.")
         elif error is not before and error.__cause__ is not before:
             if not isinstance(error, KeyboardInterrupt) and str(error) != str(before):
                 before.add_note(f"Then, while closing: {type(error).__name__}: {error}")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import sys
 
+from dtl import storage
 from dtl.config.errors import UserError
 
 _ADVICE = {
-    errno.ENOSPC: "The disk is full: free some space, or give another place.",
-    errno.EDQUOT: "The quota of the disk is used up: free some space, or give another place.",
-    errno.EROFS: "The disk can only be read: give another place.",
     errno.ENOENT: "Check the name.",
     errno.EACCES: "Ask for permission, or give another place.",
     errno.EPERM: "Ask for permission, or give another place.",
@@ -35,13 +33,13 @@ _STORAGE = {"aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "hdfs_n
 def describe(error: BaseException, advice: str = "") -> str:
     """Say what has happened: in the words of the error if a person can mend it.
 
-    Where the machines failed, and not what was given, it ends with `advice`.
+    It ends with `advice` where a machine failed rather than the input.
     """
     text = str(error) or type(error).__name__
     if isinstance(error, UserError):
         return text
     if isinstance(error, MemoryError):
-        return f"The memory of this machine did not suffice ({text}). Free some.{advice}"
+        return f"This machine has too little memory ({text}). Free some.{advice}"
     # Dask is loaded if, and only if, the command came to need workers.
     if "distributed" in sys.modules:
         from dtl.cluster import losses
@@ -51,7 +49,11 @@ def describe(error: BaseException, advice: str = "") -> str:
     if isinstance(error, FileNotFoundError) and " " not in text:  # fsspec's have the path alone
         return f"No such file or folder: {text}. Check the name."
     if isinstance(error, OSError):
-        known = _ADVICE.get(error.errno or 0) if text.startswith("[Errno") else None
+        if not text.startswith("[Errno"):  # it is in words
+            return text
+        if full := storage.describe_full(error.filename or "A file", error.errno):
+            return f"{full}{advice}"
+        known = _ADVICE.get(error.errno or 0)
         return f"{text}. {known}{advice}" if known else text
     if isinstance(error, ImportError):
         return f"{text}. Install what is missing."

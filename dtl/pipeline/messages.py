@@ -13,7 +13,7 @@ from typing import Any
 
 
 def print_line(text: str) -> None:
-    """Print to stdout at once, until nobody reads it any more, without the secrets in it."""
+    """Print to stdout at once, without secrets; do nothing once nobody reads it."""
     try:
         sys.stdout.write(_show(text) + "\n")
         sys.stdout.flush()
@@ -24,7 +24,7 @@ def print_line(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print what ends a command to stderr, if anybody reads it, without the secrets in it."""
+    """Print the error that ends a command to stderr, without secrets."""
     with contextlib.suppress(OSError):  # there is no other place to tell it
         sys.stderr.write(f"error: {name_flags(_show(text))}\n")
         sys.stderr.flush()

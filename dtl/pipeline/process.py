@@ -1,4 +1,4 @@
-"""A process of its own for one command: its signals, and its end."""
+"""Signals and exit of the process that runs one command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dtl.pipeline import main
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _CLOSING_S = 60.0
-"""Time that a command has to close what it opened, from a signal on."""
+"""Time from a signal on in which a command closes what it opened."""
 
 _AGAIN_S = 0.1
 """Time after which a signal that was lost is sent again."""
@@ -56,9 +56,9 @@ def enter() -> NoReturn:
 def end(status: int) -> NoReturn:
     """End the process with an exit status, whatever its threads do.
 
-    The interpreter is not taken down. While it is, threads of a native client (HDFS, TensorFlow)
-    that come back to it are ended by force, which aborts the process: "FATAL: exception not
-    rethrown", with the status of SIGABRT in place of the command's.
+    The interpreter is not finalized. It would kill threads of native clients (HDFS, TensorFlow)
+    that return to it, and so abort the process: "FATAL: exception not rethrown", with SIGABRT in
+    place of the command's status.
     """
     _answer(_say_closing)
     too_late = threading.Timer(_CLOSING_S, os._exit, [status])  # Dask waits for its threads
@@ -86,11 +86,11 @@ def _show_any_name() -> None:
 
 
 def _take_signals() -> None:
-    """Have the first signal end the command in order; the process ends in a minute in any case."""
+    """Let the first signal end the command in order, and the process within a minute."""
     taken = [s for s in _SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
     for number in taken:  # a shell's background jobs ignore SIGINT, those of nohup SIGHUP
         signal.signal(number, _stop)
-    # A signal's number is written there at once, even while a call of native code does not return.
+    # Python writes a signal's number there at once, even while a native call does not return.
     awake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

@@ -124,7 +124,7 @@ class Results:
         storage.remove(self.checkpoint)
 
     def remove_trained(self) -> None:
-        """Remove all that follows from the rows that could be read: they are others now."""
+        """Remove all results that follow from the features, for the readable rows have changed."""
         for name in (
             "report.html", "evaluation.json", "checkpoint.npz", "head.npz", "head-best.npz",
             "head-last.npz", "history.parquet", "compare.json", "compare.html", "tune.json",

@@ -77,7 +77,7 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
 
 
 def _retry_skipped(run: Run, store: FeatureStore, listed: ImageList) -> None:
-    """Make chunks pending in which a skipped image can be read now, and forget what follows."""
+    """Make chunks pending in which a skipped image can be read now; remove what followed."""
     from dtl.features import featurization
 
     store.write_places(listed)
@@ -89,7 +89,7 @@ def _retry_skipped(run: Run, store: FeatureStore, listed: ImageList) -> None:
 
 
 def forget_chunks(run: Run, store: FeatureStore, chunks: list[int]) -> None:
-    """Make chunks pending, for other images of them can be read now, and forget what follows."""
+    """Make chunks pending of which other images can be read now; remove what followed from them."""
     log.info("%d chunks are computed again, with images that can be read now", len(chunks))
     run.results.remove_trained()
     store.forget_split()
@@ -159,7 +159,7 @@ def reuse(stage: str, stored: _Stored | None, wanted: Mapping[str, Any]) -> _Sto
 
 
 def list_warnings(store: FeatureStore) -> list[str]:
-    """List what makes the scores mean less than they seem to.
+    """List reasons to trust the scores less.
 
     Each command on the store prints it, and the report begins with it. It is the only such list: a
     stage that finds something out stores it with the features, and it is put into words here.

@@ -355,7 +355,7 @@ def asynchronous(url: str) -> tuple[Any, str]:
 
 
 class _ForZarr(AsyncFileSystemWrapper):  # type: ignore[misc]
-    """Filesystem whose files appear whole, and whose passing errors are tried again."""
+    """Filesystem whose files appear whole, and whose transient errors are tried again."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

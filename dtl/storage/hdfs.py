@@ -22,7 +22,7 @@ from hdfs_native.fsspec import HdfsFileSystem
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 120.0
-"""Time for which a passing error is retried: a NameNode in safe mode, lost DataNodes."""
+"""Time for which a transient error is retried: a NameNode in safe mode, lost DataNodes."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 
@@ -39,7 +39,7 @@ _REFUSED = {
 
 _FULL = re.compile(r"could only be (written|replicated) to 0 ")
 
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     r"^(?!.*turned on manually).*"
     r"(safe ?mode|RetriableException|StandbyException|OperationFailed|DataTransferError)",
     re.DOTALL | re.IGNORECASE,
@@ -54,7 +54,7 @@ class UnreachableError(ConnectionError):
 
 
 def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Retry a method while its error is a passing one, then raise Python's own exception."""
+    """Retry a method while its error is a transient one, then raise Python's own exception."""
 
     @functools.wraps(method)
     def call(self: Hdfs, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -68,10 +68,10 @@ def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
                 raise FileNotFoundError(f"No such file or folder: {url}") from None
             except (RuntimeError, OSError) as error:
                 translated, now = translate(error, url), time.monotonic()
-                passing = _PASSING.search(str(error)) is not None
+                transient = _TRANSIENT.search(str(error)) is not None
                 if isinstance(translated, UnreachableError) and now - began < _AT_ONCE_S:
-                    translated, passing = OSError(f"{url}: a DataNode is gone."), True
-                if not passing or now > deadline:
+                    translated, transient = OSError(f"{url}: a DataNode is gone."), True
+                if not transient or now > deadline:
                     raise translated from error
                 log.warning("%s Trying again in %.1f s.", translated, pause)
                 time.sleep(pause)

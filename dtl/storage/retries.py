@@ -1,4 +1,4 @@
-"""Calls to a filesystem that may fail or wait: passing errors are tried again, slow ones told.
+"""Calls to a filesystem that may fail or wait: transient errors are tried again, slow ones told.
 
 An error that stays is raised as it came; a note, or its own text, names the place. Only a full
 place is an error of its own.
@@ -19,14 +19,14 @@ from dtl.storage.slow import tell_slow
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FullError", "naming_full"]
+__all__ = ["FullError", "describe_full", "naming_full"]
 
 _T = TypeVar("_T")
 
 _PAUSES_S = (0.1, 0.4, 1.0, 2.0)
 """Pauses before each further try: an NFS server that blinks, a disk that reads a sector again."""
 
-_PASSING = {
+_TRANSIENT = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO,
     errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
     errno.ENETRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE,
@@ -56,7 +56,7 @@ def ask(fs: Any, url: str, method: Callable[..., _T], *args: Any, **kwargs: Any)
             try:
                 return method(*args, **kwargs)
             except Exception as error:
-                if pause is None or not is_passing(error):
+                if pause is None or not is_transient(error):
                     if url not in f"{error} {getattr(error, '__notes__', '')}":
                         error.add_note(f"at {url}")
                     raise
@@ -65,11 +65,24 @@ def ask(fs: Any, url: str, method: Callable[..., _T], *args: Any, **kwargs: Any)
         raise AssertionError  # the last try returns or raises
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Return whether an error may be gone at the next try."""
     return (
-        isinstance(error, OSError) and error.errno in _PASSING and not isinstance(error, _LASTING)
+        isinstance(error, OSError) and error.errno in _TRANSIENT and not isinstance(error, _LASTING)
     )
+
+
+def describe_full(place: str, error_number: int | None, other: str = "choose another place") -> str:
+    """Say that a place is full, and what to do; empty if the error is another.
+
+    Examples
+    --------
+    >>> describe_full("/data/x", errno.ENOSPC)
+    '/data/x cannot be written: no space is left there. Free some, or choose another place.'
+    """
+    if error_number not in _FULL:
+        return ""
+    return f"{place} cannot be written: {_FULL[error_number]}. Free some, or {other}."
 
 
 class FullError(OSError):
@@ -87,8 +100,8 @@ def naming_full(place: str) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         full = FullError(
-            f"{place} cannot be written: {_FULL[error.errno]}. Free some, or choose another place; "
-            "then give the same command again: what is done stays done."
+            f"{describe_full(place, error.errno)} Then give the same command again: what is done "
+            "stays done."
         )
         full.errno = error.errno
         raise full from error

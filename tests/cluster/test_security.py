@@ -276,7 +276,7 @@ def test_a_scheduler_with_a_certificate(
         name: file.replace("dtl.crt", "other.crt").replace("dtl.key", "other.key")
         for name, file in certificate.items()
     }
-    message = r"The scheduler at .* and the certificate in Dask's configuration do not go together"
+    message = r"The scheduler at .* refuses the certificate in Dask's configuration"
     with dask.config.set(others), pytest.raises(ConnectionError, match=message):
         connection.connect(ClusterConfig(scheduler)).__enter__()
 

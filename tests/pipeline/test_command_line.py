@@ -113,7 +113,7 @@ def test_an_error_while_closing_is_told_and_what_it_left(
     assert told == (
         1,
         "error: the lock is gone\n"
-        "  It came while the command was closed; its results are written.\n",
+        "  This happened while closing, after all results were written.\n",
     )
 
 

@@ -73,13 +73,13 @@ def run(body: str, argument: str = "") -> subprocess.CompletedProcess[str]:
         (
             "raise OSError(28, 'No space left on device', '/data/x')",
             1,
-            "error: [Errno 28] No space left on device: '/data/x'. The disk is full: free some "
-            "space, or give another place.\n",
+            "error: /data/x cannot be written: no space is left there. Free some, or choose "
+            "another place.\n",
         ),
         (
             "raise MemoryError",
             1,
-            "error: The memory of this machine did not suffice (MemoryError). Free some.\n",
+            "error: This machine has too little memory (MemoryError). Free some.\n",
         ),
         (
             "def deeper(): deeper()\ndeeper()",

@@ -1,4 +1,4 @@
-"""A failure is no answer: passing ones are tried again, others raised, and none means "absent"."""
+"""A failure is no answer: transient ones are tried again, others raised, none means "absent"."""
 
 from __future__ import annotations
 
