@@ -303,7 +303,7 @@ def test_what_is_no_scheduler_is_told(
         for scheme in ("tcp", "tls"):
             with (
                 dask.config.set(certificate),
-                pytest.raises(ConnectionError, match=r"Is it the port of its dashboard|No Dask"),
+                pytest.raises(ConnectionError, match=r"Is this the port of its dashboard|No Dask"),
             ):
                 connection.connect(ClusterConfig(f"{scheme}://127.0.0.1:{port}")).__enter__()
 
