@@ -1,7 +1,7 @@
-"""Image files without a decoder: sizes that are in them, metadata, and the end of a JPEG.
+"""Parsing of image files without a decoder: sizes, metadata, and the end of a JPEG.
 
-Decoders trust headers, and refuse files for metadata that nobody needs here. Nothing here does: 40
-bytes may stand for 100 million pixels, and the header of icons for less than what is in them.
+Decoders trust headers, and refuse files for metadata that nobody needs. But 40 bytes may claim 100
+million pixels, and an icon may hold more than its header says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COEFFICIENT_BYTES = 8
 """Per pixel of a progressive JPEG, whatever the size that it is scaled to."""
 
 _MOST_TILE_PIXELS = 4096 * 4096
-"""Pixels of a tile that may be much larger than its image: a small image in one large tile."""
+"""Pixels up to which a tile may be much larger than its image."""
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """Tags of a TIFF."""
@@ -87,8 +87,8 @@ def check_tile(image: Image.Image, max_pixels: int) -> None:
 def read_inner_sizes(data: bytes) -> list[tuple[int, int]]:
     r"""Return width and height of the images in a file, where Pillow would not check them in time.
 
-    It makes the canvas of a WebP, and decodes an icon, when the file is opened. The header of icons
-    and of JPEG 2000 has a size of its own.
+    Pillow allocates a WebP and decodes an icon as soon as it opens the file. In icons and JPEG 2000
+    the header may give another size than the images have.
 
     Examples
     --------
@@ -163,9 +163,9 @@ def estimate_bytes(image: Image.Image, n_pixels: int) -> int:
     Parameters
     ----------
     image : Image.Image
-        Opened, and asked for a smaller size where its format has that.
+        Opened, after `draft` has chosen a smaller size where the format has one.
     n_pixels : int
-        Pixels of the file, before that.
+        Pixels before `draft`.
     """
     per_pixel = _BYTES_PER_PIXEL.get(image.format or "", _BYTES_PER_OTHER_PIXEL)
     coefficients = _COEFFICIENT_BYTES * n_pixels if image.info.get("progressive") else 0
@@ -178,8 +178,8 @@ def estimate_bytes(image: Image.Image, n_pixels: int) -> int:
 def take_metadata_out(data: bytes) -> tuple[bytes, list[bytes]]:
     """Return a file without its metadata, and what was taken out, such as the EXIF block.
 
-    Blanks that servers and editors left before a file go, too. The file itself where nothing was
-    found, or where it is too damaged to tell.
+    Blanks before the image, which servers and editors leave, are removed, too. The file is returned
+    as it is if it has no metadata, or is too damaged to tell.
     """
     if (begun := data.lstrip(_BLANKS)).startswith((b"\xff\xd8\xff", _PNG)):
         data = begun
@@ -328,13 +328,13 @@ def _read_orientation(tiff: bytes, order: str) -> int:
 _END = b"\xff\xd9"
 
 _JUNK = tuple(hashlib.shake_256(b"%d" % k).digest(4096).replace(b"\xff", b"") for k in range(2))
-"""Two different continuations: pixels that are missing would take their values from them.
+"""Two different continuations of a JPEG: missing pixels would be decoded from them, and differ.
 
-Long, for a decoder takes what is no code for a zero, of 17 bits.
+They are long, for a decoder turns each 17 bits that are no code into a single zero.
 """
 
 _N_LAST_BYTES = 4
-"""Bytes at the end that pixels have to depend on: those of a file that was filled up do not."""
+"""Bytes at the end that pixels must depend on: on padding they do not."""
 
 
 class Endings(NamedTuple):
@@ -362,7 +362,7 @@ def _find_scan(data: bytes) -> int:
 def vary_end(data: bytes) -> list[Endings]:
     """Return variants of a JPEG that `lacks_end`, for each place where its pixels may end.
 
-    That is the end of the file, or where zeros begin that it was filled up with.
+    They may end with the file, or where a padding of zeros begins.
     """
     ends = [data.removesuffix(b"\xff")]  # the first half of the marker
     if len(filled := data.rstrip(b"\0")) < len(data):

@@ -47,7 +47,7 @@ _WITH_KNOWN_WHITE = ("PPM", "JPEG2000")
 """Formats whose header says how many bits are used; Pillow scales them to 16."""
 
 _DARK = 16
-"""Upper half of 16 bits below which a picture of colours uses 12 bits or fewer."""
+"""Upper byte of 16 bits below which an image in colours uses 12 bits or fewer."""
 
 _WITH_HALVES = ("TIFF", "PNG")
 _OTHER_ORDER = {
@@ -66,7 +66,7 @@ _USUAL_SIZE = (448, 448)
 _LARGE_BYTES = 64 << 20
 
 _STRIP_PIXELS = 1 << 20
-"""Pixels that are laid over white at a time, for what that takes is several times as large."""
+"""Pixels that are laid over white at a time: it takes several times their memory."""
 
 
 def has_image_name(path: str) -> bool:
@@ -211,7 +211,7 @@ def measure(start: bytes) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Image that is wanted of a file."""
+    """Request for an image of a file."""
 
     least_size: tuple[int, int]  # width and height; a JPEG may be scaled down to no less
     max_pixels: int

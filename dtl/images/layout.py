@@ -1,7 +1,7 @@
 """The meaning of a source's folders: splits, classes, or neither, which is refused.
 
-A folder tells its meaning by where it stands, so other layouts would be trained on without a word:
-with ``training_set/`` beside ``test_set/``, or ``images/`` beside ``masks/``, as the classes.
+Position gives a folder its meaning. Without checks, ``training_set/`` beside ``test_set/``, or
+``images/`` beside ``masks/``, would become the classes of a training.
 
 - A sole top folder is gone through, and so is ``train/train/`` or ``train/x/`` beside ``test/x/``.
 - The top folders are splits if all of them are called train, validation or test, or nearly so.
@@ -66,9 +66,28 @@ class Layout:
     n_passed: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, path: str) -> tuple[int, str | None]:
-        """Read the split and class of an image from its path, as `read_split_and_class`."""
-        n_passed = self.n_passed.get(path.split("/", 1)[0], 0) if self.n_passed else 0
-        return read_split_and_class(path, self.with_splits, n_passed)
+        """Read the split and class of an image from its path, relative to the source.
+
+        In a split without class folders, the class is the number that begins a Caltech file name.
+        It is None where the path names no class.
+
+        Examples
+        --------
+        >>> Layout().read("003.backpack/003_0001.jpg"), Layout().read("loose.jpg")
+        ((-1, '003.backpack'), (-1, None))
+        >>> Layout(with_splits=True).read("valid/003_0001.jpg")
+        (1, '003')
+        """
+        *folders, name = path.split("/")
+        if not self.with_splits:
+            return NO_SPLIT, folders[0] if folders else None
+        if not folders or not is_split_name(folders[0]):
+            return NO_SPLIT, None
+        part = _SPLIT_NAMES[folders[0].lower()]
+        if below := folders[1 + self.n_passed.get(folders[0], 0) :]:
+            return part, below[0]
+        caltech = _CALTECH_FILE.match(name)
+        return part, caltech[1] if caltech else None
 
     def find_class_folder(self, path: str) -> str:
         """Return the part of an image's path that ends with the class folder, or ""."""
@@ -79,35 +98,6 @@ class Layout:
                 return ""
             n_folders = 2 + self.n_passed.get(folders[0], 0)
         return "/".join(folders[:n_folders]) if len(folders) >= n_folders else ""
-
-
-def read_split_and_class(path: str, with_splits: bool, n_passed: int = 0) -> tuple[int, str | None]:
-    """Read the split and class of an image from its path, relative to the source.
-
-    `with_splits` says that the first folder is a split; `n_passed` folders below it mean nothing.
-    The class is then the next, or the number that begins a Caltech file name; None where the path
-    names no class.
-
-    Examples
-    --------
-    >>> read_split_and_class("003.backpack/003_0001.jpg", with_splits=False)
-    (-1, '003.backpack')
-    >>> read_split_and_class("valid/003_0001.jpg", with_splits=True)
-    (1, '003')
-    >>> read_split_and_class("loose.jpg", with_splits=False)
-    (-1, None)
-    """
-    *folders, name = path.split("/")
-    part = NO_SPLIT
-    if with_splits:
-        if not folders or folders[0].lower() not in _SPLIT_NAMES:
-            return NO_SPLIT, None
-        part = _SPLIT_NAMES[folders[0].lower()]
-        folders = folders[1 + n_passed :]
-        if not folders:
-            caltech = _CALTECH_FILE.match(name)
-            return part, caltech[1] if caltech else None
-    return part, folders[0] if folders else None
 
 
 def folders_are_splits(top_folders: Iterable[str]) -> bool:
@@ -233,10 +223,7 @@ def check_classes(tree: Tree, layout: Layout, url: str) -> None:
             places.setdefault(name, []).append(f"{base}/{name}" if base else name)
     if len(places) < 2:
         return
-    inside = {
-        name: {inner for folder in folders for inner in tree.below(folder)}
-        for name, folders in places.items()
-    }
+    inside = _list_inside(tree, places)
     problem = (
         _find_names(inside)
         or _find_copies(inside)
@@ -265,6 +252,11 @@ def _find_bases(tree: Tree, layout: Layout) -> list[str]:
     return bases
 
 
+def _list_inside(tree: Tree, places: Mapping[str, list[str]]) -> dict[str, set[str]]:
+    """Return the names of the folders inside each class, wherever it lies."""
+    return {name: set().union(*map(tree.below, folders)) for name, folders in places.items()}
+
+
 def _find_names(inside: Mapping[str, Collection[str]]) -> str:
     kinds = {name: _find_kind(name) for name in inside}
     called = [name for name, kind in kinds.items() if kind]
@@ -273,7 +265,7 @@ def _find_names(inside: Mapping[str, Collection[str]]) -> str:
         vehicle = name.lower() in ("train", "trains")
         opposite = name.lower() == "valid" and "invalid" in {other.lower() for other in inside}
         if others or inside[name] or not (vehicle or opposite):
-            return f"{_enumerate('The folder', called)} called like {_plural('a split', called)}"
+            return _call(called, "splits")
     words = {name: _read_words(name) for name in inside}
     kinds_of_words = {name: {_KIND_OF_WORD.get(word) for word in words[name]} - {None}
                       for name in inside}  # fmt: skip
@@ -285,7 +277,7 @@ def _find_names(inside: Mapping[str, Collection[str]]) -> str:
     groups = [*rests.values(), [*inside] if all(kinds_of_words.values()) else []]
     for group in groups:
         if len(set().union(*(kinds_of_words[name] for name in group))) > 1:
-            return f"{_enumerate('The folder', group)} called like splits"
+            return _call(group, "splits")
     pictures = [name for name in inside if _is_made_of(name, _PICTURES)]
     masks = [
         name
@@ -293,7 +285,7 @@ def _find_names(inside: Mapping[str, Collection[str]]) -> str:
         if _is_made_of(name, _MASKS | _PICTURES) and not _is_made_of(name, _PICTURES)
     ]
     if pictures and masks and 2 * len(pictures + masks) >= len(inside):
-        return f"{_enumerate('The folder', pictures + masks)} called like images and masks"
+        return _call(pictures + masks, "images and masks")
     return ""
 
 
@@ -308,10 +300,7 @@ def _find_copies(inside: Mapping[str, Collection[str]]) -> str:
 def _find_shared_folders(tree: Tree, places: Mapping[str, list[str]]) -> str:
     """Say so if most classes hold the same folders, there or below a sole folder of theirs."""
     while True:
-        inside = {
-            name: {inner for folder in folders for inner in tree.below(folder)}
-            for name, folders in places.items()
-        }
+        inside = _list_inside(tree, places)
         counts = Counter(inner for names in inside.values() for inner in names)
         shared = {inner for inner, n in counts.items() if n > 1 and 2 * n > len(inside)}
         holders = [
@@ -373,12 +362,8 @@ def _find_kind(name: str) -> str:
     return joined or (kinds[0] if kinds and not others else "")
 
 
-def _enumerate(noun: str, names: Collection[str]) -> str:
-    return f"{noun} {_list(names)} is" if len(names) == 1 else f"{noun}s {_list(names)} are"
-
-
-def _plural(noun: str, names: Collection[str]) -> str:
-    return noun if len(names) == 1 else f"{noun.removeprefix('a ')}s"
+def _call(names: Collection[str], like: str) -> str:
+    return f"Folders that are called like {like} ({_list(names)})"
 
 
 def _list(names: Collection[str]) -> str:

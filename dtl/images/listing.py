@@ -72,7 +72,7 @@ class ImageFiles:
         self._take(sorted(range(len(keys)), key=keys.__getitem__))
 
     def enter(self, top: str) -> bool:
-        """Take paths relative to a folder, leave out what is above; return whether that can be."""
+        """Make paths relative to a folder, leave out files above; return whether it worked."""
         prefix = f"{top}/"
         rows = [row for row, path in enumerate(self.paths) if path.startswith(prefix)]
         if any(self.tar[row] < 0 for row in rows):
@@ -103,7 +103,7 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     """List the labelled images of a source, in a seeded random order.
 
     Names and sizes are read, the headers of tars, and the content of files without an image
-    extension that begin like one. What the folders mean, `dtl.images.layout` says. Names of classes
+    extension that begin like one. `dtl.images.layout` finds what the folders mean. Names of classes
     that differ only in how Unicode composes them are one class.
 
     Images that all lie in tars keep the tars' order, unless that is not random: so they can be read
@@ -286,19 +286,14 @@ def describe_empty_folders(empty_folders: Sequence[tuple[str, str]]) -> str:
     Examples
     --------
     >>> describe_empty_folders([("cat", "hidden file")])
-    'No image in a folder that would be a class: cat (hidden file).'
+    'Folders without an image are no classes: cat (hidden file).'
     """
     some = empty_folders[:_MOST_FOLDERS]
     shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in some)
-    n_more = len(empty_folders) - _MOST_FOLDERS
-    more = f" and {n_more} more" if n_more > 0 else ""
-    n_folders = len(empty_folders)
-    begin = (
-        "a folder that would be a class"
-        if n_folders == 1
-        else (f"{n_folders} folders that would be classes")
+    n_more = len(empty_folders) - len(some)
+    return (
+        f"Folders without an image are no classes: {shown}{f' and {n_more} more' * bool(n_more)}."
     )
-    return f"No image in {begin}: {shown}{more}."
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -28,15 +28,15 @@ _LARGE_BYTES = 32 << 20
 
 _PIXEL_BYTES = 8
 _METADATA_BYTES = 64 << 20
-"""The most that a file may have for each pixel of `max_pixels`, and besides."""
+"""Limit on the size of a file: so much per pixel of `max_pixels`, plus metadata."""
 
 _OF_ONE_FILE = {
     errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.EINVAL,
     errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG, errno.EREMOTEIO,
 }  # fmt: skip
-"""Errors that one file may have where all others are well: bad sectors, say, or a link to itself.
+"""Errors of a single file, such as bad sectors or a link to itself.
 
-Others are those of the storage, or of this process.
+All others are errors of the storage, or of this process.
 """
 
 _HEADER_BYTES = 64 << 10
@@ -44,7 +44,7 @@ _N_COSTLIEST = 5
 """Images that are named where a worker was lost."""
 
 _MOST_IN_A_ROW = 4
-"""Files in a row that may fail: where more do, the storage does."""
+"""Files in a row that may fail; if more do, it is the storage that fails."""
 
 
 class ReadImage(NamedTuple):
@@ -62,8 +62,8 @@ def open_images(
     """Start to read and decode images in threads; yield an iterator of them in order.
 
     At most `n_ahead` are read and not yet taken. Neighbours in a tar are one request. `config`
-    gives ``resize`` and ``max_pixels``. What is decoded at the same time fits into a quarter of the
-    worker's memory, or is one image.
+    gives ``resize`` and ``max_pixels``. Images that are decoded at the same time fit into a quarter
+    of the worker's memory; a larger one is decoded alone.
 
     Raises
     ------

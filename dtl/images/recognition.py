@@ -37,7 +37,7 @@ _CONTROL_BYTES = bytes({*range(32)} - set(b"\t\n\v\f\r\x1b"))
 _TEXT_FORMATS = {"PPM", "XBM", "XPM"}
 _SAMPLE_BITS = {"1": 1, "I": 16, "F": 32}
 _SIGNATURE_BYTES = 16
-"""Bytes in which every format that is no text has a control byte, such as a zero of its size."""
+"""Bytes that tell text from binary: every binary format has a control byte in them."""
 _MOST_TEXT_BYTES = 64 << 20
 """Size above which a file of text is not looked through for an image."""
 _BUFFER_BYTES = 64 << 10
@@ -82,7 +82,7 @@ def judge_name(path: str) -> str:
 
 
 def may_be_image(start: bytes) -> bool:
-    """Return whether the content of a file that starts so must be judged."""
+    """Return whether a file that starts with these bytes needs `judge_content`."""
     return formats.is_heic(start) or formats.begins_like_image(start)
 
 
@@ -155,9 +155,6 @@ class _File(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]

@@ -1,6 +1,6 @@
 """Tar files that hold images: reading and writing their headers.
 
-Nothing here opens a file. Bytes come from a callable, so that headers are read without the data.
+Nothing here opens a file. Bytes come from a `Window`, so that headers are read without the data.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Member(NamedTuple):
 def read_members(window: Window) -> Iterator[Member]:
     """Yield all entries of a tar but its folders, from its headers.
 
-    Where another tar follows, as after ``cat a.tar b.tar``, its entries are yielded, too. Less than
-    a block of anything else after the end is one more entry with a problem.
+    Where another tar follows, as after ``cat a.tar b.tar``, its entries are yielded, too. Other
+    bytes after the end, if fewer than a block, are yielded as one entry with a problem.
 
-    Raises `ValueError` if the file is no tar, or damaged, or shorter than its headers say; if more
-    than that follows its end.
+    Raises `ValueError` if the file is no tar, is damaged, is shorter than its headers say, or has
+    a block or more of other bytes after its end.
     """
     start: int | None = 0
     while start is not None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dtl.config.errors import UserError
 from dtl.images.formats import N_MAGIC_BYTES, begins_like_image, decode, has_image_name, thumbnail
-from dtl.images.layout import folders_are_splits, read_split_and_class
+from dtl.images.layout import Layout, folders_are_splits
 
 SIZE = (6, 8)
 RNG = np.random.default_rng(0)
@@ -462,7 +462,7 @@ def test_names_of_other_files(path: str) -> None:
     ],
 )
 def test_what_a_path_says(path: str, with_splits: bool, expected: Any) -> None:
-    assert read_split_and_class(path, with_splits) == expected
+    assert Layout(with_splits).read(path) == expected
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_a_folder_without_an_image_is_named(
         "  1 not an image: cat/notes.txt"
     )
     assert warned == (
-        f"No image in 2 folders that would be classes: cat ({heic_reason}), elk (an empty folder)."
+        f"Folders without an image are no classes: cat ({heic_reason}), elk (an empty folder)."
     )
     del files["cat/3.heic"], files["cat/4"]
     plant(f"{tmp_path}2", files)

@@ -112,8 +112,7 @@ def test_an_error_while_closing_is_told_and_what_it_left(
     told = closes(monkeypatch, capsys, None, OSError("the lock is gone"))
     assert told == (
         1,
-        "error: the lock is gone\n"
-        "  This happened while closing, after all results were written.\n",
+        "error: the lock is gone\n  This happened while closing, after all results were written.\n",
     )
 
 

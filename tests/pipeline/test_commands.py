@@ -73,13 +73,13 @@ def test_a_run_ends_with_scores_and_a_report(run: tuple[Path, Path, str]) -> Non
     assert "Dask dashboard" in printed
     assert "49 images of 3 classes" in printed
     assert "2 other files left out:\n  1 HEIC, which is not read: " in printed
-    assert "No image in a folder that would be a class: grey (HEIC, " in printed
+    assert "Folders without an image are no classes: grey (HEIC, " in printed
     assert "1 images repeat another's bytes (0 of them in another class)" in printed
     assert "was not trained" in printed  # the network
     report = (out / "report.html").read_text()
     assert "was not trained" in report
     assert "RENAME2" in report
-    assert "No image in a folder that would be a class: grey (HEIC, " in report
+    assert "Folders without an image are no classes: grey (HEIC, " in report
 
 
 def test_a_finished_command_starts_nothing_and_changes_nothing(
