@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed import Client, Future, wait
 
+from dtl.cluster.waits import wait_watched
 from dtl.cluster.workers import known_workers
 
 
@@ -40,9 +41,17 @@ class Session:
             return self.submit(_return, value, name=name)
 
     def wait(self, futures: Iterable[Future]) -> None:
-        """Wait until all are computed or have failed; a failed one raises when it is read."""
+        """Wait until all are computed or have failed; a failed one raises when it is read.
+
+        Where no task of the cluster begins or ends for a minute, a warning names those that run.
+        """
+        futures = list(futures)
         with self.client.as_current():  # it need not be the default one
-            wait(list(futures))
+            wait_watched(self.client, futures, lambda timeout: wait(futures, timeout=timeout))
+
+    def result(self, future: Future) -> Any:
+        """Return a task's result, or raise its error; warns as `wait` does."""
+        return wait_watched(self.client, [future], lambda timeout: future.result(timeout=timeout))
 
     def reduce(
         self,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from distributed import Client
+from distributed import Client, Future
 
 from dtl.cluster.workers import show_slow_storage
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _STILL_S = 60.0
 """Time without a finished chunk after which what is waited for is told."""
@@ -79,6 +81,46 @@ def _tell_chunks(client: Client, chunk_of: Mapping[Any, Any], still_s: float) ->
     log.warning(
         "No chunk was finished for %.0f s. Waiting for chunks: %s.", still_s, "; ".join(places)
     )
+
+
+def wait_watched(client: Client, futures: Sequence[Future], wait: Callable[[float], _T]) -> _T:
+    """Wait for futures; tell which tasks are waited for where none begins or ends for a minute.
+
+    `wait` waits for them all, at most for the time in s that it is given.
+    """
+    before, since, patience_s = None, time.monotonic(), _STILL_S
+    while True:
+        try:
+            return wait(_STILL_S / 2)
+        except TimeoutError:
+            if all(future.done() for future in futures):
+                return wait(_STILL_S / 2)  # raises what a task itself has raised
+        try:
+            running = {worker: sorted(map(str, ks)) for worker, ks in client.processing().items()}
+        except Exception:  # a scheduler that is gone, which `wait` is told
+            continue
+        now = time.monotonic()
+        if running != before:
+            before, since, patience_s = running, now, _STILL_S
+        elif now - since >= patience_s:
+            patience_s *= 2
+            _tell_tasks(running, now - since)
+
+
+def _tell_tasks(keys_of: Mapping[str, Sequence[str]], still_s: float) -> None:
+    places = [
+        f"{', '.join(map(_shorten, keys[:_N_NAMED]))}{', …' * (len(keys) > _N_NAMED)} on {worker}"
+        for worker, keys in sorted(keys_of.items())
+        if keys
+    ]
+    n_more = len(places) - _N_NAMED
+    places[_N_NAMED:] = [f"others on {n_more} more workers"] if n_more > 0 else []
+    if not keys_of:
+        places = ["workers: the scheduler has none. Start some"]
+    log.warning(
+        "No task was begun or finished for %.0f s. Waiting for %s.",
+        still_s, "; ".join(places) or "tasks that no worker has begun",
+    )  # fmt: skip
 
 
 def _identify(key: Any) -> Any:

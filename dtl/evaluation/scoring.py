@@ -48,9 +48,10 @@ def evaluate(
     session = Session(client)
     head_future = session.submit_value(head, "head")
     add = functools.partial(_add_tallies, n_mistakes=n_mistakes)
-    tally: _Tally = session.map_reduce(
+    added = session.map_reduce(
         _score_chunk, store.n_chunks, store, head_future, n_mistakes, merge=add, name="scores"
-    ).result()
+    )
+    tally: _Tally = session.result(added)
     if head.n_units and not tally.differ:
         log.warning(
             "The hidden layer is dead: all %d units are 0 for every image, so all images get the "

@@ -167,7 +167,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 blocks = arrays.cut_blocks(session, *checked, config.n_shards, seed)
             inputs, self.classes_ = arrays.load_blocks(session, *blocks, config)
             fitted = trainer.fit(inputs, config, seed, session, show=self.verbose)
-            moments: Moments = inputs.moments.result()
+            moments: Moments = session.result(inputs.moments)
         params, self.history_ = fitted.last, fitted.history
         kernel = params["kernel"].astype(np.float64) / moments.scale()[:, None]
         self.coef_ = np.ascontiguousarray(kernel.T)

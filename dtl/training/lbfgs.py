@@ -126,7 +126,7 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
     """
     import scipy.optimize  # 0.4 s, which no other solver needs
 
-    initial: Params = inputs.initial.result()
+    initial: Params = session.result(inputs.initial)
     shape, n_kernel = initial["kernel"].shape, initial["kernel"].size
     objective = _Objective(inputs.groups, shape, config.l2, session)
     history: list[Round] = []
@@ -216,7 +216,7 @@ class _Objective:
             for g, group in enumerate(self._groups)
         ]
         total: GradientSum
-        total = session.reduce(sums, _ADD_ALL, name=f"add-gradients-{number}").result()
+        total = session.result(session.reduce(sums, _ADD_ALL, name=f"add-gradients-{number}"))
         n = total.scores[0, 0]
         kernel = x[: total.kernel.size]
         value = float(total.scores[0, 2] / n + 0.5 * self._l2 * (kernel @ kernel))

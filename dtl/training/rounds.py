@@ -187,8 +187,10 @@ def run(
                 break
             if keeper is not None and done.round % CHECKPOINT_EVERY == 0:
                 seconds = time.monotonic() - started
-                keeper.save(averaged.result().params, _result(best), history, seconds)
-    return Fitted(averaged.result().params, history, _result(best), tally.best_round)
+                last = session.result(averaged).params
+                keeper.save(last, _take(best, session), history, seconds)
+    last = session.result(averaged).params
+    return Fitted(last, history, _take(best, session), tally.best_round)
 
 
 def _finish_rounds(
@@ -214,8 +216,8 @@ def _finish_rounds(
         if not pending:
             return
         index, after, numbers, scores = pending.popleft()
-        by_shard, stats = numbers.result()
-        found = scores.result() if scores else {}
+        by_shard, stats = tasks.session.result(numbers)
+        found = tasks.session.result(scores) if scores else {}
         now = time.monotonic()
         elapsed, last = now - last, now
         losses = np.array([by_shard.get(s, math.nan) for s in range(len(n_train))])
@@ -256,6 +258,6 @@ class _Tally:
         return True
 
 
-def _result(params: Future | Params) -> Params:
-    value: Params = params.result() if isinstance(params, Future) else params
+def _take(params: Future | Params, session: Session) -> Params:
+    value: Params = session.result(params) if isinstance(params, Future) else params
     return value

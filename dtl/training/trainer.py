@@ -62,7 +62,7 @@ def train(
             keeper = stack.enter_context(Keeper(checkpoint, provenance, overwrite=overwrite))
         inputs = prepare(spec, session)
         fitted = fit(inputs, spec.config, spec.seed, session, keeper=keeper)
-    moments: Moments = inputs.moments.result()
+    moments: Moments = session.result(inputs.moments)
 
     def make_head(params: Params) -> Head:
         return Head(

@@ -159,7 +159,7 @@ def tune(
         scores = {k: tasks.submit_scores(head, f"{level}-{k}") for k, head in heads.items()}
         for k, future in scores.items():
             epoch = plans[k].epoch(plans[k].rounds_until(end) - 1)
-            trials[k] = _judge(trials[k], Rung(epoch=epoch, **future.result()))
+            trials[k] = _judge(trials[k], Rung(epoch=epoch, **session.result(future)))
         alive = [k for k in heads if not trials[k].diverged]
         if not alive:
             if checkpoint:
@@ -177,7 +177,7 @@ def tune(
         # In the order of the trials, so that a stack does not depend on a tie.
         heads = {k: heads[k] for k in sorted(alive[: math.ceil(len(heads) / tuned.eta)])}
         if checkpoint and end != cuts[-1]:
-            params = {k: future.result() for k, future in heads.items()}
+            params = {k: session.result(future) for k, future in heads.items()}
             storage.write_bytes(checkpoint, Search(tuple(trials), params, fingerprint).to_bytes())
     trials.sort(key=lambda trial: _rank(trial, metric))
     hints = tuple(list_hints(trials[0], tuned))
@@ -313,7 +313,7 @@ def _train(
 
         def wait(n_left: int) -> None:
             while len(pending) > n_left:
-                pending.popleft().result()
+                tasks.session.result(pending.popleft())
                 advance(1)
 
         for s in stacks:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import re
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,3 +128,54 @@ def test_groups_hold_every_part_once_in_order(threads: Client, size: int, ends: 
     groups = group_shards(threads, 5, size)
     assert [part for group in groups for part in group] == list(range(5))
     assert size == 0 or [group.stop for group in groups] == ends
+
+
+@pytest.mark.parametrize("way", ["wait", "result"])
+def test_where_no_task_moves_it_is_said_what_is_waited_for(
+    threads: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    monkeypatch.setattr("dtl.cluster.waits._STILL_S", 0.5)
+    released, session = tmp_path / "released", Session(threads)
+
+    def stand() -> bool:
+        while not released.exists():
+            time.sleep(0.01)
+        return True
+
+    stands = session.submit(stand, name="stands")
+    timer = threading.Timer(5, released.touch)
+    timer.start()
+    {"wait": lambda: session.wait([stands]), "result": lambda: session.result(stands)}[way]()
+    assert stands.result() is True
+    timer.join()
+    told = r"No task was begun or finished for \d+ s\. Waiting for stands-\w+ on inproc://\S+\."
+    assert re.search(told, caplog.text)
+
+
+def test_a_task_may_time_out_itself(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtl.cluster.waits._STILL_S", 0.2)
+
+    def fail() -> None:
+        time.sleep(1)
+        raise TimeoutError("the task's own")
+
+    session = Session(threads)
+    with pytest.raises(TimeoutError, match="the task's own"):
+        session.result(session.submit(fail, name="fails"))
+
+
+def test_workers_that_are_all_gone_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dtl.cluster.waits._STILL_S", 0.5)
+    with local_cluster(n_workers=0) as local, Client(local) as client:
+        session = Session(client)
+        timer = threading.Timer(5, lambda: local.scale(1))
+        timer.start()
+        assert session.result(session.submit(abs, -1, name="abs")) == 1
+        timer.join()
+    assert "Waiting for workers: the scheduler has none. Start some." in caplog.text
