@@ -63,9 +63,9 @@ def _tell_chunks(client: Client, chunk_of: Mapping[Any, Any], still_s: float) ->
         keys_of = client.processing()
     except Exception:  # a scheduler that is gone, which the driver is told elsewhere
         keys_of = {}
-    names = {_identify(key): _shorten(str(chunk)) for key, chunk in chunk_of.items()}
+    names = {key: _shorten(str(chunk)) for key, chunk in chunk_of.items()}
     names_of = {
-        worker: [names[_identify(key)] for key in keys if _identify(key) in names]
+        worker: [names[key] for key in keys if key in names]
         for worker, keys in sorted(keys_of.items())
     }
     places = [
@@ -121,11 +121,6 @@ def _tell_tasks(keys_of: Mapping[str, Sequence[str]], still_s: float) -> None:
         "No task was begun or finished for %.0f s. Waiting for %s.",
         still_s, "; ".join(places) or "tasks that no worker has begun",
     )  # fmt: skip
-
-
-def _identify(key: Any) -> Any:
-    """Return what a key keeps where Dask fuses its task with those before it: token and number."""
-    return (key[0].rsplit("-", 1)[-1], *key[1:]) if isinstance(key, tuple) else key
 
 
 def _shorten(name: str) -> str:

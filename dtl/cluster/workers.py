@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 5.0
 """Time between two looks for workers that are lost or have paused."""
 
+_STILL_S = 60.0
+"""Time without an answer of a worker after which that is told."""
+
 _SLOW_TOPIC = "dtl-slow-storage"
 """Topic of the events by which workers tell the driver of slow storage."""
 
@@ -73,6 +76,7 @@ def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any)
 
 def _wait_for_result(client: Client, worker: str, future: Future) -> Any:
     # A worker that restarts has another address, and Dask would wait for the old one for ever.
+    began, patience_s = time.monotonic(), _STILL_S
     while True:
         try:
             return future.result(timeout=_LOOK_EVERY_S)
@@ -84,6 +88,9 @@ def _wait_for_result(client: Client, worker: str, future: Future) -> Any:
                     f"Worker {worker} was lost at the start. Most likely its memory did not "
                     f"suffice: see its log. {MORE_MEMORY} The same command resumes the work."
                 ) from None
+            if (still_s := time.monotonic() - began) >= patience_s:
+                patience_s *= 2
+                log.warning("Waiting for an answer of worker %s for %.0f s.", worker, still_s)
 
 
 @contextmanager

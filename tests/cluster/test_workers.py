@@ -79,6 +79,15 @@ def test_a_function_may_take_long_and_raise_what_it_likes(
         run_on_each_worker(threads, times_out)
 
 
+def test_a_worker_that_does_not_answer_is_told(
+    threads: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(workers, "_STILL_S", 0.5)
+    assert set(workers.run_on_each_worker(threads, time.sleep, 3).values()) == {None}
+    assert re.search(r"Waiting for an answer of worker inproc://\S+ for \d+ s\.", caplog.text)
+
+
 def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     class Late:
         """It is done just after it was waited for in vain."""
