@@ -64,9 +64,13 @@ def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
             began = time.monotonic()
             try:
                 return method(self, path, *args, **kwargs)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if error.errno is not None:
+                    raise
                 raise FileNotFoundError(f"No such file or folder: {url}") from None
             except (RuntimeError, OSError) as error:
+                if getattr(error, "errno", None) is not None:
+                    raise  # Python's own, of a file on this machine
                 translated, now = translate(error, url), time.monotonic()
                 transient = _TRANSIENT.search(str(error)) is not None
                 if isinstance(translated, UnreachableError) and now - began < _AT_ONCE_S:
@@ -129,7 +133,10 @@ class PyarrowHdfs(HadoopFileSystem):  # type: ignore[misc]
 
 
 class Hdfs(HdfsFileSystem):
-    """Filesystem that storage uses for ``hdfs://``; `_RETRIED` names its methods that retry."""
+    """Filesystem for ``hdfs://`` without a JVM; `_RETRIED` names methods that retry by themselves.
+
+    What is made of several calls, or reads an open file, goes through `attempt`.
+    """
 
     def __init__(self, *args: Any, asynchronous: bool = False, **storage_options: Any) -> None:
         # Zarr asks every filesystem for `asynchronous`; hdfs-native takes it for Hadoop's.
@@ -150,6 +157,11 @@ class Hdfs(HdfsFileSystem):
             with contextlib.suppress(OSError, RuntimeError):
                 super().rm(partial)
             raise
+
+    @_retry
+    def attempt(self, path: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function that works on a file, and retry it as the methods are."""
+        return work(*args, **kwargs)
 
     @_retry
     def _create(self, path: str, value: bytes) -> None:

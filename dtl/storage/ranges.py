@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import merge_offset_ranges
 
-from dtl.storage import hdfs
 from dtl.storage.files import TooLargeError, cat_range, read_bytes, size
 from dtl.storage.hdfs import Hdfs
 from dtl.storage.places import filesystem
@@ -95,8 +93,7 @@ class Ranges:
             self._file = ask(self._fs, url, self._open)
 
     def _open(self) -> Any:
-        with self._translated():
-            return self._fs.open(self._path, "rb")
+        return self._fs.open(self._path, "rb")
 
     def __enter__(self) -> Ranges:
         return self
@@ -112,23 +109,15 @@ class Ranges:
     def _read(self, offset: int, n_bytes: int) -> bytes:
         if self._file is None:  # a web server or object store: each range is a request
             return bytes(cat_range(self._fs, self._path, offset, offset + n_bytes))
-        if isinstance(self._fs, LocalFileSystem):
-            try:
+        try:
+            if isinstance(self._fs, LocalFileSystem):
                 return os.pread(self._file.fileno(), n_bytes, offset)
-            except OSError:
-                # A stale handle stays so. It is not closed here, for other threads may use it.
-                self._file = self._open()
-                raise
-        with self._translated():
             n_bytes = max(min(n_bytes, len(self._file) - offset), 0)
             return bytes(self._file.read_range(offset, n_bytes))
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise hdfs.translate(error, self.url) from error
+        except (OSError, RuntimeError):
+            # A stale handle stays so. It is not closed here, for other threads may use it.
+            self._file = self._open()
+            raise
 
     def window(self) -> Window:
         """Return the window through which `tarfile` reads the headers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import time
@@ -47,10 +48,13 @@ _FULL = {
 def ask(fs: Any, url: str, method: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
     """Call a method of a filesystem; try again while the error is one that passes.
 
-    `Hdfs` and clients of object stores try again by themselves. A call that takes long is told.
+    `Hdfs` has rules of its own, and clients of object stores try again by themselves. A call that
+    takes long is told.
     """
     # Object stores' clients are the asynchronous ones.
     pauses = () if isinstance(fs, Hdfs) or fs.async_impl else _PAUSES_S
+    if isinstance(fs, Hdfs):
+        method = functools.partial(fs.attempt, url, method)
     with tell_slow(url):
         for pause in (*pauses, None):
             try:

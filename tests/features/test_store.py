@@ -20,8 +20,11 @@ from helpers import all_files
 from dtl import storage
 from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.features import arrays
+from dtl.features.arrays import Layout
 from dtl.features.store import FeatureStore
 from dtl.images.values import ImageList
+from dtl.storage.guards import guard
+from dtl.storage.lock import LostLockError
 
 N_IMAGES = 10
 CHUNK_IMAGES = 4
@@ -337,6 +340,34 @@ def test_split(root: str) -> None:
     with pytest.raises(ValueError, match=r"shape|broadcast"):
         store.write_split(rows[:3], {"method": "random"})
     assert store.split_fingerprint is None  # what is stored was made by nobody knows what
+
+
+def test_every_change_passes_the_guards(root: str) -> None:
+    """Zarr's writes of attributes and descriptions, too."""
+    store = fill(create(storage.join(root, "features.zarr")))
+    store.write_split(np.zeros(store.n_images, np.int8), {"seed": 0})
+    before = all_files(root)
+
+    def refuse() -> None:
+        raise LostLockError("lost")
+
+    stored = store._arrays
+    zeros = np.zeros(N_IMAGES, np.int64)
+    moved = replace(images(), tar_names=("a.tar",), tar=zeros.astype(np.int32), offset=zeros)
+    for change in (
+        store.forget_split,
+        lambda: store.write_places(moved),
+        lambda: stored.group.attrs.update({"root": "/elsewhere"}),
+        lambda: stored.create_array("new", Layout((2,), "int8", 0, 1, None, ("image",))),
+        lambda: stored.write("split", slice(None), np.ones(store.n_images, np.int8)),
+        lambda: stored.write("split", slice(None), np.zeros(store.n_images, np.int8), empty=False),
+        lambda: FeatureStore.create(
+            f"{store.url}/more", images(), {"fc2": 4}, dtype="float32", chunk_images=4, attrs={}
+        ),
+    ):
+        with guard(root, refuse), pytest.raises(LostLockError):
+            change()
+        assert all_files(root) == before
 
 
 def test_clean_removes_what_a_killed_process_left(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dtl import storage
-from dtl.storage import Extent, ranges, read_ahead
+from dtl.storage import Extent, hdfs, ranges, read_ahead
 
 
 def group_rows(files: list[str | Extent], most_bytes: int = 1 << 20) -> list[list[int]]:
@@ -59,6 +60,56 @@ def test_a_tar_is_opened_once_and_read_in_one_request(
     assert found == [data[512 * k : 512 * k + 300] for _ in range(2) for k in range(9)]
     assert opened == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
     assert requests == [(0, 8 * 512 + 300)] * 2
+
+
+class Tar:
+    """An open file of HDFS, whose first reads fail."""
+
+    n_opened = 0
+    n_read = 0
+
+    def __init__(self, error: Exception, n_failures: int) -> None:
+        self._error, self._n_failures = error, n_failures
+
+    def open(self, *_: Any, **__: Any) -> Tar:
+        self.n_opened += 1
+        if self.n_opened == 1:
+            raise self._error
+        return self
+
+    def __len__(self) -> int:
+        return 10
+
+    def read_range(self, offset: int, n_bytes: int) -> bytes:
+        self.n_read += 1
+        if self.n_read <= self._n_failures:
+            raise self._error
+        return b"0123456789"[offset : offset + n_bytes]
+
+    def close(self) -> None:
+        pass
+
+
+LOST = 'DataTransferError("Failed to connect to DataNode")'
+
+
+@pytest.mark.parametrize("said", [LOST, "IOError(Connection refused (os error 111))"])
+def test_a_tar_on_hdfs_is_read_again_from_other_datanodes(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(hdfs, "_FIRST_PAUSE_S", 0.01)
+    url = "hdfs://127.0.0.1:9/photos.tar"
+    tar = Tar(RuntimeError(said), 3)
+    monkeypatch.setattr(storage.filesystem(url)[0], "open", tar.open)
+    assert storage.read_file(Extent(url, 2, 4)) == b"2345"
+    assert tar.n_opened == 5  # again after each failure, for its DataNodes may have changed
+    monkeypatch.setattr(hdfs, "_PATIENCE_S", 0.0)
+    tar = Tar(RuntimeError(said), 99)
+    tar.n_opened = 1
+    monkeypatch.setattr(storage.filesystem(url)[0], "open", tar.open)
+    with pytest.raises(OSError, match=f"^{url}: ") as caught:
+        storage.read_file(Extent(url, 2, 4))
+    assert "NameNode" not in str(caught.value)
 
 
 def test_results_are_read_ahead_in_order() -> None:
