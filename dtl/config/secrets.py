@@ -7,22 +7,20 @@ before. A URL that is read back without its secret is known by `is_hidden`.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
 """Stands in place of a secret."""
 
-_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-_URL = re.compile(rf"({_SCHEME})(.*?)(?={_SCHEME}|\s|$)")
-_WHOLE_URL = re.compile(rf"({_SCHEME})(.*)", re.DOTALL)
-_SECRET_QUERY = re.compile(
-    r"([?&;][^=&#\s]*(?:sig|token|key|secret|pass|pwd|cred|auth|delegation)[^=&#\s]*=)[^&#\s'\"]+",
-    re.IGNORECASE,
-)
+_NO_FIRST_LETTERS = string.digits + "+.-"
+_SCHEME_LETTERS = string.ascii_letters + _NO_FIRST_LETTERS
+_QUERY = re.compile(r"([?&;][^=&#?;\s]*=)([^&#\s'\"]+)")
+_SECRET_NAME = re.compile("sig|token|key|secret|pass|pwd|cred|auth|delegation", re.IGNORECASE)
 # The keys of S3 have slashes, so that they look like a port and a path.
 _NO_PORT = re.compile(r"[^:\[]*:(?!\d*\W*$)")
-_HIDDEN_PART = re.compile(r"(?::|//|=)" + re.escape(HIDDEN))
+_HIDDEN_USER = re.compile(r"://(?:[^/:@]*:)?" + re.escape(HIDDEN) + "@")
 
 
 def hide(text: str) -> str:
@@ -35,7 +33,8 @@ def hide(text: str) -> str:
     >>> hide("https://host/photos?sig=AbC&v=2")
     'https://host/photos?sig=***&v=2'
     """
-    return _URL.sub(_hide_url, text) if "://" in text else text
+    words = re.split(r"(\s+)", text) if "://" in text else [text]
+    return "".join(_hide_word(word) if "://" in word else word for word in words)
 
 
 def hide_options(value: Any) -> Any:
@@ -54,7 +53,8 @@ def hide_options(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(hide_options, value))
     if isinstance(value, str):  # all of it is one URL, even if there are spaces in its password
-        return hide(_WHOLE_URL.sub(_hide_url, value))
+        before, mark, rest = value.partition("://")
+        return hide(before + _hide_url(_split_scheme(before)[1], rest)) if mark else value
     return value
 
 
@@ -72,11 +72,35 @@ def hide_values(variables: Iterable[Any]) -> list[str]:
 
 def is_hidden(url: str) -> bool:
     """Return whether a URL stands without its secret."""
-    return "://" in url and _HIDDEN_PART.search(url) is not None
+    if "://" not in url:
+        return False
+    return _HIDDEN_USER.search(url) is not None or any(
+        _SECRET_NAME.search(found[1]) and found[2].startswith(HIDDEN)
+        for found in _QUERY.finditer(url)
+    )
 
 
-def _hide_url(found: re.Match[str]) -> str:
-    scheme, rest = found.groups()
+def _hide_word(word: str) -> str:
+    """Hide what is secret in a text without spaces, in time that grows with its length only."""
+    first, *others = word.split("://")
+    shown, scheme = first, _split_scheme(first)[1]
+    for number, part in enumerate(others, 1):
+        # The next URL begins with its scheme, which stands at the end of this part.
+        rest, next_scheme = _split_scheme(part) if number < len(others) else (part, "")
+        shown += _hide_url(scheme, rest) + next_scheme
+        scheme = next_scheme
+    return shown
+
+
+def _split_scheme(text: str) -> tuple[str, str]:
+    """Return what is before the scheme that a text ends with, and the scheme."""
+    start = len(text.rstrip(_SCHEME_LETTERS))
+    start += len(text) - start - len(text[start:].lstrip(_NO_FIRST_LETTERS))
+    return text[:start], text[start:]
+
+
+def _hide_url(scheme: str, rest: str) -> str:
+    """Return ``://`` and the rest of a URL without its secrets."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     end = authority.rfind("@")
     if end < 0 and _NO_PORT.match(authority):
@@ -85,6 +109,10 @@ def _hide_url(found: re.Match[str]) -> str:
         name, colon, _ = rest[:end].partition(":")
         if colon:
             rest = f"{name}:{HIDDEN}{rest[end:]}"
-        elif scheme.lower() in ("http://", "https://"):  # a token; elsewhere, a user's name
+        elif scheme.lower() in ("http", "https"):  # a token; elsewhere, a user's name
             rest = f"{HIDDEN}{rest[end:]}"
-    return scheme + _SECRET_QUERY.sub(rf"\1{HIDDEN}", rest)
+    return "://" + _QUERY.sub(_hide_value, rest)
+
+
+def _hide_value(found: re.Match[str]) -> str:
+    return found[1] + HIDDEN if _SECRET_NAME.search(found[1]) else found[0]

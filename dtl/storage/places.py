@@ -41,12 +41,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises `UserError` for an unknown scheme, and `ImportError`, which names the package, for one
     whose package is not installed.
     """
-    if is_hidden(url):
-        raise UserError(
-            f"{url} lacks its password or key, which no file of a run keeps. Give the whole URL "
-            "again, as the option that it is the value of."
-        )
     scheme, server, path = _split(url)
+    # Names of files may have anything in them, those of pages on the web have keys.
+    _refuse_hidden(f"{scheme}://{server}" if has_folders(url) else url)
     if scheme in _PATH_SCHEMES:
         return Local(auto_mkdir=True), _local_path(server + path)
     if scheme in _ARCHIVES:
@@ -72,6 +69,14 @@ def filesystem(url: str) -> tuple[Any, str]:
     if "host" in options:
         return fs, path.rstrip("/") or "/"
     return fs, kind._strip_protocol(url)
+
+
+def _refuse_hidden(url: str) -> None:
+    if is_hidden(url):
+        raise UserError(
+            f"{url} lacks its password or key, which no file of a run keeps. Give the whole URL "
+            "again, as the option that it is the value of."
+        )
 
 
 def _split(url: str) -> tuple[str, str, str]:
@@ -115,6 +120,7 @@ def absolute(url: str) -> str:
         ...
     dtl.config.errors.UserError: '/data/a::b' has '::' in it, ... Rename that file or folder, ...
     """
+    _refuse_hidden(url)
     _, path = filesystem(url)
     path = path if is_local(url) else url.rstrip("/")
     if "::" in path:

@@ -40,7 +40,7 @@ def tell_slow(place: str) -> Iterator[None]:
 
 
 def on_slow(tell: Callable[[str], None]) -> None:
-    """Give what is told to a function, such as one that sends it to the driver, not to the log."""
+    """Send warnings about slow calls to a function instead of the log."""
     global _tell
     _tell = tell
 
@@ -63,8 +63,9 @@ def _watch() -> None:
             if now - began >= told.get(call, _AFTER_S):
                 told[call] = 2 * (now - began)
                 message = (
-                    f"Waiting for {place}, {now - began:.0f} s so far. If it is not just large, "
-                    "and its disk or server hangs, mend that, or stop and leave the file out."
+                    f"Waiting for {place}, {now - began:.0f} s so far. If the file is not "
+                    "simply large, its disk or server may hang: repair that, or stop and leave the "
+                    "file out."
                 )
                 with contextlib.suppress(Exception):  # the driver may be gone
                     _tell(message)

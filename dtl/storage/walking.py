@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import operator
 import os
@@ -25,6 +26,10 @@ _KINDS = {
 }  # fmt: skip
 
 EMPTY = "an empty folder"
+
+
+class _GoneError(OSError):
+    """A folder that was removed while it was listed."""
 
 
 class Found(NamedTuple):
@@ -119,8 +124,9 @@ def _list(fs: Any, folder: _Folder) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         entries = ask(fs, folder.url, fs.ls, folder.path, detail=True)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise OSError(
-            f"{folder.url} went away while it was listed. List it when nothing changes it."
+        raise _GoneError(
+            f"{folder.url} was removed while being listed. Try again when nothing changes the "
+            "folder."
         ) from error
     except PermissionError as error:
         error.add_note(
@@ -192,9 +198,11 @@ def remove_partials(url: str, *, below: bool = True) -> None:
     waiting = [_Folder(url, root, "")]
     while waiting:
         folder = waiting.pop()
-        for name, entry in _list(fs, folder):
-            place = join(folder.url, name)
-            if entry["type"] == "directory" and name:
-                waiting += [_Folder(place, entry["name"], "")] if below else []
-            elif name.endswith(".partial"):
-                ask(fs, place, fs.rm_file, entry["name"])
+        with contextlib.suppress(_GoneError):
+            for name, entry in _list(fs, folder):
+                place = join(folder.url, name)
+                if entry["type"] == "directory" and name:
+                    waiting += [_Folder(place, entry["name"], "")] if below else []
+                elif name.endswith(".partial"):
+                    with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+                        ask(fs, place, fs.rm_file, entry["name"])

@@ -160,6 +160,7 @@ def test_a_reader_that_crashes(tmp_path: Path) -> None:
     weight = next(weights)
     for child in children():
         os.kill(int(child), signal.SIGSEGV)
+    wait_until(lambda: not children(), "the process to end", 60)
     with pytest.raises(ValueError, match=r"the process that read it ended with status -11"):
         weight.read()
 

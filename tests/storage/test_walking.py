@@ -47,6 +47,25 @@ def test_files_come_sorted_a_folders_own_first(root: str) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("gone", ["a/0.partial", "b"])
+def test_half_written_files_that_their_writers_end_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    for path in ("a/0.partial", "a/1.partial", "b/2.partial", "c/3.partial", "c/whole"):
+        storage.write_bytes(f"{tmp_path}/{path}", b"")
+    ls = Local.ls
+
+    def list_then_lose(self: Local, path: str, **kwargs: Any) -> Any:
+        found = ls(self, path, **kwargs)
+        if (Path(path) / Path(gone).name).exists():
+            storage.remove(f"{tmp_path}/{gone}")
+        return found
+
+    monkeypatch.setattr(Local, "ls", list_then_lose)
+    storage.remove_partials(str(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
+
+
 def test_a_folder_that_blinks_is_listed(url: str) -> None:
     with failing(3, below="dog"):
         assert [found.path for found in storage.walk(url)] == PATHS
@@ -76,7 +95,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
 def test_a_folder_that_goes_away_is_an_error(url: str) -> None:
     with (
         failing(99, FileNotFoundError(2, "gone"), below="dog"),
-        pytest.raises(OSError, match=rf"{url}/dog went away while it was listed"),
+        pytest.raises(OSError, match=rf"{url}/dog was removed while being listed"),
     ):
         list(storage.walk(url))
 

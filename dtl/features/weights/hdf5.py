@@ -7,6 +7,7 @@ arrays come through a pipe, without pickles.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -81,7 +82,7 @@ def read(path: str, layers: LayerNames) -> Generator[Weight, None, None]:
                     _raise(answer)
                 shape = tuple(answer["shape"])
                 yield Weight(answer["name"], shape, partial(_read_numbers, ours, process, shape))
-                ours.send_bytes(b"next")
+                _send_word(ours, b"next")
         finally:
             process.kill()
 
@@ -92,7 +93,7 @@ def _read_numbers(
     if 4 * math.prod(shape) > _MEMORY_BYTES:
         raise ValueError(_TOO_LARGE)
     numbers = np.empty(math.prod(shape), np.float32)
-    ours.send_bytes(b"read")
+    _send_word(ours, b"read")
     n_read = 0
     while n_read < numbers.size:
         answer = json.loads(_receive(ours, process))
@@ -102,6 +103,11 @@ def _read_numbers(
         numbers[n_read : n_read + part.size] = part
         n_read += part.size
     return numbers.reshape(shape)
+
+
+def _send_word(ours: Connection, word: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # it has ended: what is received next says how
+        ours.send_bytes(word)
 
 
 def _receive(ours: Connection, process: subprocess.Popen[bytes]) -> bytes:
