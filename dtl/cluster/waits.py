@@ -63,18 +63,12 @@ def _tell_chunks(client: Client, chunk_of: Mapping[Any, Any], still_s: float) ->
         keys_of = client.processing()
     except Exception:  # a scheduler that is gone, which the driver is told elsewhere
         keys_of = {}
-    names = {key: _shorten(str(chunk)) for key, chunk in chunk_of.items()}
+    names = {key: str(chunk) for key, chunk in chunk_of.items()}
     names_of = {
         worker: [names[key] for key in keys if key in names]
         for worker, keys in sorted(keys_of.items())
     }
-    places = [
-        f"{', '.join(running[:_N_NAMED])}{', …' * (len(running) > _N_NAMED)} on {worker}"
-        for worker, running in names_of.items()
-        if running
-    ]
-    n_more = len(places) - _N_NAMED
-    places[_N_NAMED:] = [f"others on {n_more} more workers"] if n_more > 0 else []
+    places = _list_places(names_of)
     n_idle = len(chunk_of) - sum(map(len, names_of.values()))
     if n_idle:
         places.append(f"{n_idle} that no worker has begun")
@@ -108,19 +102,25 @@ def wait_watched(client: Client, futures: Sequence[Future], wait: Callable[[floa
 
 
 def _tell_tasks(keys_of: Mapping[str, Sequence[str]], still_s: float) -> None:
-    places = [
-        f"{', '.join(map(_shorten, keys[:_N_NAMED]))}{', …' * (len(keys) > _N_NAMED)} on {worker}"
-        for worker, keys in sorted(keys_of.items())
-        if keys
-    ]
-    n_more = len(places) - _N_NAMED
-    places[_N_NAMED:] = [f"others on {n_more} more workers"] if n_more > 0 else []
+    places = _list_places(keys_of)
     if not keys_of:
         places = ["workers: the scheduler has none. Start some"]
     log.warning(
         "No task was begun or finished for %.0f s. Waiting for %s.",
         still_s, "; ".join(places) or "tasks that no worker has begun",
     )  # fmt: skip
+
+
+def _list_places(names_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say of each worker, as far as a line allows, what runs on it."""
+    places = [
+        f"{', '.join(map(_shorten, names[:_N_NAMED]))}{', …' * (len(names) > _N_NAMED)} on {worker}"
+        for worker, names in sorted(names_of.items())
+        if names
+    ]
+    n_more = len(places) - _N_NAMED
+    places[_N_NAMED:] = [f"others on {n_more} more workers"] if n_more > 0 else []
+    return places
 
 
 def _shorten(name: str) -> str:
