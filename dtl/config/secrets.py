@@ -1,6 +1,6 @@
 """Secrets in options and texts: passwords and keys in URLs, values of environment variables.
 
-What is written to a file of a run, to a terminal or a log goes through `hide` or `hide_options`
+Texts for a file of a run, a terminal or a log go through `hide` or `hide_options`
 before. A URL that is read back without its secret is known by `is_hidden`.
 """
 

@@ -135,7 +135,7 @@ class PyarrowHdfs(HadoopFileSystem):  # type: ignore[misc]
 class Hdfs(HdfsFileSystem):
     """Filesystem for ``hdfs://`` without a JVM; `_RETRIED` names methods that retry by themselves.
 
-    What is made of several calls, or reads an open file, goes through `attempt`.
+    Work of several calls, and on an open file, goes through `attempt`.
     """
 
     def __init__(self, *args: Any, asynchronous: bool = False, **storage_options: Any) -> None:

@@ -57,7 +57,7 @@ class Lock:
 
     @property
     def token(self) -> str:
-        """What tells this driver's lock from any other's."""
+        """Token of this driver's lock, which no other driver has."""
         return str(self._content["token"])
 
     def take(self) -> None:
