@@ -31,7 +31,7 @@ class DamagedError(UserError):
     """A file of a feature store that is missing, or holds something else than was written."""
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """How one array lies in files, along its rows."""
 
     shape: tuple[int, ...]
@@ -111,7 +111,7 @@ class Arrays:
                     f"of {other.path} {other.shape[0]} in chunks of {other.chunks[0]}"
                 )
 
-    def create_array(self, name: str, layout: Layout) -> None:
+    def create_array(self, name: str, layout: ArrayLayout) -> None:
         """Make an array; files of it that are there already stay."""
         n_rows, *others = layout.shape
         self._arrays[name] = self.group.create_array(
@@ -125,7 +125,7 @@ class Arrays:
             dimension_names=layout.dimension_names,
         )
 
-    def fits(self, name: str, layout: Layout) -> bool:
+    def fits(self, name: str, layout: ArrayLayout) -> bool:
         """Return whether an array is there, and lies in files as it should."""
         try:
             array = self.array(name)

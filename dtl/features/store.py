@@ -19,7 +19,7 @@ from dtl.config.provenance import Claim, check_same, claim
 from dtl.config.secrets import hide, hide_options
 from dtl.config.text import printable
 from dtl.features.arrays import Arrays, DamagedError
-from dtl.features.layout import (
+from dtl.features.columns import (
     COLUMNS,
     FORMAT,
     TAR_COLUMNS,

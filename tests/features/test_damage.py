@@ -18,7 +18,7 @@ from dtl import config, storage
 from dtl.config.errors import UserError
 from dtl.evaluation import scoring
 from dtl.features.arrays import DamagedError
-from dtl.features.layout import COLUMNS
+from dtl.features.columns import COLUMNS
 from dtl.features.store import FeatureStore
 from dtl.images.values import ImageList
 from dtl.training import trainer

@@ -20,7 +20,7 @@ from helpers import all_files
 from dtl import storage
 from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.features import arrays
-from dtl.features.arrays import Layout
+from dtl.features.arrays import ArrayLayout
 from dtl.features.store import FeatureStore
 from dtl.images.values import ImageList
 from dtl.storage.guards import guard
@@ -358,7 +358,7 @@ def test_every_change_passes_the_guards(root: str) -> None:
         store.forget_split,
         lambda: store.write_places(moved),
         lambda: stored.group.attrs.update({"root": "/elsewhere"}),
-        lambda: stored.create_array("new", Layout((2,), "int8", 0, 1, None, ("image",))),
+        lambda: stored.create_array("new", ArrayLayout((2,), "int8", 0, 1, None, ("image",))),
         lambda: stored.write("split", slice(None), np.ones(store.n_images, np.int8)),
         lambda: stored.write("split", slice(None), np.zeros(store.n_images, np.int8), empty=False),
         lambda: FeatureStore.create(

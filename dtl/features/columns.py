@@ -1,4 +1,4 @@
-"""The attributes and columns of a feature store, and how they lie in files."""
+"""The columns and attributes of a feature store, and how they lie in files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.features.arrays import Arrays, DamagedError, Layout
+from dtl.features.arrays import ArrayLayout, Arrays, DamagedError
 from dtl.images.values import NO_SPLIT, ImageList
 
 # Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
@@ -69,24 +69,24 @@ def lay_out(
     dtype: str,
     chunk_images: int,
     format: int = FORMAT,
-) -> dict[str, Layout]:
+) -> dict[str, ArrayLayout]:
     """Return the layout of every array of a store, for layers of n_features each."""
     n_images, is_new = len(images), format > 1
     by_driver = _LIST_COLUMNS | (TAR_COLUMNS if images.tar_names else {})
     by_task = list_task_columns(format)
     file_rows = chunk_images * max(1, _ROWS_PER_FILE // chunk_images)
 
-    def column(name: str, kind: str) -> Layout:
+    def column(name: str, kind: str) -> ArrayLayout:
         no_row = _NO_ROW if is_new else NO_SPLIT if name.endswith("split") else 0
         fill = "" if kind == "str" else 0 if name in by_task else no_row
         shard_rows = None if name in by_task else file_rows
-        return Layout((n_images,), kind, fill, chunk_images, shard_rows, ("image",), is_new)
+        return ArrayLayout((n_images,), kind, fill, chunk_images, shard_rows, ("image",), is_new)
 
-    def layer(name: str, n_features: int) -> Layout:
+    def layer(name: str, n_features: int) -> ArrayLayout:
         dimensions = ("image", f"{name}_feature" if len(layers) > 1 else "feature")
         # Whoever reads the array without dtl gets no zeros for a file that is missing, either.
         shape, fill = (n_images, n_features), np.nan if is_new else 0
-        return Layout(shape, dtype, fill, chunk_images, None, dimensions, is_new)
+        return ArrayLayout(shape, dtype, fill, chunk_images, None, dimensions, is_new)
 
     columns = {name: column(name, kind) for name, kind in (by_driver | by_task).items()}
     return columns | {name: layer(name, n) for name, n in layers.items()}
