@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -17,6 +19,8 @@ from distributed.comm import connect as connect_comm
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import LoopRunner
+from tornado.ioloop import IOLoop
 
 from dtl.cluster.losses import start_local
 from dtl.cluster.security import LOOPBACK, keep_local, load_certificate, make_private_folder
@@ -110,6 +114,27 @@ def make_local(
 
 
 @contextmanager
+def _run_loop() -> Iterator[IOLoop]:
+    """Run an event loop that no Ctrl-C comes to, nor to what it starts.
+
+    A terminal sends it to the workers, too, and each would end with a traceback. The driver ends
+    them in order.
+    """
+    runner = LoopRunner()
+    resource_tracker.ensure_running()  # it unblocks signals in the thread that starts it
+    # A thread has the blocked signals of the one that starts it, and so has a process.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+@contextmanager
 def _start_local(config: ClusterConfig) -> Iterator[Client]:
     threads = config.threads_per_worker or max(CPU_COUNT // config.n_workers, 1)
     # TensorFlow would otherwise take all processors in each of several workers. Not by Dask's
@@ -127,7 +152,9 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
         settings["distributed.dashboard.link"] = f"{{scheme}}://{LOOPBACK}:{{port}}/status"
     with (
         dask.config.set(settings),
+        _run_loop() as loop,
         make_local(
+            loop=loop,
             processes=config.processes,
             dashboard_address=page,
             n_workers=config.n_workers,

@@ -188,6 +188,10 @@ class Tuning:
     hints: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not all(trial.rungs or trial.diverged for trial in self.trials):
+            raise ValueError("a trial has no scores and has not diverged")
+
 
 def to_json(value: Comparison | Tuning) -> bytes:
     """Return the text of compare.json or tune.json."""

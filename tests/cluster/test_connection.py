@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import urllib.request
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 from helpers import wait_until
 
@@ -143,3 +144,10 @@ def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             pass
     wait_until(lambda: threading.active_count() <= before + 2, "the client's threads to end")
+
+
+def test_a_terminals_interrupt_does_not_come_to_the_workers(processes: Client) -> None:
+    """Else each would end with a traceback beside the driver's message."""
+    blocked = processes.run(lambda: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    assert list(blocked.values()) == [True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
