@@ -76,6 +76,8 @@ def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
                 if isinstance(translated, UnreachableError) and now - began < _AT_ONCE_S:
                     translated, transient = OSError(f"{url}: a DataNode is gone."), True
                 if not transient or now > deadline:
+                    if translated is error:
+                        raise  # "from" itself, it would be its own cause, without end
                     raise translated from error
                 log.warning("%s Trying again in %.1f s.", translated, pause)
                 time.sleep(pause)

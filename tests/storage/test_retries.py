@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from dtl import storage
 from dtl.config.provenance import Claim
 from dtl.features.store import FeatureStore
 from dtl.storage import retries
-from dtl.storage.hdfs import translate
+from dtl.storage.hdfs import Hdfs, translate
 from dtl.storage.ledger import Ledger, read_json
 from dtl.storage.local import Local
 from dtl.storage.retries import FullError
@@ -244,6 +245,21 @@ def test_a_web_server_that_fails_says_nothing_of_absence() -> None:
             thread.join()
     with pytest.raises(OSError, match=f"{url}/200: Cannot connect"):
         storage.exists(f"{url}/200")
+
+
+def test_an_error_of_hdfs_is_not_its_own_cause() -> None:
+    """Dask follows causes to their end, and would fill the worker's memory with them."""
+    hdfs: Any = SimpleNamespace(unstrip_protocol=str)
+
+    def fail() -> None:
+        raise RuntimeError('RPCError("a.b.AccessControlException", "Permission denied")')
+
+    with pytest.raises(PermissionError, match="Permission denied") as caught:
+        Hdfs.attempt(hdfs, "hdfs://n/a", lambda: Hdfs.attempt(hdfs, "hdfs://n/a", fail))
+    causes: list[BaseException | None] = [caught.value]
+    while causes[-1] is not None:
+        assert causes[-1].__cause__ not in causes
+        causes.append(causes[-1].__cause__)
 
 
 def test_hdfs_without_room_says_so() -> None:
