@@ -271,6 +271,7 @@ def write_store(
     known = {"settings": {"made": "by a test"}, "weights_sha256": "0", "weights": "random",
              "root": "/nowhere", "left_out": [], "n_left_out": 0, "versions": {}}  # fmt: skip
     n_features = features(0, slice(0, chunk_images)).shape[1]
+    storage.remove(url)  # a test may make several in one place
     store = FeatureStore.create(
         url, listed, {layer: n_features}, dtype=dtype, chunk_images=chunk_images,
         attrs=known | attrs,

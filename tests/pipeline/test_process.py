@@ -215,8 +215,8 @@ def stop(body: str, *signals: int, pause_s: float = 0.0) -> tuple[int, str, str]
     ],
 )
 def test_a_signal_closes_what_is_open(number: int, said: str) -> None:
-    body = """
-        signal.signal(signal.SIGINT, process._stop)  # a shell's background jobs ignore it
+    body = f"""
+        signal.signal({int(number)}, process._stop)  # a shell's background jobs ignore some
         with Closing(): wait()
     """
     assert stop(body, number) == (128 + number, "closed\n", said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,14 +130,26 @@ _TLS = {
 """The certificate of the application, which skein puts into its containers and nowhere else."""
 
 
+_ARITHMETIC = (
+    "OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS",
+    "NPY_DISABLE_CPU_FEATURES",
+)  # fmt: skip
+"""Variables that choose the instructions, and so the last bits: containers get the driver's."""
+
+
 def _worker_environment(threads: int) -> dict[str, str]:
     # As dtl.cluster and Dask's nanny do on this machine, so that the same bits come out.
     nanny = dask.config.get("distributed.nanny.pre-spawn-environ")
-    return {name: str(value) for name, value in nanny.items()} | {
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        # A worker that reads ahead is not stuck: no warning about its event loop.
-        "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "60s",
-    }
+    given = {name: os.environ[name] for name in _ARITHMETIC if name in os.environ}
+    return (
+        {name: str(value) for name, value in nanny.items()}
+        | given
+        | {
+            "TF_NUM_INTRAOP_THREADS": str(threads),
+            # A worker that reads ahead is not stuck: no warning about its event loop.
+            "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "60s",
+        }
+    )
 
 
 def _hadoop_configuration(conf_dir: str) -> list[str]:

@@ -13,6 +13,22 @@ from dtl.cluster.yarn import specification
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.fixture(autouse=True)
+def _no_choice_of_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in specification._ARITHMETIC:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_containers_compute_with_the_instructions_of_the_driver(
+    conf_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits follow from them; a container does not inherit what this process was given."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    wanted = config.build({})
+    made = specification.make_specification(wanted.cluster, wanted.yarn, str(conf_dir))
+    assert made.services["dask.worker"].env["OPENBLAS_CORETYPE"] == "Haswell"
+
+
 def test_the_specification_shown_is_what_the_code_makes(conf_dir: Path) -> None:
     wanted = config.build(
         {
