@@ -395,7 +395,7 @@ class MiniCluster:
         self._wait(
             lambda: all(pid.exists() or ended.exists() for pid, ended in marks),
             "the supervisor to start the daemons",
-            30,
+            self.timeout_s,
         )
 
     def _answers(self, name: str) -> bool:
@@ -428,7 +428,8 @@ class MiniCluster:
         user = user_name()
         for path, mode in (("/tmp", 1777), ("/tmp/logs", 1777), (f"/user/{user}", 755)):
             query = f"op=MKDIRS&permission={mode}&user.name={user}"
-            _get(f"{self.namenode_url}/webhdfs/v1{path}?{query}", method="PUT")
+            url = f"{self.namenode_url}/webhdfs/v1{path}?{query}"
+            _get(url, method="PUT", timeout_s=self.timeout_s)
 
     def _make_directory(self) -> None:
         if self._directory is None:
@@ -494,7 +495,9 @@ class MiniCluster:
             )
         self._supervisor = process
         ready = self._run_file("supervisor")
-        self._wait(lambda: ready.exists() or process.poll() is not None, "the supervisor", 30)
+        self._wait(
+            lambda: ready.exists() or process.poll() is not None, "the supervisor", self.timeout_s
+        )
         if process.poll() is not None:
             raise RuntimeError(f"The supervisor ended. Its log:\n{self.log('supervisor')}")
         if detach:
@@ -502,11 +505,11 @@ class MiniCluster:
             self._supervisor = None
 
 
-def _get(url: str, method: str = "GET") -> Any:
+def _get(url: str, method: str = "GET", timeout_s: float = 20) -> Any:
     # Loopback is never behind the proxy that the environment may name.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, method=method), timeout=20) as answer:
+        with opener.open(urllib.request.Request(url, method=method), timeout=timeout_s) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         error.close()
