@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import threading
 import time
@@ -168,14 +169,22 @@ def test_several_layers(pictures: Path) -> None:
         assert np.allclose(features[layer], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_storage_that_fails_is_an_error_and_no_row(pictures: Path, extractor: Extractor) -> None:
+def test_storage_that_fails_is_an_error_and_no_row(
+    pictures: Path, extractor: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     urls = [str(pictures / "red" / "0.jpg"), str(pictures / "red")]
-    with pytest.raises(IsADirectoryError) as caught:
-        extract(urls, extractor)
-    assert caught.value.__notes__ == [f"while reading {pictures / 'red'}"]
-    # The next call goes on: nothing is held.
-    _, _, errors = extract(urls[:1], extractor)
-    assert errors == [""]
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.ENETDOWN, "Network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Reader, "read", fail)
+        with pytest.raises(OSError, match="is down") as caught:
+            extract(urls[:1], extractor)
+    assert caught.value.__notes__ == [f"while reading {urls[0]}"]
+    # The next call goes on: nothing is held. One file that fails alone is a row.
+    _, _, errors = extract(urls, extractor)
+    assert errors == ["", "is a directory, each time it was read"]
 
 
 def test_a_worker_with_other_weights(pictures: Path, extractor: Extractor) -> None:

@@ -91,7 +91,7 @@ def test_an_archive_in_the_place_of_a_folder(tmp_path: Path, name: str) -> None:
         ("memory://x/a::b", "/x/a::b"),
         ("memory://", ""),
         ("hdfs://host:8020/a/b?c#d::e", "/a/b?c#d::e"),
-        ("hdfs:///a/", "/a"),
+        ("hdfs://host:8020/a/", "/a"),
         ("webhdfs://host:9870/a?b#c", "/a?b#c"),
         ("http://host/a?b=c", "http://host/a?b=c"),
     ],

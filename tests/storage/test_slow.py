@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers import wait_until
 
 from dtl import storage
 from dtl.storage import files, slow
@@ -67,6 +68,5 @@ def test_one_thread_watches_all_calls(told: list[str], monkeypatch: pytest.Monke
     storage.on_slow(tell)
     threads = threading.active_count()
     with storage.tell_slow("one"), storage.tell_slow("two"):
-        wait(told, 2)
+        wait_until(lambda: {text.split()[2] for text in told} == {"one,", "two,"}, "both", 60)
         assert threading.active_count() <= threads + 1
-    assert {text.split()[2] for text in told[:2]} == {"one,", "two,"}
