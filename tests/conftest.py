@@ -22,6 +22,7 @@ from dtl import config, storage
 from dtl.cluster import connection
 from dtl.features.store import FeatureStore
 from dtl.pipeline import command_line
+from dtl.storage import retries
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
@@ -145,6 +146,12 @@ def _logger_as_it_was(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.handler.setLevel(logging.NOTSET)
     yield
     put_back()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage whose transient errors are tried again at once."""
+    monkeypatch.setattr(retries, "_PAUSES_S", (0.0, 0.01, 0.01, 0.01))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ _FLAGS = {
 INSTRUCTION_SETS = ("unknown", *_FLAGS, "ARM64")
 """A store holds the index: add new ones at the end."""
 
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Variables by which oneDNN, in TensorFlow and OpenVINO, uses less than the processor has."""
 
 
@@ -37,7 +37,7 @@ def find_instruction_set() -> int:
     cpu = Path("/proc/cpuinfo")
     flags = {*cpu.read_text().split()} if cpu.exists() else set()
     has = [name for name, flag in _FLAGS.items() if flag in flags]
-    limit = next((os.environ[name].upper() for name in _LIMITS if name in os.environ), "")
+    limit = next((os.environ[name].upper() for name in LIMITS if name in os.environ), "")
     if limit in _FLAGS:
         names = [*_FLAGS]
         has = [name for name in has if names.index(name) <= names.index(limit)]

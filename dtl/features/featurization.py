@@ -187,7 +187,8 @@ def fill(
             advance(n_rows, f"{n_skipped} skipped" if n_skipped else "")
             if n_skipped > int(max_skipped * n_images):
                 break
-    storage.remove_partials(store.url)  # those of workers that were killed meanwhile
+    if n_pending:
+        storage.remove_partials(store.url)  # those of workers that were killed meanwhile
     store.check_skipped(max_skipped)
 
 

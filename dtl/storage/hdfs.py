@@ -69,15 +69,15 @@ def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
                     raise
                 raise FileNotFoundError(f"No such file or folder: {url}") from None
             except (RuntimeError, OSError) as error:
-                if getattr(error, "errno", None) is not None:
-                    raise  # Python's own, of a file on this machine
                 translated, now = translate(error, url), time.monotonic()
+                # Translated, after all its tries, by a method that was called inside; or Python's
+                # own, of a file on this machine. "From" itself, it would be its own cause.
+                if translated is error or getattr(error, "errno", None) is not None:
+                    raise
                 transient = _TRANSIENT.search(str(error)) is not None
                 if isinstance(translated, UnreachableError) and now - began < _AT_ONCE_S:
                     translated, transient = OSError(f"{url}: a DataNode is gone."), True
                 if not transient or now > deadline:
-                    if translated is error:
-                        raise  # "from" itself, it would be its own cause, without end
                     raise translated from error
                 log.warning("%s Trying again in %.1f s.", translated, pause)
                 time.sleep(pause)

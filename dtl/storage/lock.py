@@ -9,6 +9,7 @@ compared. A driver that was only suspended finds another's name there when it go
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -75,9 +76,7 @@ class Lock:
         A driver that was suspended, or lost its network, may have been taken for dead meanwhile.
         """
         with self._busy:
-            found = _read(self._file)
-        if found is None or found["token"] != self.token:
-            raise LostLockError(_say_lost(self.url, found))
+            _check_token(self.url, self.token)
 
     def beat(self) -> None:
         """Show that this driver lives; raises as `check`."""
@@ -162,23 +161,20 @@ def guard_worker(url: str, token: str) -> None:
     A worker goes on without its driver, when that is suspended or killed; meanwhile another may
     have come and gone. An empty token ends the guard: the driver has let the folder go.
     """
-
-    def check() -> None:
-        found = _read(storage.join(url, _NAME))
-        if found is None or found["token"] != token:
-            raise LostLockError(_say_lost(url, found))
-
     if url in _held:
         return
     if token:
-        add_guard(url, check)
+        add_guard(url, functools.partial(_check_token, url, token))
     else:
         remove_guard(url)
 
 
-def _say_lost(url: str, found: dict[str, Any] | None) -> str:
+def _check_token(url: str, token: str) -> None:
+    found = _read(storage.join(url, _NAME))
+    if found is not None and found["token"] == token:
+        return
     holder = "nobody" if found is None else f"process {found['pid']} on {found['host']}"
-    return (
+    raise LostLockError(
         f"The lock of {url} was lost: it belongs to {holder} now. This driver was suspended or cut "
         "off for a while, so another took its place. Nothing more is written. If no other driver "
         "runs there, give the same command again."

@@ -27,10 +27,7 @@ from dtl.storage.ledger import Ledger, read_json
 from dtl.storage.local import Local
 from dtl.storage.retries import FullError
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_PAUSES_S", (0.0, 0.01, 0.01, 0.01))
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

@@ -18,13 +18,10 @@ from flaky import failing
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.images.listing import list_images
-from dtl.storage import Found, retries
+from dtl.storage import Found
 from dtl.storage.local import Local
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_PAUSES_S", (0.0, 0.01, 0.01, 0.01))
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import dask
 import skein
 
-from dtl.cluster import environment
+from dtl.cluster import environment, processors
 from dtl.cluster.yarn.containers import ADDRESS, DRIVER, SCHEDULER, WORKER
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 from dtl.config.errors import UserError
@@ -131,8 +131,7 @@ _TLS = {
 
 
 _ARITHMETIC = (
-    "OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS",
-    "NPY_DISABLE_CPU_FEATURES",
+    *processors.LIMITS, "TF_ENABLE_ONEDNN_OPTS", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES",
 )  # fmt: skip
 """Variables that choose the instructions, and so the last bits: containers get the driver's."""
 
