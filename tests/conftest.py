@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -29,6 +30,10 @@ sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
 
 from localhadoop.machine import fetch_hadoop, find_java  # noqa: E402
 from minicluster import MiniCluster, UnavailableError  # noqa: E402
+
+# A shell's background jobs, and all that they start, ignore what tests send; so does nohup.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -127,6 +132,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             not item.get_closest_marker("servers"), item.path not in real, item.path not in slow
         )
     )  # fmt: skip
+
+
+class _Failures:
+    """Says at once which test failed: a run that is ended from outside prints no summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\n{report.nodeid} ({report.when}): {report.longreprtext}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(_Failures(terminal))
 
 
 @pytest.fixture(autouse=True)

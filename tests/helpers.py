@@ -49,7 +49,7 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
     """Run a command as a user does, in a process of its own: see the fixture `here`, too."""
     return subprocess.run(
         [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
-        capture_output=True, text=True, timeout=1800, check=False, env=os.environ | environment,
+        capture_output=True, text=True, timeout=540, check=False, env=os.environ | environment,
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,10 @@ def flip(data: bytes) -> bytes:
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "missing": lambda _: None,
     "flipped": flip,
-    "last byte": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     "cut off": lambda data: data[: len(data) // 2],
     "empty": lambda _: b"",
     "other": lambda _: b"something else that a person wrote there",
+    "last byte": lambda data: data[:-1] + bytes([data[-1] ^ 1]),  # of JSON it is a blank
 }
 
 
@@ -92,7 +93,13 @@ def is_chunk(name: str) -> bool:
     return "/c/" in name
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+def everywhere(kinds: Iterable[str]) -> list[tuple[str, str]]:
+    """Every damage where it costs nothing; on servers what each tells in its own way: no file."""
+    servers = [(root, "missing") for root in ("hdfs", "webhdfs", "s3")]
+    return [*itertools.product(["file", "memory"], kinds), *servers]
+
+
+@pytest.mark.parametrize(("root", "kind"), everywhere(DAMAGES), indirect=["root"])
 def test_every_file_of_every_array_is_missed(root: str, kind: str) -> None:
     store = make(storage.join(root, "features.zarr"))
     names = [name for name in all_files(store.url) if is_chunk(name)]
@@ -138,7 +145,7 @@ def read(url: str, name: str, *, overwrite: bool) -> None:
     store.read(name)
 
 
-@pytest.mark.parametrize("kind", ["missing", "flipped", "cut off", "empty", "other"])
+@pytest.mark.parametrize(("root", "kind"), everywhere([*DAMAGES][:5]), indirect=["root"])
 def test_a_damaged_description_is_a_message(root: str, kind: str) -> None:
     store = make(storage.join(root, "features.zarr"))
     for name in [name for name in all_files(store.url) if name.endswith("zarr.json")]:

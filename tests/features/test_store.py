@@ -31,6 +31,12 @@ CHUNK_IMAGES = 4
 ATTRS = {"settings": {"network": "VGG16", "layers": ["fc2"]}, "weights_sha256": "abc"}
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """WebHDFS takes ten times as long as HDFS: one test shows that a store is the same there."""
+    if "root" in metafunc.fixturenames and metafunc.function is not test_write_and_read:
+        metafunc.parametrize("root", ["file", "memory", "hdfs", "s3"], indirect=True)
+
+
 def images() -> ImageList:
     return ImageList(
         root="/photos",

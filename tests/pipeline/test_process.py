@@ -283,8 +283,6 @@ class Command:
             [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env=os.environ | environment,
-            # A shell's background jobs, and what they start, ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def wait_for(self, file: Path) -> None:
