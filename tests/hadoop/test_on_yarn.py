@@ -376,8 +376,10 @@ def test_waits_for_capacity_then_follows_the_work(
     wanted = small_config(adaptive_max=2)
 
     def make_room() -> None:
-        wait_until(lambda: "has no container" in caplog.text, "news", 60)
-        manager.kill_application(hog)
+        try:
+            wait_until(lambda: "has no container" in caplog.text, "news", 60)
+        finally:
+            manager.kill_application(hog)
 
     helper = threading.Thread(target=make_room)
     helper.start()
@@ -399,4 +401,4 @@ def test_waits_for_capacity_then_follows_the_work(
             lambda: rest(yarn, "metrics")["clusterMetrics"]["containersAllocated"] == 3,
             "its container to be given back",
         )
-        assert client.submit(sum, [1, 2]).result() == 3
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3

@@ -416,7 +416,11 @@ class MiniCluster:
             # The ResourceManager remembers a node that was killed: count what it said since.
             started_ms = self._run_file("nodemanager.pid").stat().st_mtime * 1000
             nodes = (answer["nodes"] or {}).get("node", [])
-            return any(node["lastHealthUpdate"] >= started_ms for node in nodes)
+            # Its scheduler learns of a node a moment later, and refuses all work until then.
+            metrics = _get(f"{self.resourcemanager_url}/ws/v1/cluster/metrics")["clusterMetrics"]
+            return metrics["totalMB"] > 0 and any(
+                node["lastHealthUpdate"] >= started_ms for node in nodes
+            )
         except (OSError, ValueError, LookupError):
             return False
 
