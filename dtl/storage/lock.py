@@ -103,7 +103,8 @@ def hold(url: str) -> Iterator[Lock]:
     at the lock. If that is lost, the main thread's work ends with a `LostLockError`; so does any
     write.
 
-    What a killed driver left half-written in the folder is removed, but not in folders below it.
+    What a killed driver, or a try that failed, left half-written in the folder is removed at either
+    end, but not in folders below it.
 
     Raises `BlockingIOError`, which names the other driver, if one holds the folder.
     """
@@ -148,6 +149,7 @@ def hold(url: str) -> Iterator[Lock]:
         if reachable:
             thread.join()
             if not lost:
+                storage.remove_partials(url, below=False)
                 lock.release()
 
 
