@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from helpers import MakeStore, Run, command, draw, gaussian_store, local_cluster
+from helpers import MakeStore, Run, command, draw, gaussian_store, local_cluster, make_once
 from xdist.scheduler import LoadGroupScheduling
 
 from dtl import config, storage
@@ -73,21 +72,16 @@ def real_options(data: Path) -> list[str]:
 def real_run(
     data: Path, real_options: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """The results of a run on all photographs, on a local disk, and what it printed.
+    """The results of a run on all photographs, on a local disk, and what it printed."""
 
-    The first of pytest's processes that needs it makes it for all of them.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real"
-    folder.mkdir(exist_ok=True)
-    out, printed = folder / "out", folder / "printed"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not printed.exists():
-            done = command("run", "--images", data / "caltech256", "--out", out, *real_options)
-            assert done.returncode == 0, done.stderr
-            printed.write_text(done.stdout + done.stderr)
-    return out, printed.read_text()
+    def make(folder: Path) -> tuple[Path, str]:
+        done = command(
+            "run", "--images", data / "caltech256", "--out", folder / "out", *real_options
+        )
+        assert done.returncode == 0, done.stderr
+        return folder / "out", done.stdout + done.stderr
+
+    return make_once(tmp_path_factory, "real", make)
 
 
 SERVERS = {"hadoop", "yarn", "breakable_hadoop", "s3"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 from distributed import Client, LocalCluster
 from PIL import Image
 
@@ -27,6 +30,7 @@ from dtl.head.softmax import Params, log_softmax, residuals
 from dtl.images.values import ImageList
 
 ROOT = Path(__file__).parents[1]
+T = TypeVar("T")
 MakeStore = Callable[..., FeatureStore]
 
 COLOURS = {"blue": (20, 20, 200), "green": (20, 180, 20), "red": (200, 20, 20)}
@@ -51,6 +55,19 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
         capture_output=True, text=True, timeout=540, check=False, env=os.environ | environment,
     )  # fmt: skip
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
+    """Return what the first of pytest's processes that needs it has made, in a folder, for all."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    made = folder / "made.pickle"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_bytes(pickle.dumps(make(folder)))
+    return pickle.loads(made.read_bytes())
 
 
 def draw(folder: Path, colours: dict[str, tuple[int, int, int]], n: int) -> None:

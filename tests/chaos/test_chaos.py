@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from events import CI_SEEDS, STAGES, Event, draw_events
-from helpers import COLOURS, CUT, all_files, draw, put
+from helpers import COLOURS, CUT, all_files, draw, make_once, put
 from lives import Life, time_stages
 from minicluster import MiniCluster
 from places import Disk, Hdfs, Place, Scheduler, mount_small_disk, unmount
@@ -53,17 +53,19 @@ class Undisturbed:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    pictures, out = folder / "pictures", str(folder / "out")
-    draw(pictures, COLOURS, 16)
-    arguments = ["run", "--images", str(pictures), *OPTIONS, "--out", out, *Disk.cluster]
-    life = Life(arguments, out, folder / "log")
-    try:
-        durations = time_stages(life)
-    finally:
-        life.close()
-    assert life.process.returncode == 0, life.said()
-    return Undisturbed(pictures, comparable(out, str(pictures)), durations)
+    def make(folder: Path) -> Undisturbed:
+        pictures, out = folder / "pictures", str(folder / "out")
+        draw(pictures, COLOURS, 16)
+        arguments = ["run", "--images", str(pictures), *OPTIONS, "--out", out, *Disk.cluster]
+        life = Life(arguments, out, folder / "log")
+        try:
+            durations = time_stages(life)
+        finally:
+            life.close()
+        assert life.process.returncode == 0, life.said()
+        return Undisturbed(pictures, comparable(out, str(pictures)), durations)
+
+    return make_once(tmp_path_factory, "undisturbed", make)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ for port in ports:
             (f"tls://127.0.0.1:{port}", own),
         ):
             try:
-                with Client(address, security=security, timeout=3) as client:
+                with Client(address, security=security, timeout=2) as client:
                     client.run_on_scheduler(lambda: open(marker, "w").write(str(os.getuid())))
                 print(port, "ran", flush=True)
             except Exception as error:
@@ -297,7 +297,7 @@ def test_what_is_no_scheduler_is_told(
     certificate: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as the dashboard, for whose answer Dask's client would wait for ever."""
-    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_S", 5)
+    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_S", 2)
     with connection.make_local(processes=False, dashboard_address="127.0.0.1:0") as local:
         port = local.scheduler.http_server.port
         for scheme in ("tcp", "tls"):

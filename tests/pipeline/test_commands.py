@@ -31,6 +31,7 @@ from helpers import (
 )
 
 from dtl import config, storage
+from dtl.cluster import connection
 from dtl.cluster.yarn import capacity, submission
 from dtl.features import splitting
 from dtl.images import drawing
@@ -574,7 +575,10 @@ def test_something_else_where_the_store_should_be(
     assert (tmp_path / "out" / "features.zarr" / "diary.txt").read_text() == "mine"
 
 
-def test_no_scheduler_at_the_address(capsys: Capsys, pictures: Path, tmp_path: Path) -> None:
+def test_no_scheduler_at_the_address(
+    capsys: Capsys, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_S", 2)
     message = fails(
         capsys, "run", "--images", pictures, "--out", tmp_path, *CUT, "--cluster", "tcp://127.0.0.1:9"
     )  # fmt: skip
