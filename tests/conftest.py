@@ -30,10 +30,6 @@ sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
 from localhadoop.machine import fetch_hadoop, find_java  # noqa: E402
 from minicluster import MiniCluster, UnavailableError  # noqa: E402
 
-# A shell's background jobs, and all that they start, ignore what tests send; so does nohup.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -163,6 +159,16 @@ def _logger_as_it_was(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.handler.setLevel(logging.NOTSET)
     yield
     put_back()
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> None:
+    """What is started here hears Ctrl-C: a shell's background jobs, and all of theirs, ignore it.
+
+    Before each test, since a library puts back what it found.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

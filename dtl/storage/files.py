@@ -294,6 +294,9 @@ def check_writable(url: str) -> None:
     try:
         write_bytes(probe, b"dtl")
         remove(probe)
+    except KeyboardInterrupt:
+        remove(probe)
+        raise
     except Exception as error:
         raise PermissionError(
             f"Cannot write to {url}: {str(error).rstrip('.')}. Choose another `out`, or ask for "

@@ -43,14 +43,16 @@ class Life:
     ----------
     killed : bool
         Whether we killed it: then it need not say why it ends.
+    told : bool
+        Whether we told it to end: then that is what it says.
     to_name : str
-        What its message has to name if it ends with one.
+        What its message has to name if it ends with another.
     """
 
     def __init__(self, arguments: Sequence[str], out: str, log: Path) -> None:
         self._out, self._log = out, log
         self._made_before = {name for name, _ in _RESULTS.values() if self._is_there(name)}
-        self.killed, self.to_name = False, ""
+        self.killed, self.told, self.to_name = False, False, ""
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dtl.pipeline", *arguments],
@@ -139,7 +141,7 @@ class Life:
             error = said[said.rfind("error: ") :]
             assert error.startswith("error: "), said
             assert "fault of dtl" not in error, said
-            assert self.to_name in error, said
+            assert self.to_name in error or (self.told and "Interrupted" in error), said
 
     def wait_for_orphans(self) -> None:
         """Wait until its workers have ended, too."""

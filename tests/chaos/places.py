@@ -106,10 +106,12 @@ class Disk(Place):
 
     def interrupt(self, life: Life, event: Event) -> None:
         life.wait_until_it_takes_signals()
+        life.told = True
         os.killpg(life.process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
 
     def terminate(self, life: Life, event: Event) -> None:
         life.wait_until_it_takes_signals()
+        life.told = True
         life.process.terminate()
 
     def fill_disk(self, life: Life, event: Event) -> None:

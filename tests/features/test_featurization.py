@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import xarray
 from distributed import Client
-from helpers import COLOURS, CUT, command, contents, draw, in_session, jpeg, wait_until
+from helpers import COLOURS, CUT, command, contents, draw, jpeg
 
 from dtl import config
 from dtl.config import Config, SplitConfig
@@ -341,29 +339,6 @@ def stamps(folder: Path) -> dict[str, int]:
     }
 
 
-DRIVER = """
-import sys
-from dtl import config
-from dtl.cluster import connection
-from dtl.features import featurization
-from dtl.features.values import ExtractionSpec
-from dtl.images import listing
-if __name__ == "__main__":
-    c = config.build(config.parse_toml(open(sys.argv[2], "rb").read()))
-    spec = ExtractionSpec(c.features, c.images, c.seed)
-    with connection.connect(c.cluster) as client:
-        listed = listing.list_images(c.images, c.seed)
-        featurization.featurize(sys.argv[1], listed, spec, client)
-"""
-
-
-def start_driver(url: Path, toml: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(url), str(toml)], stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-
-
 def is_status(name: str) -> bool:
     """Whether a file says that a chunk is done: one that is half written does not."""
     return re.fullmatch(r"status/c/\d+", name) is not None
@@ -372,38 +347,6 @@ def is_status(name: str) -> bool:
 def n_done(url: Path) -> int:
     """Chunks whose status is stored."""
     return sum(is_status(str(path.relative_to(url))) for path in url.glob("status/c/*"))
-
-
-def wait_for(n_chunks: int, url: Path, driver: subprocess.Popen[bytes]) -> None:
-    wait_until(lambda: driver.poll() is not None or n_done(url) >= n_chunks, "chunks")
-    assert driver.poll() is None, "the driver ended too early"
-
-
-@pytest.mark.slow
-def test_killed_driver_goes_on_to_the_same_bytes(
-    many: Path, tmp_path: Path, processes: Client
-) -> None:
-    import tomli_w
-
-    c = settings(many)
-    expected = featurize(c, tmp_path / "expected.zarr", processes)
-    toml = tmp_path / "config.toml"
-    toml.write_text(tomli_w.dumps(config.to_dict(c)))
-    url = tmp_path / "f.zarr"
-    for at_least in (2, 5):  # of 12 chunks
-        driver = start_driver(url, toml)
-        wait_for(at_least, url, driver)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        wait_until(lambda session=driver.pid: not in_session(session), "its workers to end")
-        assert at_least <= n_done(url) < expected.n_chunks
-    times = stamps(url)
-    done = {name for name in times if is_status(name)}
-    driver = start_driver(url, toml)
-    assert driver.wait(timeout=600) == 0
-    assert contents(url) == contents(tmp_path / "expected.zarr")
-    again = {name for name in done if stamps(url)[name] != times[name]}
-    assert again == set(), "finished chunks were computed again"
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ def test_killed_again_and_again_goes_on_to_the_same_bits(
 ) -> None:
     pictures, out, _ = run
     arguments = ["run", "--images", str(pictures), "--out", str(tmp_path), *CUT]
+    done_at: dict[Path, int] = {}  # chunks, and when
     # While it starts, while it computes features, before it evaluates, and before its report.
     for reached in ("", "features.zarr/status/c/1", "head.npz", "evaluation.json"):
         process = subprocess.Popen(
@@ -205,8 +206,12 @@ def test_killed_again_and_again_goes_on_to_the_same_bits(
         os.killpg(process.pid, signal.SIGKILL)  # the driver and its workers
         process.wait()
         wait_until(lambda session=process.pid: not in_session(session), "its workers to end")
+        chunks = [f for f in tmp_path.glob("features.zarr/status/c/*") if f.name.isdigit()]
+        done_at = {chunk: chunk.stat().st_mtime_ns for chunk in chunks} | done_at
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
+    assert len(done_at) > 2
+    assert all(chunk.stat().st_mtime_ns == then for chunk, then in done_at.items())
     for name in ("head.npz", "evaluation.json"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert contents(tmp_path / "features.zarr") == contents(out / "features.zarr")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client
-from helpers import COLOURS, CUT, contents, draw, in_session, wait_until
+from helpers import COLOURS, CUT, draw, in_session, wait_until
 
 PREPARE = """
 import asyncio, ctypes, logging, os, signal, sys, threading, time
@@ -316,33 +316,21 @@ LONG = ("--train.epochs", "3000")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_to_end_leaves_nothing_behind_and_goes_on(
-    pictures: Path, tmp_path: Path
+@pytest.mark.parametrize("reached", ["features.zarr/status/c/0", "checkpoint.npz"])
+def test_a_run_that_is_told_to_end_leaves_nothing_behind(
+    pictures: Path, tmp_path: Path, reached: str
 ) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    arguments = ("run", "--images", pictures, "--out", out, *CUT, *LONG)
-    command = Command(*arguments)
-    command.wait_for(out / "features.zarr" / "status" / "c" / "0")
-    command.process.terminate()
+    """That it goes on to the same bytes, tests/chaos shows."""
+    out = tmp_path / "out"
+    command = Command("run", "--images", pictures, "--out", out, *CUT, *LONG)
+    command.wait_for(out / reached)
+    if reached == "checkpoint.npz":
+        os.killpg(command.process.pid, signal.SIGTERM)  # its workers, too
+    else:
+        command.process.terminate()
     status, _, last = command.end()
     assert (status, last) == (143, f"error: Interrupted by SIGTERM. {GOES_ON}")
     check_nothing_left(out)
-
-    command = Command(*arguments)
-    command.wait_for(out / "checkpoint.npz")
-    os.killpg(command.process.pid, signal.SIGTERM)  # its workers, too
-    status, said, last = command.end()
-    assert (status, last) == (143, f"error: Interrupted by SIGTERM. {GOES_ON}")
-    assert "images are done; going on" in said
-    check_nothing_left(out)
-
-    status, said, _ = Command(*arguments).end()
-    assert status == 0, said
-    status, said, _ = Command("run", "--images", pictures, "--out", whole, *CUT, *LONG).end()
-    assert status == 0, said
-    for name in ("head.npz", "evaluation.json"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
-    assert contents(out / "features.zarr") == contents(whole / "features.zarr")
 
 
 def catches(pid: int, number: int) -> bool:
@@ -352,7 +340,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("after_s", [0.0, 0.5])
 def test_ctrl_c_in_the_first_second(pictures: Path, tmp_path: Path, after_s: float) -> None:
     command = Command("run", "--images", pictures, "--out", tmp_path / "out", *CUT)
     # Before that, Python itself starts, and tells of Ctrl-C in its own way.

@@ -14,7 +14,7 @@ import pytest
 from helpers import all_files
 
 from dtl import storage
-from dtl.storage import Found
+from dtl.storage import Found, files
 
 
 def test_files(root: str) -> None:
@@ -188,3 +188,16 @@ def test_walk_of_nothing(root: str) -> None:
     storage.write_bytes(url, b"x")
     with pytest.raises(NotADirectoryError, match=r"Not a folder: .*/photo\.jpg\."):
         list(storage.walk(url))
+
+
+def test_an_interrupt_leaves_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = files.write_bytes
+
+    def interrupted(url: str, data: bytes) -> None:
+        write(url, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage.check_writable(str(tmp_path))
+    assert [*tmp_path.iterdir()] == []
