@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import THREADS, Run, all_files
+from helpers import COLOURS, THREADS, Run, all_files, draw
 
 from dtl import config
 from dtl.config import Config
@@ -53,9 +53,9 @@ def derive(source: FeatureStore, c: Config, url: Path, client: Client) -> Featur
     return derivation.derive(str(url), source, spec(c), client)
 
 
-def test_fc1_becomes_fc2_and_predictions_bit_for_bit(
-    pictures: Path, tmp_path: Path, processes: Client
-) -> None:
+def test_fc1_becomes_fc2_and_predictions_bit_for_bit(tmp_path: Path, processes: Client) -> None:
+    pictures = tmp_path / "pictures"
+    draw(pictures, COLOURS, 3)
     source = featurize(settings(pictures, "fc1"), tmp_path / "fc1.zarr", processes)
     c = settings(pictures, "fc2", "predictions")
     expected = featurize(c, tmp_path / "direct.zarr", processes)

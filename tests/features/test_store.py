@@ -219,7 +219,7 @@ def test_a_removal_that_is_killed_goes_on(
             raise KeyboardInterrupt
         unlink(*args, **kwargs)
 
-    for n_files in itertools.count(1):
+    for n_files in itertools.count(1, 3):
         url = str(tmp_path / f"{n_files}.zarr")
         fill(create(url))
         if not whole:  # its making was interrupted

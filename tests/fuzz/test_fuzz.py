@@ -12,7 +12,7 @@ import mutations
 import pytest
 from readers import READERS, SLOW
 
-N_INPUTS = 200
+N_INPUTS = 100
 N_SLOW = 12
 
 
