@@ -170,6 +170,7 @@ def test_no_warning_where_all_goes_on(
     assert "No chunk was finished" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_file_that_a_worker_waits_for_is_told_to_the_driver(
     processes: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

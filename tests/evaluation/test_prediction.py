@@ -140,6 +140,7 @@ def test_only_missing_parts_are_computed(
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_predictions_of_another_head_are_refused_or_replaced(
     root: Path, tmp_path: Path, head: Head, processes: Client
 ) -> None:

@@ -243,6 +243,7 @@ def scores(store: FeatureStore, client: Client) -> tuple[Any, ...]:
     return head.to_bytes(), scoring.evaluate(store, head, client).to_json()
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_never_give_another_number(
     make_store: MakeStore, threads: Client
 ) -> None:

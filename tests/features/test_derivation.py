@@ -53,6 +53,7 @@ def derive(source: FeatureStore, c: Config, url: Path, client: Client) -> Featur
     return derivation.derive(str(url), source, spec(c), client)
 
 
+@pytest.mark.slow
 def test_fc1_becomes_fc2_and_predictions_bit_for_bit(tmp_path: Path, processes: Client) -> None:
     pictures = tmp_path / "pictures"
     draw(pictures, COLOURS, 3)
@@ -140,6 +141,7 @@ def test_half_precision_in_the_source_is_in_the_settings(
     assert derivation.fingerprint_derived(source, asked)["derived_from"] == "float16"
 
 
+@pytest.mark.slow
 def test_the_command(small: tuple[Path, FeatureStore], tmp_path: Path, here: Run) -> None:
     pictures, _ = small
     out, later = tmp_path / "out", tmp_path / "later"

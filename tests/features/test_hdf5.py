@@ -106,6 +106,7 @@ def slow_down(
     monkeypatch.setattr(hdf5, "_SILENT_S", silent_s)
 
 
+@pytest.mark.slow
 def test_weights_of_slow_storage_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In parts, for fc1 of VGG16 (411 MB) takes longer than any silence that is borne."""
     kernel = np.arange(12 << 20, dtype="f4").reshape(3, -1)
@@ -124,6 +125,7 @@ def test_compressed_arrays_are_read_in_whole_chunks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_all(path)["kernel"], kernel)
 
 
+@pytest.mark.slow
 def test_storage_that_gives_nothing_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

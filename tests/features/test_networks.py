@@ -27,6 +27,7 @@ def images() -> np.ndarray:
 # --- what it computes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fc2_of_an_untrained_vgg16_is_that_of_keras_own(images: np.ndarray) -> None:
     expected = outputs(own(5), "fc2", keras_batch(images))
     stop = threading.Event()

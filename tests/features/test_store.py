@@ -200,6 +200,7 @@ def test_a_store_is_only_replaced_by_one_of_another_fingerprint(root: str) -> No
 
 
 @pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.slow
 def test_a_removal_that_is_killed_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:

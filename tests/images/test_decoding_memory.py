@@ -53,6 +53,7 @@ def read(files, **options):
 """
 
 
+@pytest.mark.slow
 def test_costly_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     """Eight of 25 MP side by side would take 3.4 GB."""
     found = run(
@@ -76,6 +77,7 @@ def test_costly_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     assert int(found) < 700
 
 
+@pytest.mark.slow
 def test_the_webp_of_40_bytes(cases: Path) -> None:
     """100 MP, of which three side by side would take 5 GB."""
     costly = cases / "files" / "costly-webp-9984-40-bytes.webp"

@@ -601,6 +601,7 @@ def test_pyarrows_hdfs_client_without_libhdfs(capsys: Capsys, tmp_path: Path) ->
     assert "Unable to load lib" in message  # libjvm, or libhdfs
 
 
+@pytest.mark.slow
 def test_what_only_the_workers_can_tell(
     capsys: Capsys, pictures: Path, tmp_path: Path, data: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_lost_file_is_named_and_repaired_to_the_same_bytes(
     assert kept(out) == before
 
 
+@pytest.mark.slow
 def test_images_that_were_skipped_are_tried_again_if_asked(
     whole: tuple[Path, Path], tmp_path: Path, here: Run
 ) -> None:

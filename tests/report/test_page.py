@@ -192,6 +192,7 @@ def test_smooth_is_the_mean_of_what_is_finite_in_reach(values: list[float], widt
 # --- the page ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_input_gives_the_same_page_in_every_process(report: ReportInput) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_page import *;"
@@ -347,6 +348,7 @@ def test_names_that_would_not_show_are_escaped() -> None:
         st.text(st.sampled_from("<>&\"'/!-{}%$\\scriptéß花"), min_size=1), min_size=2, max_size=6
     )
 )
+@pytest.mark.slow
 def test_any_name_is_escaped(names: set[str]) -> None:
     check_escaped(sample(tuple(sorted(names)), n_rounds=2, n_images=3))
 

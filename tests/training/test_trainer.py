@@ -198,6 +198,7 @@ def test_same_bits_when_a_worker_is_killed_on_the_way(
     assert head.to_bytes() == expected.to_bytes()
 
 
+@pytest.mark.slow
 def test_the_seed_and_every_setting_change_the_head(make_store: MakeStore, threads: Client) -> None:
     store = make_store()
     changes = (
@@ -326,6 +327,7 @@ def test_learning_rates_of_four_epochs(
     assert [r.learning_rate for r in history] == pytest.approx(rates)
 
 
+@pytest.mark.slow
 def test_balanced_classes_against_scikit_learn(make_store: MakeStore, threads: Client) -> None:
     store = make_store(n_images=600, distance=0.5)
     split, label = store.read("split"), store.read("label")
@@ -351,6 +353,7 @@ def test_balanced_classes_against_scikit_learn(make_store: MakeStore, threads: C
 
 
 @pytest.mark.parametrize("solver", ["averaging", "lbfgs"])
+@pytest.mark.slow
 def test_what_a_task_takes_changes_no_bit(
     make_store: MakeStore, threads: Client, solver: str
 ) -> None:

@@ -417,6 +417,7 @@ def test_page_has_every_trial_and_fetches_nothing(found: Tuning) -> None:
     assert 'id="plot-rungs"' not in page.render_tuning(only_one, "<photographs>")
 
 
+@pytest.mark.slow
 def test_command_finds_options_that_train_takes(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
