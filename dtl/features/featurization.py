@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -209,8 +210,9 @@ def describe_left_out(listed: ImageList) -> dict[str, Any]:
 
 
 def list_versions() -> dict[str, str]:
-    """List the versions of the packages that the features depend on."""
-    names = ("dtl", "keras", "tensorflow", "numpy", "pillow", "zarr")
+    """List the versions of the packages that the features depend on, Keras' backend among them."""
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    names = ("dtl", "keras", backend, "numpy", "pillow", "zarr")
     return {name: importlib.metadata.version(name) for name in names}
 
 

@@ -14,7 +14,12 @@ with open(os.devnull, "wb") as nowhere:
 try:
     import keras
 
-    GPUS = keras.distribution.list_devices("gpu")
+    if keras.backend.backend() == "torch":  # of which Keras lists no devices
+        import torch
+
+        GPUS = [f"gpu:{k}" for k in range(torch.cuda.device_count())]
+    else:
+        GPUS = keras.distribution.list_devices("gpu")
 finally:
     os.dup2(_stderr, 2)
     os.close(_stderr)

@@ -405,3 +405,10 @@ def test_two_instruction_sets_in_a_store_are_told(pictures: Path, tmp_path: Path
     )
     np.testing.assert_array_equal(store.read("block1_pool", 0), narrow[:8])
     np.testing.assert_allclose(store.read("block1_pool"), narrow, rtol=1e-4, atol=1e-3)
+
+
+def test_versions_are_those_of_the_backend_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"keras", "tensorflow"} <= featurization.list_versions().keys()
+    monkeypatch.setenv("KERAS_BACKEND", "scipy")  # what is installed
+    assert "scipy" in featurization.list_versions()
+    assert "tensorflow" not in featurization.list_versions()
