@@ -48,6 +48,7 @@ HERE = {
     "dtl tune --out results --tune.learning-rates 0.003,0.01,0.03": [],
     "dtl train --out results --config results/tuned.toml": [],
     "dtl train --out results --train.solver lbfgs": [],
+    "dtl train --out results --train.normalize sqrt-l2 --train.l2 0.1": [],
     "dtl compare --out results": ["--compare.shards", "1,2"],
     "dtl train --out results --train.n-shards 2 --train.batch-size 256 --train.learning-rate 0.07 "
     "--train.epochs 2 --train.averaging-frequency 5": [],

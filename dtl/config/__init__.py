@@ -1,6 +1,7 @@
 """Options: declared once, read from TOML and the command line, and compared with stored results."""
 
 from dtl.config.forms import (
+    ADDED,
     RETIRED,
     Option,
     build,
@@ -26,8 +27,8 @@ from dtl.config.sections import (
 )
 
 __all__ = [
-    "RETIRED", "ClusterConfig", "CompareConfig", "Config", "FeaturesConfig", "ImagesConfig",
-    "Option", "PackConfig", "SplitConfig", "TrainConfig", "TuneConfig", "YarnConfig", "build",
-    "hide", "hide_options", "is_hidden", "list_options", "parse_memory", "parse_text", "parse_toml",
-    "to_dict", "to_fingerprint",
+    "ADDED", "RETIRED", "ClusterConfig", "CompareConfig", "Config", "FeaturesConfig",
+    "ImagesConfig", "Option", "PackConfig", "SplitConfig", "TrainConfig", "TuneConfig",
+    "YarnConfig", "build", "hide", "hide_options", "is_hidden", "list_options", "parse_memory",
+    "parse_text", "parse_toml", "to_dict", "to_fingerprint",
 ]  # fmt: skip

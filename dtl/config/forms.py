@@ -29,6 +29,13 @@ A stored configuration may still name them, and a stored fingerprint does.
 """
 
 
+ADDED: Mapping[str, tuple[str, ...]] = {"train": ("normalize",)}
+"""Options by section that are part of a fingerprint only where they are not the default.
+
+Results from before an option was added stay valid.
+"""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option as the command line and OPTIONS.md show it."""
@@ -169,8 +176,19 @@ def to_dict(section: Section) -> dict[str, Any]:
 
 
 def to_fingerprint(section: Section) -> dict[str, Any]:
-    """Return a section's options as stored fingerprints have them, the retired ones too."""
-    return to_dict(section) | dict(RETIRED.get(section.get_name(), {}))
+    """Return a section's options as stored fingerprints have them, the retired ones too.
+
+    Examples
+    --------
+    >>> to_fingerprint(build({"train": {"normalize": "l2"}}).train)["normalize"]
+    'l2'
+    >>> "normalize" in to_fingerprint(build().train)
+    False
+    """
+    name = section.get_name()
+    defaults = {key: type(section).__dataclass_fields__[key].default for key in ADDED.get(name, ())}
+    options = to_dict(section) | dict(RETIRED.get(name, {}))
+    return {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
 
 
 def _check_known(key: str, prefix: str, known: Mapping[str, Any]) -> None:

@@ -146,6 +146,8 @@ class TrainConfig(Section):
     """How a head is trained."""
 
     layer: str = option("", "layer to train on; empty: the first of features.layers")
+    normalize: Literal["standardise", "l2", "sqrt-l2"] = option("standardise",
+        "features: each to deviation 1; or rows to unit length, after signed roots for sqrt-l2")
     solver: Literal["averaging", "lbfgs"] = option("averaging",
         "averaging: local SGD; lbfgs: the exact optimum, in one pass per step")
     n_shards: int = option(0, "replicas side by side; 0: one per chunk, at most 8", at_least(0))
@@ -217,6 +219,10 @@ class TrainConfig(Section):
         )
         yield from_network and bool(self.start_from), (
             "train.hidden_start = network and train.start_from are two starts. Give one.")
+        yield from_network and self.normalize != "standardise", (
+            "train.hidden_start = network starts from the network's own layer, whose inputs have "
+            f"not the unit length of train.normalize = {self.normalize}. Use standardise."
+        )
         yield exact and self.hidden_units > 0, (
             "train.solver = lbfgs finds the one optimum of a convex problem. A head with "
             f"train.hidden_units = {self.hidden_units} has none. Use averaging."

@@ -132,6 +132,7 @@ def export(spec: NetworkSpec, head: Head) -> bytes:
     outputs = network.model(find_preprocessing(spec.name, spec.preprocess)(images))
     if len(spec.layers) > 1:
         outputs = outputs[spec.layers.index(head.provenance["layer"])]
+    outputs = _scale_rows(outputs, head.normalize)
     names = ["hidden", "class"] if head.n_units else ["class"]
     for name, weights in zip(names, head.folded(), strict=True):
         activation = "softmax" if name == "class" else "relu"
@@ -143,6 +144,16 @@ def export(spec: NetworkSpec, head: Head) -> bytes:
         path = Path(folder) / "classifier.keras"
         model.save(path)
         return path.read_bytes()
+
+
+def _scale_rows(features: Any, normalize: str) -> Any:
+    """Scale rows as `dtl.head.scaling.scale_rows` does, by layers that Keras itself has."""
+    if normalize == "sqrt-l2":
+        ops = keras.ops
+        features = ops.sign(features) * ops.sqrt(ops.abs(features))
+    if normalize != "standardise":
+        features = keras.layers.UnitNormalization(name="unit_length", dtype="float32")(features)
+    return features
 
 
 def _name_outputs(inputs: Any, layers: Sequence[str], outputs: Any) -> keras.Model:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.features.store import FeatureStore
-from dtl.head.model import standardise
+from dtl.head.scaling import Scaling
 
 _CACHE_BYTES = 256 << 20
 """Size of the decoded chunks of a process."""
@@ -28,7 +28,7 @@ _readers = ThreadPoolExecutor(2, thread_name_prefix="dtl-read-ahead")
 
 
 class StoredFeatures:
-    """Rows of a store, standardised, read when a batch asks for them.
+    """Rows of a store, scaled, read when a batch asks for them.
 
     ``features[rows]`` has the bits of an array of all rows in memory. Decoded chunks are kept as
     long as the process has room for them. It pickles without them.
@@ -37,7 +37,6 @@ class StoredFeatures:
     ----------
     chunk, row : (n,) int32
         Of each row: its chunk in the store, and its row in that chunk.
-    mean, scale : (n_features,) float32
     """
 
     def __init__(
@@ -46,10 +45,9 @@ class StoredFeatures:
         layer: str,
         chunk: NDArray[np.int32],
         row: NDArray[np.int32],
-        mean: NDArray[np.float32],
-        scale: NDArray[np.float32],
+        scaling: Scaling,
     ) -> None:
-        self._arguments = (store, layer, chunk, row, mean, scale)
+        self._arguments = (store, layer, chunk, row, scaling)
         self._key = object()
         weakref.finalize(self, _cache.forget, self._key).atexit = False
 
@@ -60,11 +58,11 @@ class StoredFeatures:
         return len(self._arguments[2])
 
     def __getitem__(self, rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
-        _, _, chunk, row, mean, _ = self._arguments
+        _, _, chunk, row, scaling = self._arguments
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         chunks = chunk[rows]
-        features = np.empty((len(rows), len(mean)), np.float32)
+        features = np.empty((len(rows), len(scaling.mean)), np.float32)
         reads = {int(c): self._start(int(c)) for c in np.unique(chunks)}
         for c, read in reads.items():
             chosen = chunks == c
@@ -76,8 +74,8 @@ class StoredFeatures:
         return ReadAhead(self, self._arguments[2], batches)
 
     def _start(self, chunk: int) -> Future[NDArray[np.float32]]:
-        store, _, _, _, mean, _ = self._arguments
-        n_bytes = store.chunk_images * mean.nbytes
+        store, _, _, _, scaling = self._arguments
+        n_bytes = store.chunk_images * scaling.scale.nbytes
         return _cache.get((self._key, chunk), n_bytes, lambda: _read(self._arguments, chunk))
 
     def _finish(self, chunk: int, read: Future[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -110,8 +108,9 @@ class ReadAhead:
 
 
 def _read(arguments: tuple[Any, ...], chunk: int) -> NDArray[np.float32]:
-    store, layer, _, _, mean, scale = arguments
-    return standardise(store.read(layer, chunk), mean, scale)
+    store, layer, _, _, scaling = arguments
+    rows: NDArray[np.float32] = scaling.apply(store.read(layer, chunk))
+    return rows
 
 
 class _Cache:

@@ -1,4 +1,4 @@
-"""Averages of replicas that were trained apart, and moments of features, as data that merges.
+"""Averages of replicas that were trained apart, as data that merges.
 
 A mean merges with another by its number of samples and the squared deviations from it. Pairs of
 neighbours are merged, then pairs of pairs. This tree follows from the number of leaves alone,
@@ -7,12 +7,11 @@ whatever part of it a task takes, so a mean has the same bits on any workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dtl.head import buffers
 from dtl.head.model import KERNELS, WEIGHTS
@@ -178,45 +177,3 @@ def outer_step(params: Params, before: Params, momentum: float) -> Params:
         step += before[name]
         after[name], after[f"{name}{OUTER}"] = step, velocity
     return after
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Number, mean and sum of squared deviations of rows, (n_features,) float64."""
-
-    n: int
-    mean: NDArray[np.float64]
-    m2: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, rows: NDArray[Any]) -> Moments:
-        """Return the moments of rows (n, n_features)."""
-        rows = rows.astype(np.float64)
-        mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
-        return cls(len(rows), mean, ((rows - mean) ** 2).sum(axis=0))
-
-    def scale(self) -> NDArray[np.float32]:
-        """Return the population's standard deviation, and 1 for a constant feature."""
-        deviation = np.sqrt(self.m2 / max(self.n, 1))
-        # The rounding of a mean leaves a constant feature a deviation of some ulps.
-        constant = deviation <= 1e-7 * np.abs(self.mean)
-        return np.where(constant, 1.0, deviation).astype(np.float32)
-
-
-def merge_moments(parts: Sequence[Moments]) -> Moments:
-    """Merge the moments of parts of the rows, from the first to the last, as `merge` does.
-
-    Examples
-    --------
-    >>> a, b = np.array([[1.0], [3.0]]), np.array([[8.0]])
-    >>> merge_moments([Moments.of(a), Moments.of(b)]).m2.round(6)
-    array([26.])
-    """
-    total = parts[0]
-    for part in parts[1:]:
-        if part.n == 0:
-            continue
-        n, delta = total.n + part.n, part.mean - total.mean
-        m2 = total.m2 + part.m2 + delta**2 * (total.n * part.n / n)
-        total = Moments(n, total.mean + delta * (part.n / n), m2)
-    return total

@@ -1,4 +1,4 @@
-"""The head: weights, standardisation, class names, and the file that holds them."""
+"""The head: weights, scaling of features, class names, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from dtl.head import hidden
 from dtl.head.npz import from_npz, reading, to_npz
+from dtl.head.scaling import NORMALISATIONS, Scaling
 
 WEIGHTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
 """Weights of a head, from the features on; the first two where it has a hidden layer."""
@@ -22,20 +23,23 @@ KERNELS = ("hidden_kernel", "kernel")
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A softmax layer on standardised features, or on hidden units of them.
+    """A softmax layer on scaled features, or on hidden units of them.
 
-    ``logits = (features - mean) / scale @ kernel + bias``, or ``units @ kernel + bias`` with
-    ``units = max(0, (features - mean) / scale @ hidden_kernel + hidden_bias)``.
+    ``logits = (rows - mean) / scale @ kernel + bias``, or ``units @ kernel + bias`` with
+    ``units = max(0, (rows - mean) / scale @ hidden_kernel + hidden_bias)``. Rows are features, or
+    with `normalize` what `scaling.scale_rows` makes of them.
 
     Parameters
     ----------
     kernel : (n_features or n_units, n_classes) float32
     bias : (n_classes,) float32
     mean, scale : (n_features,) float32
-        Of the training rows; `scale` is 1 for a constant feature.
+        Of the training rows, as `scaling.Scaling` has them.
     provenance : dict
         What it was trained on and how, as JSON's types.
     hidden_kernel, hidden_bias : (n_features, n_units) and (n_units,) float32, optional
+    normalize : str
+        One of `scaling.NORMALISATIONS`.
     """
 
     kernel: NDArray[np.float32]
@@ -46,6 +50,12 @@ class Head:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hidden_kernel: NDArray[np.float32] | None = None
     hidden_bias: NDArray[np.float32] | None = None
+    normalize: str = NORMALISATIONS[0]
+
+    @property
+    def scaling(self) -> Scaling:
+        """The scaling of the features that its first layer takes."""
+        return Scaling(self.normalize, self.mean, self.scale)
 
     @property
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -67,11 +77,13 @@ class Head:
     def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Return scores (n, n_classes) of features (n, n_features) as they are stored."""
         logits: NDArray[np.float32]
-        logits = hidden.logits(self.weights, standardise(features, self.mean, self.scale))
+        logits = hidden.logits(self.weights, self.scaling.apply(features))
         return logits
 
     def folded(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Return kernel and bias of each layer, of which the first takes features as they are.
+        """Return kernel and bias of each layer, of which the first takes rows as they are.
+
+        They are rows of features, scaled as `normalize` says, without mean and scale.
 
         Examples
         --------
@@ -89,6 +101,8 @@ class Head:
         """Return the bytes of an .npz file, without pickles; the same head gives the same bytes."""
         arrays = self.weights | {"mean": self.mean, "scale": self.scale}
         meta = {"class_names": self.class_names, "provenance": self.provenance}
+        if self.normalize != NORMALISATIONS[0]:  # a head from before it was has the same bytes
+            meta["normalize"] = self.normalize
         return to_npz(arrays, meta)
 
     @classmethod
@@ -107,7 +121,14 @@ class Head:
                 raise ValueError("its provenance is no JSON object")
             if not isinstance(names, list) or {*map(type, names)} != {str}:
                 raise ValueError("its class_names are no texts")
-            head = cls(**arrays, class_names=tuple(names), provenance=provenance)
+            normalize = meta.get("normalize", NORMALISATIONS[0])
+            if normalize not in NORMALISATIONS:
+                raise ValueError(
+                    f"its normalize is {normalize!r}, none of {', '.join(NORMALISATIONS)}"
+                )
+            head = cls(
+                **arrays, class_names=tuple(names), provenance=provenance, normalize=normalize
+            )
             head._check()
             return head
 
@@ -138,16 +159,3 @@ class Head:
     def fingerprint(self) -> str:
         """SHA-256 of its numbers, class names and provenance."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
-
-
-def standardise(
-    features: NDArray[Any],
-    mean: NDArray[Any],
-    scale: NDArray[np.float32],
-    dtype: DTypeLike = np.float32,
-) -> NDArray[Any]:
-    """Return features (n, n_features) less their mean, over their scale, computed in `dtype`."""
-    standardised: NDArray[Any] = features.astype(dtype)
-    standardised -= mean.astype(dtype)
-    standardised /= scale
-    return standardised

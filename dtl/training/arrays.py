@@ -16,8 +16,7 @@ from dtl.cluster.spread import Session, group_shards
 from dtl.config import FeaturesConfig, TrainConfig
 from dtl.config.errors import UserError
 from dtl.head import softmax
-from dtl.head.averaging import Moments, merge_moments
-from dtl.head.model import standardise
+from dtl.head.scaling import Moments, Scaling, merge_moments, scale_rows
 from dtl.training.sharding import Shard
 from dtl.training.spec import MOST_SHARDS, Inputs
 
@@ -108,15 +107,16 @@ def load_blocks(
             "trains on whole ones. Use fewer shards, or rechunk X to smaller blocks."
         )
     parts = [
-        session.submit(_block_moments, block, i, name=f"moments-{i}")
+        session.submit(_block_moments, block, i, config.normalize, name=f"moments-{i}")
         for i, block in enumerate(rows)
     ]
     moments = session.reduce(parts, merge_moments, name="merge-moments")
+    scaling = session.submit(Scaling.fit, moments, config.normalize, name="scaling")
     groups = [
         session.submit(
             _make_shards, indices,
             [rows[s::n_shards] for s in indices], [labels[s::n_shards] for s in indices],
-            moments, classes, name=f"load-shards-{g}",
+            scaling, classes, name=f"load-shards-{g}",
         )
         for g, indices in enumerate(group_shards(session.client, n_shards, config.shards_per_task))
     ]  # fmt: skip
@@ -124,7 +124,7 @@ def load_blocks(
     labels.clear()
     initial = session.submit(softmax.zero_params, n_features, len(classes), name="start")
     n_train = np.array([n_rows[s::n_shards].sum() for s in range(n_shards)])
-    return Inputs(groups, n_train, False, initial, moments), classes
+    return Inputs(groups, n_train, False, initial, scaling), classes
 
 
 def _list_blocks(array: da.Array) -> list[Any]:
@@ -167,27 +167,30 @@ def _block_classes(
     return rows.shape, np.unique(labels)
 
 
-def _block_moments(rows: NDArray[Any], index: int) -> Moments:
+def _block_moments(rows: NDArray[Any], index: int, normalize: str) -> Moments:
     check_finite(rows, f" in block {index}")
-    return Moments.of(rows)
+    return Moments.of(scale_rows(rows, normalize, _dtype(rows)))
+
+
+def _dtype(rows: NDArray[Any]) -> np.dtype[Any]:
+    # In float32, numbers far from 0 would lose digits before the mean is subtracted.
+    return np.result_type(rows.dtype, np.float32)
 
 
 def _make_shards(
     indices: range,
     rows: list[list[NDArray[Any]]],
     labels: list[list[NDArray[Any]]],
-    moments: Moments,
+    scaling: Scaling,
     classes: NDArray[Any],
 ) -> list[Shard]:
     shards = []
     for index, blocks, of_blocks in zip(indices, rows, labels, strict=True):
         ends = np.cumsum([len(block) for block in blocks])
-        features = np.empty((ends[-1], len(moments.mean)), np.float32)
+        features = np.empty((ends[-1], len(scaling.mean)), np.float32)
         for block, end in zip(blocks, ends, strict=True):
-            # In float32, numbers far from 0 would lose digits before the mean is subtracted.
-            dtype = np.result_type(block.dtype, np.float32)
             place = slice(end - len(block), end)
-            features[place] = standardise(block, moments.mean, moments.scale(), dtype)
+            features[place] = scaling.apply(block, _dtype(block))
         encoded = np.searchsorted(classes, np.concatenate(of_blocks)).astype(np.int32)
         shards.append(Shard(index, features, encoded, tuple(map(len, blocks))))
     return shards

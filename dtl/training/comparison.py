@@ -16,7 +16,7 @@ from dtl.cluster.spread import count_tree_inputs, group_shards
 from dtl.config import CompareConfig, TrainConfig, to_fingerprint
 from dtl.config.errors import MissingExtraError, UserError
 from dtl.evaluation import scoring
-from dtl.head.model import Head, standardise
+from dtl.head.model import Head
 from dtl.head.optimizers import OPTIMIZERS
 from dtl.images.values import SPLITS, TRAIN
 from dtl.training import trainer
@@ -225,13 +225,13 @@ def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:
 
 
 def _pull(spec: TrainingSpec, head: Head) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Read the training rows, standardised as for `head`."""
+    """Read the training rows, scaled as for `head`."""
     store, rows = spec.store, spec.split == TRAIN
     features = np.empty((int(rows.sum()), store.n_features(spec.layer)), np.float32)
     first = 0
     for chunk in range(store.n_chunks):
         part = store.read(spec.layer, chunk)[rows[store.rows(chunk)]]
-        features[first : first + len(part)] = standardise(part, head.mean, head.scale)
+        features[first : first + len(part)] = head.scaling.apply(part)
         first += len(part)
     return features, store.read("label")[rows]
 

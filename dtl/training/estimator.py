@@ -25,7 +25,7 @@ from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
 from dtl.config.errors import MissingExtraError
 from dtl.head import blas, softmax
-from dtl.head.averaging import Moments
+from dtl.head.scaling import Scaling, scale_rows
 from dtl.training import trainer
 from dtl.training.values import Round
 
@@ -67,9 +67,10 @@ _SIGNATURE = inspect.Signature(
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Softmax regression by local SGD with averaging, on a Dask cluster.
 
-    It minimises ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)`` of the standardised features, as
-    scikit-learn's ``LogisticRegression(C=1 / (l2 * n_rows))`` behind a ``StandardScaler`` does. The
-    result has the same bits on any number of workers, for the same blocks of rows.
+    It minimises ``mean cross-entropy + l2 / 2 * sum(kernel ** 2)`` of the scaled features, as
+    scikit-learn's ``LogisticRegression(C=1 / (l2 * n_rows))`` behind a ``StandardScaler`` does, or
+    with ``normalize="l2"`` behind a ``Normalizer`` and a division by one number. The result has
+    the same bits on any number of workers, for the same blocks of rows.
 
     Parameters
     ----------
@@ -91,7 +92,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     classes_ : (n_classes,) array
         Labels, sorted.
     coef_ : (n_classes, n_features) float64
-        For features as they are given, not standardised; two rows for two classes, too.
+        For features as they are given, not standardised; with `normalize`, for rows that it has
+        scaled. Two rows for two classes, too.
     intercept_ : (n_classes,) float64
     n_features_in_ : int
     n_iter_ : int
@@ -167,11 +169,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 blocks = arrays.cut_blocks(session, *checked, config.n_shards, seed)
             inputs, self.classes_ = arrays.load_blocks(session, *blocks, config)
             fitted = trainer.fit(inputs, config, seed, session, show=self.verbose)
-            moments: Moments = session.result(inputs.moments)
+            scaling: Scaling = session.result(inputs.scaling)
         params, self.history_ = fitted.last, fitted.history
-        kernel = params["kernel"].astype(np.float64) / moments.scale()[:, None]
+        kernel = params["kernel"].astype(np.float64) / scaling.scale[:, None]
         self.coef_ = np.ascontiguousarray(kernel.T)
-        self.intercept_ = params["bias"] - moments.mean @ kernel
+        self.intercept_ = params["bias"] - scaling.mean @ kernel
         self.n_iter_ = len(self.history_)
         return self
 
@@ -239,6 +241,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         _refuse_frames(X)
         arguments |= {"coef": self.coef_, "intercept": self.intercept_}
+        arguments["normalize"] = self.normalize
         if not isinstance(X, da.Array):
             return function(validate_data(self, X, reset=False), **arguments)
         X = arrays.check_dask_rows(X)
@@ -288,26 +291,25 @@ def _refuse_frames(*values: Any) -> None:
 
 
 def _logits(
-    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]
+    rows: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64], normalize: str
 ) -> NDArray[np.float64]:
     arrays.check_finite(rows)
+    scaled = scale_rows(rows, normalize, np.float64)
     with blas.one_blas_thread():
-        logits: NDArray[np.float64] = rows @ coef.T + intercept
+        logits: NDArray[np.float64] = scaled @ coef.T + intercept
     return logits
 
 
-def _decide(rows: NDArray[Any], **weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _decide(rows: NDArray[Any], **weights: Any) -> NDArray[np.float64]:
     logits = _logits(rows, **weights)
     return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
-def _probabilities(rows: NDArray[Any], **weights: NDArray[np.float64]) -> NDArray[Any]:
+def _probabilities(rows: NDArray[Any], **weights: Any) -> NDArray[Any]:
     probabilities: NDArray[Any] = np.exp(softmax.log_softmax(_logits(rows, **weights)))
     return probabilities
 
 
-def _predict(
-    rows: NDArray[Any], classes: NDArray[Any], **weights: NDArray[np.float64]
-) -> NDArray[Any]:
+def _predict(rows: NDArray[Any], classes: NDArray[Any], **weights: Any) -> NDArray[Any]:
     labels: NDArray[Any] = classes[_logits(rows, **weights).argmax(axis=1)]
     return labels

@@ -1,6 +1,6 @@
 """Parameters that training starts from: zeros, noise, an earlier head, or the network's next layer.
 
-The last two come as a `Head`, whose features were standardised by other moments, or not at all.
+The last two come as a `Head`, whose features were scaled by other numbers, or not at all.
 `carry_over` makes up for that.
 """
 
@@ -15,8 +15,8 @@ from dtl.config.provenance import differences
 from dtl.features.store import FeatureStore
 from dtl.features.values import NetworkSpec, check_weights, locate_weights
 from dtl.head import blas, hidden, softmax
-from dtl.head.averaging import Moments
 from dtl.head.model import Head
+from dtl.head.scaling import Scaling
 from dtl.head.softmax import Params
 from dtl.storage.ledger import read_parsed
 from dtl.training.spec import TrainingSpec, head_url
@@ -50,14 +50,14 @@ def submit_head(spec: TrainingSpec, session: Session) -> Future | None:
 
 
 def submit_params(
-    spec: TrainingSpec, head: Future | None, moments: Future, session: Session
+    spec: TrainingSpec, head: Future | None, scaling: Future, session: Session
 ) -> Future:
     """Submit the parameters that the first round starts from, as a future of `Params`.
 
-    The head is that of `submit_head`, and the moments are of the training rows.
+    The head is that of `submit_head`, and the scaling that of the rows.
     """
     if head is not None:
-        return session.submit(carry_over, head, moments, name="carry-over")
+        return session.submit(carry_over, head, scaling, name="carry-over")
     n_features, n_classes = spec.store.n_features(spec.layer), len(spec.store.class_names)
     if n_units := spec.config.hidden_units:
         sizes = n_features, n_units, n_classes
@@ -65,8 +65,8 @@ def submit_params(
     return session.submit(softmax.zero_params, n_features, n_classes, name="start")
 
 
-def carry_over(head: Head, moments: Moments) -> Params:
-    """Return a head's weights for features that are standardised by other moments.
+def carry_over(head: Head, scaling: Scaling) -> Params:
+    """Return a head's weights for rows of which another mean and scale are taken.
 
     The logits stay the same function of the features.
     """
@@ -74,11 +74,11 @@ def carry_over(head: Head, moments: Moments) -> Params:
     kernel_name, bias_name = list(params)[:2]  # of the layer that takes the features
     scale = head.scale.astype(np.float64)
     kernel = params[kernel_name].astype(np.float64)
-    shift = (moments.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
+    shift = (scaling.mean.astype(np.float32) - head.mean.astype(np.float64)) / scale
     with blas.one_blas_thread():
         bias = params[bias_name] + shift @ kernel
     return params | {
-        kernel_name: (kernel * (moments.scale() / scale)[:, None]).astype(np.float32),
+        kernel_name: (kernel * (scaling.scale / scale)[:, None]).astype(np.float32),
         bias_name: bias.astype(np.float32),
     }
 
@@ -139,7 +139,8 @@ def _read_head(spec: TrainingSpec) -> Head:
     wanted = {name: spec.provenance[name] for name in names}
     made = {name: head.provenance.get(name) for name in names}
     found = differences(
-        wanted | {"hidden units": config.hidden_units}, made | {"hidden units": head.n_units}
+        wanted | {"hidden units": config.hidden_units, "normalize": config.normalize},
+        made | {"hidden units": head.n_units, "normalize": head.normalize},
     )
     if head.class_names != store.class_names:
         only = sorted({*head.class_names} ^ {*store.class_names})
@@ -151,7 +152,7 @@ def _read_head(spec: TrainingSpec) -> Head:
         raise UserError(
             f"The head at `train.start_from` = {config.start_from} cannot be trained further here:"
             + "".join(f"\n  {difference}" for difference in found)
-            + "\nStart from a head of the same classes, features, split, layer and "
-            "`train.hidden_units`, or from none."
+            + "\nStart from a head of the same classes, features, split, layer, "
+            "`train.normalize` and `train.hidden_units`, or from none."
         )
     return head

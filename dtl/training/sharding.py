@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.features.streaming import StoredFeatures
-from dtl.head.averaging import Moments
-from dtl.head.model import standardise
+from dtl.head.scaling import Moments, Scaling, scale_rows
 from dtl.head.softmax import Rows
 from dtl.images.values import TRAIN, VALIDATION
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The rows that one replica trains on, and those that it validates on, standardised.
+    """The rows that one replica trains on, and those that it validates on, scaled.
 
     Parameters
     ----------
@@ -79,8 +78,11 @@ class Shard:
         return np.concatenate(order).astype(np.intp)
 
 
-def chunk_moments(chunk: int, store: FeatureStore, layer: str) -> Moments:
-    """Return the moments of a chunk's training rows; refuse NaN and infinity in any row."""
+def chunk_moments(chunk: int, store: FeatureStore, layer: str, normalize: str) -> Moments:
+    """Return the moments of a chunk's training rows, which are scaled as `normalize` says.
+
+    NaN and infinity are refused in any row.
+    """
     features = store.read(layer, chunk)
     if not np.isfinite(features).all():
         rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -88,7 +90,7 @@ def chunk_moments(chunk: int, store: FeatureStore, layer: str) -> Moments:
             f"Features must be finite. Received: NaN or infinity in chunk {chunk}, at "
             f"{store.read('path', chunk)[rows[0]]}. {_advise(store, layer)}"
         )
-    return Moments.of(features[store.read("split", chunk) == TRAIN])
+    return Moments.of(scale_rows(features[store.read("split", chunk) == TRAIN], normalize))
 
 
 def _advise(store: FeatureStore, layer: str) -> str:
@@ -109,13 +111,13 @@ def load_group(
     layer: str,
     indices: range,
     n_shards: int,
-    moments: Moments,
+    scaling: Scaling,
     features_in: str = "memory",
 ) -> list[Shard]:
     """Load some of a store's shards; each has every `n_shards`-th chunk, from its index on."""
     columns = store.read("split"), store.read("label")  # once: 100,000 chunks take seconds
     return [
-        load_shard(store, layer, range(i, store.n_chunks, n_shards), moments, columns, features_in)
+        load_shard(store, layer, range(i, store.n_chunks, n_shards), scaling, columns, features_in)
         for i in indices
     ]
 
@@ -124,16 +126,15 @@ def load_shard(
     store: FeatureStore,
     layer: str,
     chunks: range,
-    moments: Moments,
+    scaling: Scaling,
     columns: tuple[NDArray[np.int8], NDArray[np.int32]],
     features_in: str = "memory",
 ) -> Shard:
-    """Read and standardise the rows of a shard's chunks, of which the first is the shard's index.
+    """Read and scale the rows of a shard's chunks, of which the first is the shard's index.
 
     `columns` are the split and the label of all rows. With `features_in` ``store``, the features
     are left there until a batch asks for them.
     """
-    mean, scale = moments.mean.astype(np.float32), moments.scale()
     split, labels = columns
     train_rows, validation_rows = (
         [np.flatnonzero(split[store.rows(chunk)] == part) for chunk in chunks]
@@ -146,14 +147,14 @@ def load_shard(
     features: NDArray[np.float32] | StoredFeatures
     if features_in == "store":
         features = StoredFeatures(
-            store, layer, chunk_of.astype(np.int32), row.astype(np.int32), mean, scale
+            store, layer, chunk_of.astype(np.int32), row.astype(np.int32), scaling
         )
     else:
-        features = np.empty((len(row), len(mean)), np.float32)
+        features = np.empty((len(row), len(scaling.mean)), np.float32)
         ends = np.cumsum(np.add(n_train, n_validation))
         by_chunk = np.split(np.argsort(chunk_of, kind="stable"), ends[:-1])
         for chunk, chosen in zip(chunks, by_chunk, strict=True):
-            features[chosen] = standardise(store.read(layer, chunk), mean, scale)[row[chosen]]
+            features[chosen] = scaling.apply(store.read(layer, chunk))[row[chosen]]
     return Shard(chunks.start, features, label, n_train, n_validation)
 
 

@@ -120,15 +120,15 @@ class Inputs:
     n_train : (n_shards,) int
         Training rows of each shard.
     initial : future of Params
-    moments : future of Moments
-        Of the training rows.
+    scaling : future of Scaling
+        Of the rows, by the training rows.
     """
 
     groups: list[Future]
     n_train: NDArray[np.integer[Any]]
     has_validation: bool
     initial: Future
-    moments: Future
+    scaling: Future
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from distributed import Client, Future
 from dtl.cluster.spread import Session, group_shards
 from dtl.config import TrainConfig
 from dtl.config.errors import UserError
-from dtl.head.averaging import Moments, merge_moments
 from dtl.head.model import Head
+from dtl.head.scaling import Scaling, merge_moments
 from dtl.head.schedules import Plan
 from dtl.head.softmax import Params
 from dtl.images.values import TRAIN
@@ -62,13 +62,14 @@ def train(
             keeper = stack.enter_context(Keeper(checkpoint, provenance, overwrite=overwrite))
         inputs = prepare(spec, session)
         fitted = fit(inputs, spec.config, spec.seed, session, keeper=keeper)
-    moments: Moments = session.result(inputs.moments)
+    scaling: Scaling = session.result(inputs.scaling)
 
     def make_head(params: Params) -> Head:
         return Head(
             **local_sgd.pick_weights(params),
-            mean=moments.mean.astype(np.float32),
-            scale=moments.scale(),
+            mean=scaling.mean.astype(np.float32),
+            scale=scaling.scale,
+            normalize=scaling.normalize,
             class_names=spec.store.class_names,
             provenance=provenance,
         )
@@ -110,35 +111,37 @@ def prepare(spec: TrainingSpec, session: Session) -> Inputs:
     n_shards, store = spec.n_shards, spec.store
     _check_classes(spec)
     head = initialisation.submit_head(spec, session)
-    groups, moments = load_groups(spec, session)
+    groups, scaling = load_groups(spec, session)
     chunk = np.arange(store.n_images) // store.chunk_images
     return Inputs(
         groups=groups,
         n_train=np.bincount(chunk[spec.split == TRAIN] % n_shards, minlength=n_shards),
         has_validation=spec.has_validation,
-        initial=initialisation.submit_params(spec, head, moments, session),
-        moments=moments,
+        initial=initialisation.submit_params(spec, head, scaling, session),
+        scaling=scaling,
     )
 
 
 def load_groups(spec: TrainingSpec, session: Session) -> tuple[list[Future], Future]:
-    """Bring a store's rows to the workers, standardised by the training rows.
+    """Bring a store's rows to the workers, scaled by the training rows.
 
     With `train.features_in` = store the features are read when a batch asks for them. It returns
-    `Inputs.groups` and `Inputs.moments`.
+    `Inputs.groups` and `Inputs.scaling`.
     """
     store, layer, n_shards, config = spec.store, spec.layer, spec.n_shards, spec.config
     moments = session.map_reduce(
-        sharding.chunk_moments, store.n_chunks, store, layer, merge=merge_moments, name="moments"
-    )
+        sharding.chunk_moments, store.n_chunks, store, layer, config.normalize,
+        merge=merge_moments, name="moments",
+    )  # fmt: skip
+    scaling = session.submit(Scaling.fit, moments, config.normalize, name="scaling")
     groups = [
         session.submit(
-            sharding.load_group, store, layer, indices, n_shards, moments, config.features_in,
+            sharding.load_group, store, layer, indices, n_shards, scaling, config.features_in,
             name=f"load-shards-{g}",
         )
         for g, indices in enumerate(group_shards(session.client, n_shards, config.shards_per_task))
     ]  # fmt: skip
-    return groups, moments
+    return groups, scaling
 
 
 def check_stopping(config: TrainConfig, has_validation: bool) -> None:

@@ -118,15 +118,14 @@ def test_a_round_costs_little_beside_its_steps(
         rounds: list[Round] = []
         for _ in range(N_TURNS):
             rounds += run(inputs, plan, Session(client), show=False).history[5:]
-        read = inputs.moments.result().n
     average, wait, step = (
         1e3 * statistics.median(getattr(r, name) for r in rounds)
         for name in ("average_s", "wait_s", "step_s")
     )
     overhead = 1e3 * statistics.median(r.average_s + r.wait_s for r in rounds)
     print(
-        f"\n{read} rows of {n_features}, {n_classes} classes, 8 shards on 2 threads: a round's "
-        f"steps {step:.1f} ms, all else {overhead:.1f} ms (averages {average:.1f}, "
-        f"wait {wait:.1f})"
+        f"\n{inputs.n_train.sum()} rows of {n_features}, {n_classes} classes, 8 shards on 2 "
+        f"threads: a round's steps {step:.1f} ms, all else {overhead:.1f} ms (averages "
+        f"{average:.1f}, wait {wait:.1f})"
     )
     assert overhead < 25

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl.config import (
+    ADDED,
     RETIRED,
     Config,
     build,
@@ -130,7 +131,8 @@ def test_layers_are_left_as_they_were() -> None:
     ("tables", "message"),
     [
         ({"train": {"learning_rat": 1}}, r"Unknown key train\.learning_rat\. Did you mean learni"),
-        ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, solver"),
+        ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, normal"),
+        ({"train": {"normalize": "L2"}}, r"normalize must be one of standardise, l2, sqrt-l2\. Re"),
         ({"train": {"xyzzy": 1}}, r"Unknown key train\.xyzzy\. Known: layer, "),
         ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, pack\."),
         ({"trian": {"epochs": 1}}, r"Unknown key trian\. Did you mean train\?"),
@@ -170,6 +172,10 @@ def test_layers_are_left_as_they_were() -> None:
             r"train\.hidden_start = network and train\.start_from are two starts\. Give one",
         ),
         (
+            {"train": {"hidden_units": 9, "hidden_start": "network", "normalize": "sqrt-l2"}},
+            r"not the unit length of train\.normalize = sqrt-l2\. Use standardise\.",
+        ),
+        (
             {"train": {"hidden_units": 9, "solver": "lbfgs"}},
             r"hidden_units = 9 has none\. Use aver",
         ),
@@ -199,8 +205,15 @@ def test_a_stored_configuration_with_retired_options_is_still_one(tables: dict[s
 
 
 def test_a_fingerprint_has_the_retired_options() -> None:
-    assert to_fingerprint(build().train) == {**to_dict(build().train), **RETIRED["train"]}
+    found = to_fingerprint(build({"train": {"normalize": "l2"}}).train)
+    assert found == {**to_dict(build().train), "normalize": "l2", **RETIRED["train"]}
     assert to_fingerprint(build().split) == to_dict(build().split)
+
+
+def test_a_fingerprint_has_an_option_that_was_added_only_where_it_is_set() -> None:
+    before = to_dict(build().train)
+    assert {before.pop(name) for name in ADDED["train"]} == {"standardise"}
+    assert to_fingerprint(build().train) == {**before, **RETIRED["train"]}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dtl.features.networks import Network
 from dtl.features.quiet_keras import keras
 from dtl.features.values import NetworkSpec
 from dtl.head.model import Head
+from dtl.head.scaling import scale_rows
 
 # Keras' own, while it writes a file: TensorFlow's arrays are older than NumPy's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -135,17 +136,17 @@ def test_a_process_loads_a_network_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "layer", "preprocess", "n_units"),
+    ("layers", "layer", "preprocess", "n_units", "normalize"),
     [
-        (("block1_pool",), "block1_pool", "network", 0),
-        (("block1_pool",), "block1_pool", "dl4j", 0),
-        (("block1_pool", "block2_pool"), "block2_pool", "network", 0),
-        (("block1_pool",), "block1_pool", "network", 200),
+        (("block1_pool",), "block1_pool", "network", 0, "standardise"),
+        (("block1_pool",), "block1_pool", "dl4j", 0, "l2"),
+        (("block1_pool", "block2_pool"), "block2_pool", "network", 0, "sqrt-l2"),
+        (("block1_pool",), "block1_pool", "network", 200, "standardise"),
     ],
 )
 def test_the_exported_classifier_predicts_what_the_head_does(
     images: np.ndarray, tmp_path: Path, layers: tuple[str, ...], layer: str, preprocess: str,
-    n_units: int,
+    n_units: int, normalize: str,
 ) -> None:  # fmt: skip
     spec = replace(FIRST, layers=layers, preprocess=preprocess)
     network = Network(spec)
@@ -153,14 +154,15 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     # Four pictures more, so that means and scales are of more than two.
     many = np.concatenate([images, rng.integers(0, 256, (4, 224, 224, 3), np.uint8)])
     features = network.compute(many)[layer]
-    n_features = features.shape[1]
+    n_features, rows = features.shape[1], scale_rows(features, normalize)
     head = Head(
         kernel=rng.normal(size=(n_features, 3)).astype(np.float32) / np.sqrt(n_features),
         bias=np.array([0.5, -0.5, 0.0], np.float32),
-        mean=features.mean(axis=0),
-        scale=features.std(axis=0) + np.float32(1e-3),
+        mean=rows.mean(axis=0),
+        scale=rows.std(axis=0) + np.float32(1e-3),
         class_names=("a", "b", "c"),
         provenance={"layer": layer, "weights_sha256": network.weights_sha256},
+        normalize=normalize,
     )
     if n_units:
         head = replace(

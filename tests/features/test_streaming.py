@@ -14,7 +14,7 @@ from dtl.config import TrainConfig
 from dtl.features import streaming
 from dtl.features.store import FeatureStore
 from dtl.features.streaming import StoredFeatures
-from dtl.head.averaging import Moments
+from dtl.head.scaling import Moments, Scaling
 from dtl.images.values import TRAIN, VALIDATION
 from dtl.training import local_sgd, sharding, trainer
 from dtl.training.sharding import Shard
@@ -26,15 +26,23 @@ CONFIG = TrainConfig(n_shards=3, epochs=4.0, batch_size=16, averaging_frequency=
 def both(store: FeatureStore, chunks: range) -> tuple[Shard, Shard]:
     columns = store.read("split"), store.read("label")
     moments = Moments.of(store.read("fc2")[columns[0] == TRAIN])
+    scaling = Scaling.fit(moments, "standardise")
     return tuple(
-        sharding.load_shard(store, "fc2", chunks, moments, columns, where)  # type: ignore[return-value]
+        sharding.load_shard(store, "fc2", chunks, scaling, columns, where)  # type: ignore[return-value]
         for where in ("memory", "store")
     )
 
 
 @pytest.mark.parametrize("workers", ["threads", "processes"])
 @pytest.mark.parametrize(
-    "options", [{}, {"solver": "lbfgs", "l2": 0.1}, {"hidden_units": 12, "dropout": 0.3}], ids=str
+    "options",
+    [
+        {},
+        {"solver": "lbfgs", "l2": 0.1},
+        {"hidden_units": 12, "dropout": 0.3},
+        {"normalize": "sqrt-l2"},
+    ],
+    ids=str,
 )
 def test_same_bits_as_from_memory(
     make_store: MakeStore, request: pytest.FixtureRequest, workers: str, options: dict[str, Any]

@@ -163,6 +163,7 @@ def heads() -> list[bytes]:
                 ("kernel", (5, 3)), ("hidden_kernel", (4, 5)), ("hidden_bias", (5,)), *common
             ),
             **about,
+            normalize="sqrt-l2",
         ).to_bytes(),
         *cases("files", "*head.npz"),
     ]

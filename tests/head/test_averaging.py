@@ -1,4 +1,4 @@
-"""Averages and moments as data that adds up: the order and the chunks do not matter."""
+"""Averages as data that adds up: the order does not matter."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.preprocessing import StandardScaler
 
 from dtl.head.averaging import (
     Mean,
-    Moments,
     distance_and_norm,
     merge,
-    merge_moments,
     outer_step,
     pairwise,
 )
@@ -199,57 +196,3 @@ def test_outer_step_leaves_the_optimizers_state_and_its_arguments_alone() -> Non
     for params, copy in zip((before, after), copies, strict=True):
         for name in copy:
             np.testing.assert_array_equal(params[name], copy[name])
-
-
-def rows_of(seed: int, n: int, offset: float = 0.0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=(n, 5)) * [1, 10, 0.1, 3, 1e3] + offset).astype(np.float32)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 99), st.lists(st.integers(0, 30), max_size=5), st.floats(-1e3, 1e3))
-def test_moments_do_not_depend_on_chunks(seed: int, cuts: list[int], offset: float) -> None:
-    rows = rows_of(seed, 30, offset)
-    chunks = np.split(rows, sorted(cuts))
-    moments = merge_moments([Moments.of(chunk) for chunk in chunks])
-    exact = rows.astype(np.float64)
-    assert moments.n == len(rows)
-    np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(moments.m2, ((exact - exact.mean(0)) ** 2).sum(axis=0), rtol=1e-9)
-    np.testing.assert_allclose(moments.scale(), exact.std(axis=0), rtol=1e-6)
-    assert moments.scale().dtype == np.float32
-
-
-def test_standardised_as_scikit_learn_does() -> None:
-    rows = rows_of(0, 500, offset=7)
-    rows[:, 2] = 0.3  # a constant feature
-    moments = merge_moments([Moments.of(chunk) for chunk in np.array_split(rows, 7)])
-    scaler = StandardScaler().fit(rows.astype(np.float64))
-    np.testing.assert_allclose(moments.mean, scaler.mean_, rtol=1e-9)
-    np.testing.assert_allclose(moments.scale(), scaler.scale_, rtol=1e-6)
-    assert moments.scale()[2] == 1
-
-
-@settings(deadline=None)
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 40))
-def test_a_constant_feature_has_scale_one(value: float, n: int) -> None:
-    rows = np.full((n, 1), value, np.float32)
-    for parts in ([rows], np.array_split(rows, 3)):
-        assert merge_moments([Moments.of(part) for part in parts]).scale().tolist() == [1]
-
-
-def test_large_numbers_with_small_deviations() -> None:
-    # The textbook formula, mean of squares minus square of the mean, is left with no digit here.
-    rows = 1e8 + np.tile([[-1.0], [1.0]], (500, 1))
-    moments = merge_moments([Moments.of(chunk) for chunk in np.array_split(rows, 9)])
-    assert moments.m2[0] == pytest.approx(1000)
-
-
-def test_moments_of_no_rows() -> None:
-    moments = Moments.of(np.zeros((0, 3), np.float32))
-    assert moments.n == 0
-    assert moments.scale().tolist() == [1, 1, 1]
-    rows = rows_of(1, 4)[:, :3]
-    both = merge_moments([moments, Moments.of(rows), moments])
-    assert both.n == 4
-    np.testing.assert_allclose(both.mean, rows.astype(np.float64).mean(axis=0))

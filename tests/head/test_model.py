@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import zipfile
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl.head.model import Head
+from dtl.head.scaling import NORMALISATIONS, scale_rows
 from dtl.images.values import ImageList
 
 
@@ -55,6 +57,37 @@ def test_head_round_trip(seed: int, n_features: int, n_units: int, n_classes: in
     assert again.class_names == head.class_names
     assert again.provenance == head.provenance
     assert again.fingerprint == head.fingerprint
+
+
+def test_a_head_of_rows_of_unit_length_round_trip() -> None:
+    head = make_head(normalize="sqrt-l2")
+    again = Head.from_bytes(head.to_bytes())
+    assert again.normalize == "sqrt-l2"
+    features = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    features[2] = 0
+    logits = head.logits(features)
+    assert (again.logits(features) == logits).all()
+    assert np.isfinite(logits).all()
+    # Rows of one direction are one row, and a standardised head is another one.
+    np.testing.assert_allclose(head.logits(features * 8), logits, atol=1e-5)
+    assert make_head().fingerprint != head.fingerprint
+
+
+def test_a_standardised_head_has_the_bytes_that_it_always_had() -> None:
+    head = make_head()
+    about = {"class_names": head.class_names, "provenance": head.provenance}
+    meta = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    arrays = {name: getattr(head, name) for name in ("kernel", "bias", "mean", "scale")}
+    before = npz(**arrays, meta=meta)
+    assert head.to_bytes() == before
+    assert Head.from_bytes(before).normalize == "standardise"
+
+
+@pytest.mark.parametrize("normalize", ["l3", 2, None, ["l2"]])
+def test_an_unknown_scaling_is_named(normalize: Any) -> None:
+    data = make_head(normalize=normalize).to_bytes()
+    with pytest.raises(ValueError, match=r"its normalize is .*, none of standardise, l2, sqrt-l2"):
+        Head.from_bytes(data)
 
 
 def test_the_same_head_gives_the_same_bytes() -> None:
@@ -193,13 +226,14 @@ def test_a_missing_array_is_named(lost: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 99))
-def test_folded_equals_logits(seed: int) -> None:
+@given(st.integers(0, 99), st.sampled_from(NORMALISATIONS))
+def test_folded_equals_logits(seed: int, normalize: str) -> None:
     features = np.random.default_rng(seed).normal(size=(20, 7)).astype(np.float32)
-    head = make_head(seed)
+    head = make_head(seed, normalize=normalize)
     ((kernel, bias),) = head.folded()
     assert kernel.dtype == bias.dtype == np.float32
-    np.testing.assert_allclose(features @ kernel + bias, head.logits(features), atol=1e-5)
+    rows = scale_rows(features, normalize)
+    np.testing.assert_allclose(rows @ kernel + bias, head.logits(features), atol=1e-5)
 
 
 @settings(deadline=None)

@@ -479,6 +479,7 @@ def test_a_store_of_other_settings(capsys: Capsys, run: tuple[Path, Path, str]) 
         ("evaluate --features.precision bfloat16", "precision: asked for 'bfloat16', stored 'floa"),
         ("report --images.resize crop", "resize: asked for 'crop', stored 'stretch'"),
         ("evaluate --train.l2 1", "train.l2: asked for 1.0, stored 0.01"),
+        ("evaluate --train.normalize l2", "train.normalize: asked for 'l2', stored None"),
         ("report --seed 1", "seed: asked for 1, stored 0"),
         ("evaluate --split.test 0.5", "split.test: asked for 0.5, stored 0.25"),
         ("predict --features.preprocess dl4j", "preprocess: asked for 'dl4j', stored 'network'"),

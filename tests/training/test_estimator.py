@@ -24,7 +24,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dtl import SoftmaxRegression
@@ -101,6 +101,27 @@ def test_the_exact_solver_is_logistic_regression(digits: Any) -> None:
     model = SoftmaxRegression(solver="lbfgs").fit(x, y)
     assert np.abs(model.predict_proba(x) - exact.predict_proba(x)).max() < 2e-3
     assert (model.predict(x_test) == exact.predict(x_test)).mean() > 0.995
+
+
+@pytest.mark.parametrize("normalize", ["l2", "sqrt-l2"])
+def test_rows_of_unit_length_are_scikit_learns(digits: Any, normalize: str) -> None:
+    x, x_test, y, _ = digits
+    x = np.concatenate([x, np.zeros((1, 64))])  # a picture without ink
+    y = np.append(y, 0)
+    root = FunctionTransformer(np.sqrt if normalize == "sqrt-l2" else None)
+    unit = make_pipeline(root, Normalizer())
+    scale = np.sqrt(unit.fit_transform(x).var(axis=0).mean())  # of all features, one number
+    exact = make_pipeline(
+        unit, FunctionTransformer(lambda rows: rows / scale),
+        LogisticRegression(C=1 / (0.01 * len(y)), max_iter=5000, tol=1e-8),
+    ).fit(x, y)  # fmt: skip
+    model = SoftmaxRegression(solver="lbfgs", normalize=normalize).fit(x, y)
+    assert np.abs(model.predict_proba(x) - exact.predict_proba(x)).max() < 2e-3
+    assert (model.predict(x_test) == exact.predict(x_test)).mean() > 0.995
+    lazy = model.predict_proba(da.from_array(x_test, chunks=(100, 32)))
+    assert np.allclose(lazy.compute(), model.predict_proba(x_test))
+    defaults = SoftmaxRegression(n_shards=2, normalize=normalize).fit(x, y)
+    assert np.abs(defaults.predict_proba(x) - exact.predict_proba(x)).mean() < 0.01
 
 
 def test_coefficients_are_of_the_features_as_given() -> None:

@@ -68,9 +68,9 @@ def test_the_network_start_is_the_networks_fc2_below_a_softmax_of_zeros(
     assert 0.2 < (expected > 0).mean() < 0.8
     spec, session = TrainingSpec(store, CONFIG, "fc1", 0), Session(threads)
     found = initialisation.submit_head(spec, session)
-    _, moments = trainer.load_groups(spec, session)
-    params = initialisation.submit_params(spec, found, moments, session).result()
-    mean, scale = moments.result().mean, moments.result().scale()
+    _, scaling = trainer.load_groups(spec, session)
+    params = initialisation.submit_params(spec, found, scaling, session).result()
+    mean, scale = scaling.result().mean, scaling.result().scale
     assert np.abs(mean).min() > 0.1  # the features were standardised, and yet:
     assert np.abs(scale - 1).max() > 0.3
     units = hidden.units(params["hidden_kernel"], params["hidden_bias"], (x - mean) / scale)

@@ -210,7 +210,7 @@ def test_the_seed_and_every_setting_change_the_head(make_store: MakeStore, threa
         {"dropout": 0.1}, {"label_smoothing": 0.1}, {"class_weights": "balanced"},
         {"clip_norm": 0.1}, {"averaging_frequency_end": 1}, {"outer_momentum": 0.5},
         {"hidden_units": 8}, {"hidden_units": 9},
-        {"hidden_units": 9, "dropout": 0.1},
+        {"hidden_units": 9, "dropout": 0.1}, {"normalize": "l2"}, {"normalize": "sqrt-l2"},
     )  # fmt: skip
     heads = [trainer.train(TrainingSpec(store, CONFIG, "fc2", 1), threads).head] + [
         trainer.train(TrainingSpec(store, replace(CONFIG, **change), "fc2", 0), threads).head
@@ -447,7 +447,7 @@ def test_features_that_are_not_finite_name_the_image_and_what_helps(
         monkeypatch.setattr(type(store), "attrs", attrs)
         monkeypatch.setattr(store, "dtype", lambda _, dtype=dtype: np.dtype(dtype))
         with pytest.raises(ValueError, match=advice):
-            sharding.chunk_moments(1, store, "fc2")
+            sharding.chunk_moments(1, store, "fc2", "standardise")
 
 
 @pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])

@@ -125,7 +125,7 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
     options = config.to_fingerprint(c.train) | {"layer": c.layer}
     wanted = {
-        "train": {name: options.get(name) for name in made["train"]},
+        "train": {name: options.get(name) for name in (*made["train"], *config.ADDED["train"])},
         "split": splitting.fingerprint_split(c.split, c.seed),
         "seed": c.seed,
     }
