@@ -121,8 +121,10 @@ def test_a_whole_file_is_read_and_a_missing_one_is_none(results: Results, name: 
 def test_a_damaged_file_is_a_message_with_its_url(results: Results, name: str) -> None:
     file = Path(results.url, name)
     whole = file.read_bytes()
+    # Half of a TOML file may be a whole one: it is cut within a value.
+    half = whole.index(b"=") + 1 if name == "config.toml" else len(whole) // 2
     damaged = [
-        whole[: len(whole) // 2],
+        whole[:half],
         whole[:-3] + b"\xff\xff\xff",
         b"\0" * 99,
         b"[",
