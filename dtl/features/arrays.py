@@ -6,6 +6,7 @@ Zarr itself reads a missing file as the array's fill value. No other module impo
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
 from dtl import storage
+from dtl.cluster.memory import has_memory
 from dtl.config.errors import UserError
 
 _READERS = 16
@@ -101,6 +103,8 @@ class Arrays:
     def _check_description(self, name: str, array: Any) -> None:
         if not isinstance(array, zarr.Array):
             raise TypeError("it describes no array")
+        if 0 in (*array.chunks, *(array.shards or ())) or not array.shape:
+            raise ValueError(f"it describes {array.shape} in chunks of {array.chunks}")
         found, wanted = _name(array.dtype), self.dtypes.get(name)
         if wanted not in (None, found):
             raise ValueError(f"it describes {found} instead of {wanted}")
@@ -190,7 +194,7 @@ class Arrays:
         if may_be_absent is None:
             try:
                 return self._read_strictly(name, rows)
-            except (OSError, MemoryError):
+            except OSError:
                 raise
             except Exception:
                 pass  # found out below, file by file, so that the message names one
@@ -221,14 +225,24 @@ class Arrays:
     ) -> NDArray[Any]:
         try:
             return self._read_strictly(name, rows)
-        except (OSError, MemoryError):
+        except OSError:
             raise
+        except MemoryError as error:
+            if not has_memory(self._enough_memory(name)):
+                raise
+            # Damaged texts ask for any amount: before them stands how many they are.
+            raise self._damaged(self._key(name, file), error) from error
         except _MissingError:
             if may_be_absent is None or not may_be_absent(file):
                 raise self._damaged(self._key(name, file)) from None
             return np.asarray(self.array(name)[rows])
         except Exception as error:
             raise self._damaged(self._key(name, file), error) from error
+
+    def _enough_memory(self, name: str) -> int:
+        """Return bytes that suffice by far to read a file that is whole."""
+        array = self.array(name)
+        return max(1 << 28, 4 * math.prod(array.shards or array.chunks) * array.dtype.itemsize)
 
     def _read_small_files(self, name: str, may_be_absent: MayBeAbsent | None) -> NDArray[Any]:
         """Read a column of many small files; Zarr takes a millisecond for each."""

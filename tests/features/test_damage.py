@@ -18,6 +18,7 @@ from zarr.codecs import ZstdCodec
 from dtl import config, storage
 from dtl.config.errors import UserError
 from dtl.evaluation import scoring
+from dtl.features import arrays
 from dtl.features.arrays import DamagedError
 from dtl.features.columns import COLUMNS
 from dtl.features.store import FeatureStore
@@ -206,6 +207,33 @@ def test_a_description_of_other_rows(tmp_path: Path) -> None:
     file.write_text(json.dumps(described | {"data_type": "int64"}))
     with pytest.raises(DamagedError, match="it describes int64 instead of int32"):
         FeatureStore.open(store.url).read("label")
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_text_that_asks_for_any_memory_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bool
+) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+
+    def asks(*_: object) -> None:
+        raise MemoryError("1.13 GiB for an array with shape (151587081,)")
+
+    monkeypatch.setattr(arrays.Arrays, "_read_strictly", asks)
+    monkeypatch.setattr(arrays, "has_memory", lambda _: memory)
+    opened = FeatureStore.open(store.url)
+    with pytest.raises(DamagedError if memory else MemoryError, match=r"1\.13 GiB") as error:
+        opened.read("error", 1)
+    assert not memory or "error/c/1 is damaged" in str(error.value)
+
+
+def test_a_description_of_chunks_without_rows(tmp_path: Path) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    file = tmp_path / "features.zarr/fc2/zarr.json"
+    described = json.loads(file.read_text())
+    described["chunk_grid"]["configuration"]["chunk_shape"] = [0, 3]
+    file.write_text(json.dumps(described))
+    with pytest.raises(DamagedError, match=r"fc2/zarr\.json is damaged"):
+        FeatureStore.open(store.url).read("fc2")
 
 
 def test_a_layer_without_its_description_is_damaged(tmp_path: Path) -> None:
