@@ -95,8 +95,8 @@ class Scheduler(LoadGroupScheduling):
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than cores: those that have servers wait for these much of the time."""
-    return min(len(os.sched_getaffinity(0)) + 2, 6)
+    """One process more than cores: those that have servers wait for these much of the time."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
