@@ -137,9 +137,9 @@ def _trace_layers(
     spec: NetworkSpec, stored: tuple[str, ...], layers: tuple[str, ...]
 ) -> tuple[str, str, str]:
     """Find the layer to start from, and hash the weights up to the stored and to the new layers."""
-    from dtl.features import networks
+    from dtl.features.network import keras_network
 
-    network = networks.load(spec)
+    network = keras_network.load(spec)
     start = network.find_last_before(layers, stored)
     return start, network.hash_up_to(stored), network.hash_up_to(layers)
 
@@ -147,9 +147,9 @@ def _trace_layers(
 def _derive_chunk(
     store: FeatureStore, chunk: int, *, source: FeatureStore, layer: str, extractor: Extractor
 ) -> Chunk:
-    from dtl.features import networks
+    from dtl.features.network import keras_network
 
-    network, layers = networks.load(extractor.network), tuple(store.fingerprint["layers"])
+    network, layers = keras_network.load(extractor.network), tuple(store.fingerprint["layers"])
     values = source.read(layer, chunk).astype(np.float32)
     with network.lock:
         computed = network.compute_from(layer, values, layers, extractor.batch_images)

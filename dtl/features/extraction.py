@@ -21,8 +21,8 @@ from dtl.head.model import Head
 from dtl.images.reading import open_images
 from dtl.storage import Extent
 
-# Keras takes seconds and half a gigabyte to import, so only functions that workers run import
-# `dtl.features.networks`: the driver, and a command that finds its work done, stay light.
+# Keras takes seconds and half a gigabyte to import, so only functions that workers run import what
+# does: the driver, and a command that finds its work done, stay light.
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def extract(
     OSError
         If the storage failed; a file that is gone or forbidden is one of `errors` instead.
     """
-    from dtl.features import networks
+    from dtl.features.network import keras_network
 
-    network = networks.load(extractor.network)
+    network = keras_network.load(extractor.network)
     if network.weights_sha256 != extractor.weights_sha256:
         raise UserError(
             f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
@@ -164,12 +164,12 @@ def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:
 
 
 def _describe_network(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
-    from dtl.features import architecture, networks
+    from dtl.features.network import architecture, keras_network
 
-    return architecture.describe(network, layers, pooling), networks.list_precisions()
+    return architecture.describe(network, layers, pooling), keras_network.list_precisions()
 
 
 def _load_network(spec: NetworkSpec) -> str:
-    from dtl.features import networks
+    from dtl.features.network import keras_network
 
-    return networks.load(spec).weights_sha256
+    return keras_network.load(spec).weights_sha256

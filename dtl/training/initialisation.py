@@ -103,7 +103,7 @@ def network_head(
 
     It must have `n_units` ReLU units, and the weights up to the stored layers this SHA-256.
     """
-    from dtl.features import architecture, networks
+    from dtl.features.network import architecture, keras_network
 
     name, found_units = architecture.find_hidden_layer(spec.name, layer)
     if found_units != n_units:
@@ -112,7 +112,7 @@ def network_head(
             f"layer is to start from, has {found_units} units. Give that number, or set "
             "`train.hidden_start` = random."
         )
-    kernel, bias, found_sha256 = networks.read_dense(spec, name)
+    kernel, bias, found_sha256 = keras_network.read_dense(spec, name)
     check_weights(found_sha256, sha256, "The feature store")
     n_features, n_classes = len(kernel), len(class_names)
     return Head(

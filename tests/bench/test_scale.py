@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
 NETWORK = '''
 """A network that does nothing: the mean of four squares of pixels, of each colour."""
-from dtl.features.quiet_keras import keras
+from dtl.features.network.quiet_keras import keras
 
 
 def Nothing(input_shape=None, **_):

@@ -14,7 +14,7 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.evaluation import prediction
 from dtl.evaluation.prediction import predict
-from dtl.features import networks
+from dtl.features.network import keras_network
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
 from dtl.images import formats
@@ -45,7 +45,7 @@ def found(root: Path) -> ImageFiles:
 
 
 def features_of(root: Path, paths: Sequence[str]) -> np.ndarray:
-    network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
+    network = keras_network.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     pixels = [formats.decode((root / path).read_bytes(), (224, 224)) for path in paths]
     batch = np.stack(pixels)
     return np.concatenate([network.compute(one[None])["block1_pool"] for one in batch])
@@ -60,7 +60,7 @@ def make_head(root: Path, seed: int) -> Head:
     """Seven classes, to which pictures of one colour go together, some more surely than others."""
     features = features_of(root, sorted(set(listed(root)) - set(BROKEN)))
     rng = np.random.default_rng(seed)
-    network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
+    network = keras_network.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     return Head(
         kernel=0.1 * rng.normal(size=(64, 7)).astype(np.float32),
         bias=rng.normal(size=7).astype(np.float32),

@@ -17,8 +17,8 @@ from PIL import Image
 
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.features import networks
 from dtl.features.extraction import Extractor, extract, prepare
+from dtl.features.network import keras_network
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.images import formats
 
@@ -32,7 +32,7 @@ FEATURES = FeaturesConfig(layers=("block1_pool",), weights="random", precision="
 def extractor() -> Extractor:
     return Extractor(
         network=SPEC,
-        weights_sha256=networks.load(SPEC).weights_sha256,
+        weights_sha256=keras_network.load(SPEC).weights_sha256,
         images=ImagesConfig(max_pixels=1_000_000),
         batch_images=4,
         input_size=(224, 224),
@@ -42,7 +42,7 @@ def extractor() -> Extractor:
 
 def alone(file: Path) -> np.ndarray:
     """An image's features without extraction."""
-    network = networks.load(SPEC)
+    network = keras_network.load(SPEC)
     pixels = formats.decode(file.read_bytes(), (224, 224))
     return network.compute(pixels[None])["block1_pool"][0]
 
@@ -146,7 +146,7 @@ def test_unread_images_are_zeros_though_the_network_makes_something_of_black(
     biases = [np.ones(64, np.float32)] * 2
     np.savez(pictures / "w.npz", kernels[0], biases[0], kernels[1], biases[1])
     spec = replace(SPEC, weights=str(pictures / "w.npz"))
-    other = replace(extractor, network=spec, weights_sha256=networks.load(spec).weights_sha256)
+    other = replace(extractor, network=spec, weights_sha256=keras_network.load(spec).weights_sha256)
     files = [pictures / "gone.jpg", *sorted(pictures.glob("red/*.jpg"))[:3], pictures / "w.npz"]
     features, _, errors = extract([str(file) for file in files], other)
     assert [error != "" for error in errors] == [True, False, False, False, True]
@@ -157,7 +157,7 @@ def test_unread_images_are_zeros_though_the_network_makes_something_of_black(
 
 def test_several_layers(pictures: Path) -> None:
     spec = replace(SPEC, layers=("block1_conv1", "block1_pool"), pooling="max")
-    network = networks.load(spec)
+    network = keras_network.load(spec)
     extractor = Extractor(
         spec, network.weights_sha256, ImagesConfig(), 4, (224, 224),
         network.description.n_features,
@@ -212,7 +212,7 @@ def test_reads_a_window_ahead_while_another_chunk_is_in_the_network(
     done: list[Any] = []
     one_by_one = replace(extractor, batch_images=2)
     chunk = threading.Thread(target=lambda: done.append(extract(urls, one_by_one)))
-    with networks.load(SPEC).lock:
+    with keras_network.load(SPEC).lock:
         chunk.start()
         deadline = time.monotonic() + 300
         while n_read < 6 and time.monotonic() < deadline:
@@ -234,7 +234,7 @@ def test_prepare(processes: Client, extractor: Extractor) -> None:
     assert found == extractor
     auto = ExtractionSpec(replace(FEATURES, precision="auto"), image)
     automatic = prepare(processes, auto)
-    assert automatic.network.precision == networks.list_precisions()[0]
+    assert automatic.network.precision == keras_network.list_precisions()[0]
     as_before = prepare(processes, auto, "float32")
     assert as_before.network.precision == "float32"
     other_seed = prepare(processes, ExtractionSpec(FEATURES, image, 1))
@@ -250,7 +250,7 @@ def test_unknown_network_and_layer(processes: Client) -> None:
 
 
 @pytest.mark.skipif(
-    "float16" in networks.list_precisions(), reason="a GPU computes float16 at speed"
+    "float16" in keras_network.list_precisions(), reason="a GPU computes float16 at speed"
 )
 def test_precision_that_a_worker_does_not_have(processes: Client) -> None:
     message = (

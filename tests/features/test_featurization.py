@@ -55,14 +55,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_are_the_listed_images_through_the_network(
     pictures: Path, tmp_path: Path, processes: Client
 ) -> None:
-    from dtl.features import networks
+    from dtl.features.network import keras_network
     from dtl.features.values import NetworkSpec
     from dtl.images import formats
 
     c = settings(pictures)
     store = featurize(c, tmp_path / "f.zarr", processes)
     assert (store.read("status") == DONE).all()
-    network = networks.load(NetworkSpec(layers=("block1_pool",), weights="random"))
+    network = keras_network.load(NetworkSpec(layers=("block1_pool",), weights="random"))
     for row in (0, 7, 23):
         data = (pictures / str(store.read("path")[row])).read_bytes()
         batch = formats.decode(data, (224, 224))[None]

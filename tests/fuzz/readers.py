@@ -196,7 +196,7 @@ def _read_columns(url: str) -> dict[str, Any]:
 
 
 def _read_weights(name: str, data: bytes, folder: Path) -> None:
-    from dtl.features.weights import loading  # with Keras, which takes seconds
+    from dtl.features.network.weights import loading  # with Keras, which takes seconds
 
     (folder / name).write_bytes(data)
     layers = [SimpleNamespace(weights=True)]

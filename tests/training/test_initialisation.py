@@ -17,9 +17,10 @@ from dtl import config
 from dtl.cluster import connection
 from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
-from dtl.features import architecture, splitting
+from dtl.features import splitting
+from dtl.features.network import architecture
+from dtl.features.network.weights.loading import hash_weights
 from dtl.features.store import FeatureStore
-from dtl.features.weights.loading import hash_weights
 from dtl.head import hidden
 from dtl.head.model import Head
 from dtl.pipeline import command_line

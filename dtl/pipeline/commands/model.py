@@ -63,7 +63,8 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
 
 def export(run: Run, arguments: argparse.Namespace) -> None:
     """Write network and head as one Keras file, and the names of the classes beside it."""
-    from dtl.features import extraction, networks  # Keras, which no other command needs here
+    from dtl.features import extraction
+    from dtl.features.network import keras_network  # Keras, which no other command needs here
 
     c, head = run.options, Results(arguments.model).trained_head()
     if not c.out.endswith(".keras"):
@@ -71,7 +72,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     if storage.exists(c.out) and not c.overwrite:
         raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
     extraction.check_head(head, run.extraction)
-    exported = networks.export(run.extraction.make_network_spec("float32"), head)
+    exported = keras_network.export(run.extraction.make_network_spec("float32"), head)
     names = f"{c.out.removesuffix('.keras')}.classes.json"
     storage.write_bytes(names, json.dumps(head.class_names).encode())
     storage.write_bytes(c.out, exported)
@@ -82,7 +83,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
 
 def summarize(run: Run, _: argparse.Namespace) -> None:
     """Print the network, its cut, and what is frozen."""
-    from dtl.features import architecture
+    from dtl.features.network import architecture
 
     f = run.options.features
     description = architecture.describe(f.network, f.layers, f.pooling)

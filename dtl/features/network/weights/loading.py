@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.config.errors import UserError
-from dtl.features.architecture import changed, cut, make, make_skeleton
-from dtl.features.quiet_keras import keras
+from dtl.features.network.architecture import changed, cut, make, make_skeleton
+from dtl.features.network.quiet_keras import keras
+from dtl.features.network.weights import hdf5
+from dtl.features.network.weights.hdf5 import Weight
 from dtl.features.values import NetworkSpec
-from dtl.features.weights import hdf5
-from dtl.features.weights.hdf5 import Weight
 from dtl.head.npz import Header, read_array, read_headers
 
 _DOWNLOAD_TIMEOUT_S = 30

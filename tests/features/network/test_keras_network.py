@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from keras_models import FIRST, draw_images, keras_batch, outputs, own, own_convolutions
 
-from dtl.features import networks
-from dtl.features.networks import Network
-from dtl.features.quiet_keras import keras
+from dtl.features.network import keras_network
+from dtl.features.network.keras_network import Network
+from dtl.features.network.quiet_keras import keras
 from dtl.features.values import NetworkSpec
 from dtl.head.model import Head
 from dtl.head.scaling import scale_rows
@@ -113,7 +113,7 @@ def test_another_network(images: np.ndarray) -> None:
 
 
 @pytest.mark.skipif(
-    "bfloat16" not in networks.list_precisions(), reason="no bfloat16 in this processor"
+    "bfloat16" not in keras_network.list_precisions(), reason="no bfloat16 in this processor"
 )
 def test_bfloat16_is_float32_with_fewer_digits(images: np.ndarray) -> None:
     exact, fast = (Network(replace(FIRST, precision=p)) for p in ("float32", "bfloat16"))
@@ -127,9 +127,9 @@ def test_bfloat16_is_float32_with_fewer_digits(images: np.ndarray) -> None:
 
 
 def test_a_process_loads_a_network_once() -> None:
-    first = networks.load(FIRST)
-    assert networks.load(replace(FIRST)) is first
-    assert networks.load(replace(FIRST, seed=6)) is not first
+    first = keras_network.load(FIRST)
+    assert keras_network.load(replace(FIRST)) is first
+    assert keras_network.load(replace(FIRST, seed=6)) is not first
 
 
 # --- export --------------------------------------------------------------------------------------
@@ -178,9 +178,9 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     with pytest.raises(
         ValueError, match=r"(?s)The head was made with other weights.*Give `features\.weights`"
     ):
-        networks.export(replace(spec, seed=spec.seed + 1), head)
+        keras_network.export(replace(spec, seed=spec.seed + 1), head)
     file = tmp_path / "classifier.keras"
-    file.write_bytes(networks.export(spec, head))
+    file.write_bytes(keras_network.export(spec, head))
     classifier = keras.models.load_model(file)
     assert classifier.input_shape == (None, 224, 224, 3)
     assert np.allclose(classifier.predict_on_batch(many), expected, atol=1e-4)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from keras_models import FIRST, draw_images, keras_batch, outputs, own_convolutions
 
-from dtl.features.networks import Network
-from dtl.features.quiet_keras import keras
+from dtl.features.network.keras_network import Network
+from dtl.features.network.quiet_keras import keras
 
 # Keras' own, while it writes a file: TensorFlow's arrays are older than NumPy's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config.errors import UserError
-from dtl.features.architecture import changed, cut, describe, find_preprocessing
-from dtl.features.quiet_keras import GPUS, keras
+from dtl.features.network.architecture import changed, cut, describe, find_preprocessing
+from dtl.features.network.quiet_keras import GPUS, keras
+from dtl.features.network.weights.loading import hash_weights, make_with_weights
 from dtl.features.values import NetworkSpec, check_weights
-from dtl.features.weights.loading import hash_weights, make_with_weights
 from dtl.head.model import Head
 
 

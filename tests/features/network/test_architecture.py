@@ -7,9 +7,9 @@ import psutil
 import pytest
 from keras_models import FIRST
 
-from dtl.features import architecture
-from dtl.features.networks import Network
-from dtl.features.quiet_keras import keras
+from dtl.features.network import architecture
+from dtl.features.network.keras_network import Network
+from dtl.features.network.quiet_keras import keras
 
 
 def test_layers_that_keras_names_itself_have_one_name_whatever_was_made_before() -> None:

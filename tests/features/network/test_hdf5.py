@@ -14,8 +14,8 @@ import pytest
 from helpers import wait_until
 from keras_models import FIRST
 
-from dtl.features.networks import Network
-from dtl.features.weights import hdf5
+from dtl.features.network.keras_network import Network
+from dtl.features.network.weights import hdf5
 
 
 def legacy(path: Path, **arrays: object) -> Path:
@@ -40,7 +40,7 @@ def children() -> set[str]:
     """Processes that read HDF5 for this one."""
     return {
         entry.name for entry in Path("/proc").glob("[0-9]*")
-        if b"\0dtl.features.weights.hdf5\0" in _command(entry)
+        if b"\0dtl.features.network.weights.hdf5\0" in _command(entry)
         and f"PPid:\t{os.getpid()}\n" in _status(entry)
     }  # fmt: skip
 

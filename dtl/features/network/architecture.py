@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dtl.config.errors import UserError
-from dtl.features.quiet_keras import keras
+from dtl.features.network.quiet_keras import keras
 from dtl.features.values import Description, Layer
 
 

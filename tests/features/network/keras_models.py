@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dtl.features.quiet_keras import keras
+from dtl.features.network.quiet_keras import keras
 from dtl.features.values import NetworkSpec
 
 FIRST = NetworkSpec(layers=("block1_pool",), weights="random", seed=5)
