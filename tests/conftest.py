@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from distributed import Client
 from helpers import MakeStore, Run, command, draw, gaussian_store, local_cluster, make_once
 from xdist.scheduler import LoadGroupScheduling
 
 from dtl import config, storage
-from dtl.cluster import connection
+from dtl.cluster import connection, workers
 from dtl.features.store import FeatureStore
 from dtl.pipeline import command_line
 from dtl.storage import retries
@@ -29,6 +30,8 @@ sys.path.insert(0, str(ROOT / "deploy" / "hadoop"))
 
 from localhadoop.machine import fetch_hadoop, find_java  # noqa: E402
 from minicluster import MiniCluster, UnavailableError  # noqa: E402
+
+dask.config.set(workers.SETTINGS)  # for the clusters that tests start by themselves
 
 DATA = Path(os.environ.get("DTL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -24,7 +24,7 @@ from tornado.ioloop import IOLoop
 
 from dtl.cluster.losses import start_local
 from dtl.cluster.security import LOOPBACK, keep_local, load_certificate, make_private_folder
-from dtl.cluster.workers import warn_of_pauses
+from dtl.cluster.workers import SETTINGS, warn_of_pauses
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _start_local(config: ClusterConfig) -> Iterator[Client]:
     elif not config.processes:
         memory_limit = MEMORY_LIMIT  # a thread counts the whole process's memory as its own
     page = keep_local(config.dashboard_address)
-    settings = {"distributed.admin.tick.limit": "60s"}  # a worker that reads ahead is not stuck
+    settings = dict(SETTINGS)
     if page.startswith(LOOPBACK):  # for threads, Dask would name an address of the network
         settings["distributed.dashboard.link"] = f"{{scheme}}://{LOOPBACK}:{{port}}/status"
     with (

@@ -28,6 +28,16 @@ _SLOW_TOPIC = "dtl-slow-storage"
 
 _ASK_AGAIN_S = 0.01
 
+SETTINGS = {
+    # A worker that reads ahead is not stuck: no warning about its event loop.
+    "distributed.admin.tick.limit": "60s",
+    # Dask looks at every thread's stack 100 times a second, and 50 times at its event loop, for
+    # pages of its dashboard: a thirtieth of a processor, 100 MB, and pauses of the network.
+    "distributed.worker.profile.interval": "250ms",
+    "distributed.admin.tick.interval": "500ms",
+}
+"""Dask's settings for workers that we start."""
+
 SCHEDULER_LOST = (
     "The Dask scheduler, or the connection to it, was lost. If it still runs, see its log; if not, "
     "start it again, and its workers."

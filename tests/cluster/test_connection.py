@@ -7,6 +7,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 
+import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster
@@ -32,8 +33,9 @@ def nothing_is_left_running() -> Iterator[None]:
     assert alive == []
 
 
-def in_worker() -> tuple[int, str | None]:
-    return os.getpid(), os.environ.get("TF_NUM_INTRAOP_THREADS")
+def in_worker() -> tuple[int, str | None, str]:
+    looks = dask.config.get("distributed.worker.profile.interval")
+    return os.getpid(), os.environ.get("TF_NUM_INTRAOP_THREADS"), looks
 
 
 @pytest.mark.usefixtures("nothing_is_left_running")
@@ -41,18 +43,20 @@ def test_local_processes() -> None:
     config = ClusterConfig(
         n_workers=2, threads_per_worker=3, memory_limit="1GiB", dashboard_address=":0"
     )
-    with connection.connect(config) as client:
+    often = dask.config.set({"distributed.worker.profile.interval": "10ms"})  # Dask's default
+    with often, connection.connect(config) as client:
         workers = known_workers(client)
         assert len(workers) == 2
         assert {w["memory_limit"] for w in workers.values()} == {1 << 30}
         assert {w["nthreads"] for w in workers.values()} == {3}
         found = run_on_each_worker(client, in_worker)
         assert all(address.startswith("tls://127.0.0.1:") for address in found)
-        pids = {pid for pid, _ in found.values()}
+        pids = {pid for pid, *_ in found.values()}
         assert len(pids) == 2
         assert os.getpid() not in pids
         # TensorFlow would take all processors in each.
-        assert {threads for _, threads in found.values()} == {"3"}
+        assert {threads for _, threads, _ in found.values()} == {"3"}
+        assert {looks for *_, looks in found.values()} == {"250ms"}
         assert client.dashboard_link.startswith("http://")
     assert client.status == "closed"
     assert not any(psutil.pid_exists(pid) for pid in pids)
@@ -75,7 +79,7 @@ def test_local_threads() -> None:
         assert {w["nthreads"] for w in workers.values()} == {2}
         # Each takes the memory of the whole process for its own.
         assert {w["memory_limit"] for w in workers.values()} == {MEMORY_LIMIT}
-        assert {pid for pid, _ in run_on_each_worker(client, in_worker).values()} == {os.getpid()}
+        assert {pid for pid, *_ in run_on_each_worker(client, in_worker).values()} == {os.getpid()}
         assert len(psutil.Process().children(recursive=True)) == n_before
     assert client.status == "closed"
 

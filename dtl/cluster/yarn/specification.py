@@ -13,6 +13,7 @@ import dask
 import skein
 
 from dtl.cluster import environment, processors
+from dtl.cluster.workers import SETTINGS
 from dtl.cluster.yarn.containers import ADDRESS, DRIVER, SCHEDULER, WORKER
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 from dtl.config.errors import UserError
@@ -143,11 +144,8 @@ def _worker_environment(threads: int) -> dict[str, str]:
     return (
         {name: str(value) for name, value in nanny.items()}
         | given
-        | {
-            "TF_NUM_INTRAOP_THREADS": str(threads),
-            # A worker that reads ahead is not stuck: no warning about its event loop.
-            "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "60s",
-        }
+        | {"TF_NUM_INTRAOP_THREADS": str(threads)}
+        | {f"DASK_{key.replace('.', '__').upper()}": value for key, value in SETTINGS.items()}
     )
 
 
