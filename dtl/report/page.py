@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dtl.config import build
 from dtl.config.text import printable
+from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.images.values import SPLITS
 from dtl.report import plots
@@ -93,7 +94,6 @@ def render(report: ReportInput) -> str:
     split = next((s for s in reversed(SPLITS) if s in scores), None)
     if split is None:
         raise ValueError("A report needs the scores of a split. Received: none. Evaluate the head.")
-    from scipy.stats import binomtest  # takes as long to import as all else here
 
     main = scores[split]
     config = build(report.config)
@@ -121,9 +121,7 @@ def render(report: ReportInput) -> str:
         scores=scores,
         main=main,
         n_images=sum(int(counts.sum()) for counts in report.class_counts.values()),
-        interval=binomtest(round(main.accuracy * main.n_images), main.n_images).proportion_ci(
-            method="wilson"
-        ),
+        interval=find_interval(round(main.accuracy * main.n_images), main.n_images),
         commonest=_find_commonest(main),
         confusions=plots.list_confusions(main)[:_MOST_CONFUSIONS],
         class_rows=_list_classes(report, main),

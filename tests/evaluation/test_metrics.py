@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from dtl.evaluation.metrics import add_counts, count, score
+from dtl.evaluation.metrics import add_counts, count, find_interval, score
 
 N_CLASSES = 9
 NAMES = [f"{k:03}.class" for k in range(N_CLASSES)]
@@ -113,3 +114,11 @@ def test_scores_are_json_types() -> None:
     found = score(count(np.eye(3, dtype=np.float32), np.arange(3)), ["a", "b", "c"])
     numbers = [*found.confusion[0], *found.classes["a"].values(), found.accuracy, found.log_loss]
     assert {type(number) for number in numbers} == {int, float}
+
+
+@pytest.mark.parametrize(
+    ("n_right", "n"), [(0, 1), (1, 1), (0, 500), (500, 500), (7, 9), (4601, 6000)]
+)
+def test_the_interval_is_scipys(n_right: int, n: int) -> None:
+    wanted = binomtest(n_right, n).proportion_ci(method="wilson")
+    assert find_interval(n_right, n) == pytest.approx(tuple(wanted), rel=1e-12, abs=1e-15)
