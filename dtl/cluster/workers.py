@@ -84,6 +84,13 @@ def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any)
     return {worker: _wait_for_result(client, worker, f) for worker, f in futures.items()}
 
 
+def run_on_one_worker(client: Client, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function as a task on one worker; as `run_on_each_worker`."""
+    worker = min(known_workers(client))
+    future = client.submit(function, *args, workers=[worker], pure=False)
+    return _wait_for_result(client, worker, future)
+
+
 def _wait_for_result(client: Client, worker: str, future: Future) -> Any:
     # A worker that restarts has another address, and Dask would wait for the old one for ever.
     began, patience_s = time.monotonic(), _STILL_S

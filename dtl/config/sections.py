@@ -116,7 +116,9 @@ class FeaturesConfig(Section):
         "imagenet, random, or the URL of a .h5, .weights.h5 or .npz", URL)
     preprocess: Literal["network", "dl4j"] = option("network",
         "the network's own; dl4j: BGR without subtracted means, as in Deeplearning4j")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = option("auto",
+    engine: Literal["tensorflow", "openvino"] = option("tensorflow",
+        "library that computes the network; openvino (an extra) is faster, and has int8")
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = option("auto",
         "number format of the network; auto: the fastest that every worker has")
     dtype: Literal["float32", "float16"] = option("float32", "number format of stored features")
     batch_images: int = option(16, "images of one pass through the network", at_least(1))

@@ -81,7 +81,7 @@ def derive(
         attrs = {name: source.attrs[name] for name in _INHERITED if name in source.attrs} | {
             "settings": fingerprint,
             "weights_sha256": weights_sha256,
-            "versions": list_versions(),
+            "versions": list_versions(spec.engine, extractor.network.precision),
             "derived_from": {"layer": layer, "dtype": str(source.dtype(layer))},
         }
         if overwrite:
@@ -123,6 +123,11 @@ def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[
     the source has lost precision. Options that the source fixes must be as they were.
     """
     made = source.fingerprint
+    if made.get("engine") == "openvino":
+        raise UserError(
+            f"The features of {source.url} were computed by OpenVINO, whose network ends at the "
+            "stored layers. Featurize the images again, with all layers in `features.layers`."
+        )
     check_same(
         {name: getattr(features, name) for name in _AS_BEFORE},
         {name: made[name] for name in _AS_BEFORE},
@@ -149,6 +154,7 @@ def _derive_chunk(
 ) -> Chunk:
     from dtl.features.network import keras_network
 
+    assert isinstance(extractor.network, NetworkSpec)
     network, layers = keras_network.load(extractor.network), tuple(store.fingerprint["layers"])
     values = source.read(layer, chunk).astype(np.float32)
     with network.lock:

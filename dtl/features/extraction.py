@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from dtl.cluster.workers import MORE_MEMORY, known_workers, run_on_each_worker
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
-from dtl.features.values import ExtractionSpec, NetworkSpec
+from dtl.features import converted
+from dtl.features.values import ExtractionSpec, FileSpec, Network, NetworkSpec
 from dtl.head.model import Head
 from dtl.images.reading import open_images
+from dtl.images.values import ImageList
 from dtl.storage import Extent
 
 # Keras takes seconds and half a gigabyte to import, so only functions that workers run import what
@@ -29,21 +31,33 @@ from dtl.storage import Extent
 class Extractor:
     """The way from image files to features: all that a task needs besides the files' URLs."""
 
-    network: NetworkSpec
+    network: NetworkSpec | FileSpec
     weights_sha256: str
-    """Hash of the network's weights, which every worker must have."""
+    """Hash of the network's weights, or of its files, which every worker must have."""
     images: ImagesConfig
     batch_images: int
     input_size: tuple[int, int]
     """Height and width."""
     n_features: dict[str, int]
     """By layer."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """Part of the features' fingerprint that the workers know."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """How far int8 is from float32, and why it is not used, if so."""
 
 
-def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) -> Extractor:
+def prepare(
+    client: Client,
+    spec: ExtractionSpec,
+    precision: str | None = None,
+    images: ImageList | None = None,
+    *,
+    repair: bool = False,
+) -> Extractor:
     """Check the network against the workers, and load it on all of them, before work starts.
 
-    A precision, where given, replaces that of `spec`.
+    A precision, where given, replaces that of `spec`. `images` and `repair` are for OpenVINO
+    (`converted.prepare`).
 
     Raises
     ------
@@ -54,11 +68,42 @@ def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) 
         If the weights cannot be had.
     """
     features = spec.features
+    if features.engine == "openvino":
+        return _prepare_openvino(client, spec, precision or features.precision, images, repair)
     probes = run_on_each_worker(
         client, _describe_network, features.network, features.layers, features.pooling
     )
     description = next(iter(probes.values()))[0]
-    needed = _add_overhead(description.weights_bytes)
+    _check_memory(client, features, _add_overhead(description.weights_bytes))
+    available = [precisions for _, precisions in probes.values()]
+    network = spec.make_network_spec(_choose_precision(precision or features.precision, available))
+    hashes = run_on_each_worker(client, _hash_network, network)
+    if len(set(hashes.values())) > 1:
+        raise UserError(f"The workers have different weights: {hashes}. Give them one file.")
+    return Extractor(
+        network, next(iter(hashes.values())), spec.images, features.batch_images,
+        description.input_size, description.n_features, {"precision": network.precision},
+    )  # fmt: skip
+
+
+def _prepare_openvino(
+    client: Client,
+    spec: ExtractionSpec,
+    precision: str,
+    images: ImageList | None,
+    repair: bool,
+) -> Extractor:
+    how, found, quantization = converted.prepare(client, spec, precision, images, repair=repair)
+    _check_memory(client, spec.features, converted.estimate_memory(found.weights_bytes))
+    run_on_each_worker(client, _hash_network, how)
+    known = {"precision": how.precision, "source_sha256": found.source_sha256}
+    return Extractor(
+        how, how.sha256, spec.images, how.batch_images, found.input_size, found.n_features, known,
+        quantization,
+    )  # fmt: skip
+
+
+def _check_memory(client: Client, features: FeaturesConfig, needed: int) -> None:
     for address, worker in known_workers(client).items():
         limit = worker["memory_limit"]
         if limit and limit < needed:
@@ -66,15 +111,6 @@ def prepare(client: Client, spec: ExtractionSpec, precision: str | None = None) 
                 f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
                 f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
             )
-    available = [precisions for _, precisions in probes.values()]
-    network = spec.make_network_spec(_choose_precision(precision or features.precision, available))
-    hashes = run_on_each_worker(client, _load_network, network)
-    if len(set(hashes.values())) > 1:
-        raise UserError(f"The workers have different weights: {hashes}. Give them one file.")
-    return Extractor(
-        network, next(iter(hashes.values())), spec.images, features.batch_images,
-        description.input_size, description.n_features,
-    )  # fmt: skip
 
 
 def estimate_memory(features: FeaturesConfig) -> int:
@@ -92,9 +128,11 @@ def _add_overhead(weights_bytes: int) -> int:
 
 def check_head(head: Head, spec: ExtractionSpec) -> None:
     """Refuse to make features of new images otherwise than those that a head was trained on."""
-    made = {name: head.provenance["features"].get(name) for name in spec.meaning}
+    wanted = {"engine": "tensorflow"} | spec.meaning
+    made = {"engine": "tensorflow"} | head.provenance["features"]
     check_same(
-        spec.meaning, made, "The head was trained on features that were made otherwise",
+        wanted, {name: made.get(name) for name in wanted},
+        "The head was trained on features that were made otherwise",
         "Give these options as they were.",
     )  # fmt: skip
 
@@ -118,9 +156,7 @@ def extract(
     OSError
         If the storage failed; a file that is gone or forbidden is one of `errors` instead.
     """
-    from dtl.features.network import keras_network
-
-    network = keras_network.load(extractor.network)
+    network = load_network(extractor.network)
     if network.weights_sha256 != extractor.weights_sha256:
         raise UserError(
             f"A worker that joined late has weights of SHA-256 {network.weights_sha256} instead of "
@@ -169,7 +205,16 @@ def _describe_network(network: str, layers: tuple[str, ...], pooling: str) -> tu
     return architecture.describe(network, layers, pooling), keras_network.list_precisions()
 
 
-def _load_network(spec: NetworkSpec) -> str:
+def load_network(spec: NetworkSpec | FileSpec) -> Network:
+    """Return the network of this process, on its engine."""
+    if isinstance(spec, FileSpec):
+        from dtl.features.network import openvino_network
+
+        return openvino_network.load(spec)
     from dtl.features.network import keras_network
 
-    return keras_network.load(spec).weights_sha256
+    return keras_network.load(spec)
+
+
+def _hash_network(spec: NetworkSpec | FileSpec) -> str:
+    return load_network(spec).weights_sha256

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,7 +71,8 @@ def featurize(
     store, split = FeatureStore.reuse(url, fingerprint, overwrite=overwrite), None
     check_shared(client, listed.root, url)
     check_visible(client, *filter(None, (listed.root, spec.weights_url)))
-    extractor = extraction.prepare(client, spec, store.fingerprint["precision"] if store else None)
+    precision = store.fingerprint["precision"] if store else None
+    extractor = extraction.prepare(client, spec, precision, listed, repair=repair)
     if store is not None:
         # The same fingerprint may stand for other weights: Keras may offer new ones as "imagenet".
         wanted = fingerprint_weights(extractor.weights_sha256)
@@ -81,14 +81,16 @@ def featurize(
             store = None
     if store is None:
         attrs = {
-            "settings": fingerprint | {"precision": extractor.network.precision},
+            "settings": fingerprint | extractor.found,
             "weights": spec.features.weights,
             "weights_sha256": extractor.weights_sha256,
             "seed": spec.seed,
             "root": listed.root,
             **describe_left_out(listed),
-            "versions": list_versions(),
+            "versions": list_versions(spec.engine, extractor.network.precision),
         }
+        if extractor.quantization:
+            attrs["quantization"] = extractor.quantization
         if overwrite:
             FeatureStore.remove_other(url, attrs)
         store = FeatureStore.create(
@@ -209,10 +211,10 @@ def describe_left_out(listed: ImageList) -> dict[str, Any]:
     return attrs
 
 
-def list_versions() -> dict[str, str]:
-    """List the versions of the packages that the features depend on, Keras' backend among them."""
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    names = ("dtl", "keras", backend, "numpy", "pillow", "zarr")
+def list_versions(engine: str, precision: str) -> dict[str, str]:
+    """List the versions of the packages that the features depend on."""
+    quantizer = ["nncf"] if precision == "int8" else []
+    names = ("dtl", "keras", engine, *quantizer, "numpy", "pillow", "zarr")
     return {name: importlib.metadata.version(name) for name in names}
 
 

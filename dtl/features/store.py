@@ -126,7 +126,8 @@ class FeatureStore:
     ) -> FeatureStore | None:
         """Open the store of this fingerprint, whole or not; None where one is to be made.
 
-        Without ``precision`` in the fingerprint, a store of any precision is used.
+        What only workers know is not compared where it is not in the fingerprint: ``precision``,
+        if it is automatic, and ``source_sha256``.
 
         Raises
         ------
@@ -139,9 +140,8 @@ class FeatureStore:
             store = cls.open(url)
         except FileNotFoundError:
             return None
-        stored = store.fingerprint
-        if "precision" not in fingerprint:
-            stored.pop("precision", None)
+        late = {"precision", "source_sha256"} - fingerprint.keys()
+        stored = {name: value for name, value in store.fingerprint.items() if name not in late}
         found = claim(fingerprint, stored, url, overwrite=overwrite)
         return None if found is Claim.REPLACE else store
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
@@ -47,15 +53,51 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
+class FileSpec:
+    """A converted network, and how OpenVINO computes with it.
+
+    Parameters
+    ----------
+    url, sha256 : str
+        Of the network's files (`dtl.features.network.network_file`).
+    precision : {"float32", "bfloat16", "float16", "int8"}
+        int8 lies in the files; the others are those of the computation.
+    batch_images : int
+        Images of one pass: the last bits may depend on it.
+    """
+
+    url: str
+    sha256: str
+    precision: str
+    batch_images: int
+
+
+class Network(Protocol):
+    """A network in the memory of a process, on any engine; hold `lock` while a chunk is computed.
+
+    `weights_sha256` is of its weights, or of the files that it was converted to.
+    """
+
+    weights_sha256: str
+    lock: threading.Lock
+
+    def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Compute features (n_images, n_features) by layer of RGB images (n_images, h, w, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
 class ExtractionSpec:
     """The options that features follow from.
 
-    `images.url` does not matter here; `seed` is that of random weights.
+    `images.url` does not matter here; `seed` is that of random weights. `network_url` is the folder
+    where a converted network is, or is to be, which features do not follow from.
     """
 
     features: FeaturesConfig
     images: ImagesConfig
     seed: int = 0
+    network_url: str = ""
 
     def make_network_spec(self, precision: str) -> NetworkSpec:
         """Return the network that computes the features, at a precision."""
@@ -80,13 +122,22 @@ class ExtractionSpec:
     def meaning(self) -> dict[str, Any]:
         """The options, except for the weights, that features of other images must share."""
         f = self.features
-        return {
+        # Stores from before there were engines do not name theirs.
+        engine = {} if self.engine == "tensorflow" else {"engine": self.engine}
+        return engine | {
             "network": f.network,
             "layers": list(f.layers),
             "pooling": f.pooling,
             "preprocess": f.preprocess,
             "resize": self.images.resize,
         }
+
+    @property
+    def engine(self) -> str:
+        """The library that computes: OpenVINO, or the one that Keras is told to use."""
+        if self.features.engine == "openvino":
+            return "openvino"
+        return os.environ.get("KERAS_BACKEND", "tensorflow")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -126,6 +177,15 @@ def describe_weights(weights: str, seed: int) -> str:
 def fingerprint_weights(sha256: str) -> dict[str, str]:
     """Return the part of a fingerprint that the numbers of the weights are."""
     return {"SHA-256 of the weights": sha256}
+
+
+def find_source_sha256(provenance: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of Keras' weights, of features whose network may have been converted.
+
+    `provenance` has the fingerprint of the features and their ``weights_sha256``.
+    """
+    converted_from = provenance.get("features", {}).get("source_sha256")
+    return str(converted_from or provenance["weights_sha256"])
 
 
 def check_weights(sha256: str, stored_sha256: str, stored: str) -> None:

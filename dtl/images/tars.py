@@ -378,7 +378,9 @@ def locate(
     ]
 
 
-def locate_listed(images: ImageList, rows: slice = slice(None)) -> list[str | Extent]:
+def locate_listed(
+    images: ImageList, rows: slice | NDArray[np.integer] = slice(None)
+) -> list[str | Extent]:
     """Return where the bytes of listed images are."""
     columns = (images.tar, images.offset, images.size_bytes) if images.tar_names else ()
     return locate(

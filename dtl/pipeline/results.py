@@ -31,6 +31,7 @@ class Results:
     ====================  ==============================================================
     ``config.toml``       the resolved configuration, without passwords and the like
     ``features.zarr``     `FeatureStore`
+    ``network``           folder of the network that OpenVINO computes (`NetworkFile`)
     ``head.npz``          `Head`: of the last round, or of the best validation (`train.keep`)
     ``head-best.npz``     `Head` of the best validation, if ``head.npz`` is another's
     ``head-last.npz``     `Head` of the last round, if ``head.npz`` is another's
@@ -52,6 +53,7 @@ class Results:
         self.url = storage.absolute(url)
         self.config_file = self._place("config.toml")
         self.features = self._place("features.zarr")
+        self.network = self._place("network")
         self.report = self._place("report.html")
         self.comparison_page = self._place("compare.html")
         self.tuning_page = self._place("tune.html")

@@ -58,7 +58,9 @@ class Run:
     @property
     def extraction(self) -> ExtractionSpec:
         """The options that the features of images follow from."""
-        return ExtractionSpec(self.options.features, self.options.images, self.options.seed)
+        o = self.options
+        network_url = self.results.network if o.out else ""
+        return ExtractionSpec(o.features, o.images, o.seed, network_url)
 
     def training_spec(self, store: FeatureStore) -> TrainingSpec:
         """Return what a head on a store follows from; the store must have its split."""

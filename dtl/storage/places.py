@@ -18,7 +18,7 @@ from dtl.storage.hdfs import Hdfs, PyarrowHdfs
 from dtl.storage.local import Local
 
 __all__ = [
-    "absolute", "base_name", "filesystem", "has_folders", "is_local", "join",
+    "absolute", "base_name", "filesystem", "has_folders", "is_local", "join", "name_hdfs_client",
     "use_hdfs_client",
 ]  # fmt: skip
 
@@ -96,11 +96,19 @@ def _local_path(path: str) -> str:
 
 def use_hdfs_client(name: str) -> None:
     """Choose this process's client for ``hdfs://``: "native", or libhdfs through "pyarrow"."""
+    global _hdfs_client
     client: type = PyarrowHdfs if name == "pyarrow" else Hdfs
     fsspec.register_implementation("hdfs", client, clobber=True)
+    _hdfs_client = name
 
 
-use_hdfs_client("native")
+def name_hdfs_client() -> str:
+    """Return the name of this process's client, for `use_hdfs_client` in another one."""
+    return _hdfs_client
+
+
+_hdfs_client = "native"
+use_hdfs_client(_hdfs_client)
 
 
 def absolute(url: str) -> str:

@@ -13,7 +13,7 @@ from dtl.cluster.spread import Session
 from dtl.config.errors import UserError
 from dtl.config.provenance import differences
 from dtl.features.store import FeatureStore
-from dtl.features.values import NetworkSpec, check_weights, locate_weights
+from dtl.features.values import NetworkSpec, check_weights, find_source_sha256, locate_weights
 from dtl.head import blas, hidden, softmax
 from dtl.head.model import Head
 from dtl.head.scaling import Scaling
@@ -40,7 +40,7 @@ def submit_head(spec: TrainingSpec, session: Session) -> Future | None:
         return None
     head = session.submit(
         network_head,
-        network_spec(store, spec.network_weights), spec.layer, store.attrs["weights_sha256"],
+        network_spec(store, spec.network_weights), spec.layer, find_source_sha256(spec.provenance),
         config.hidden_units, store.class_names,
         name="network-head",
     )  # fmt: skip

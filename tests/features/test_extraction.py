@@ -37,6 +37,7 @@ def extractor() -> Extractor:
         batch_images=4,
         input_size=(224, 224),
         n_features={"block1_pool": 64},
+        found={"precision": "float32"},
     )
 
 

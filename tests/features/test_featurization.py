@@ -407,8 +407,13 @@ def test_two_instruction_sets_in_a_store_are_told(pictures: Path, tmp_path: Path
     np.testing.assert_allclose(store.read("block1_pool"), narrow, rtol=1e-4, atol=1e-3)
 
 
-def test_versions_are_those_of_the_backend_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"keras", "tensorflow"} <= featurization.list_versions().keys()
-    monkeypatch.setenv("KERAS_BACKEND", "scipy")  # what is installed
-    assert "scipy" in featurization.list_versions()
-    assert "tensorflow" not in featurization.list_versions()
+def test_versions_are_those_of_the_engine_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = settings("photos")
+    assert spec(c).engine == "tensorflow"
+    assert {"keras", "tensorflow"} <= featurization.list_versions("tensorflow", "float32").keys()
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert spec(c).engine == spec(c).meaning["engine"] == "jax"
+    found = featurization.list_versions("openvino", "int8")
+    assert {"openvino", "nncf"} <= found.keys()
+    assert "tensorflow" not in found
+    assert "nncf" not in featurization.list_versions("openvino", "float32")

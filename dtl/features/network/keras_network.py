@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtl.cluster import processors
 from dtl.config.errors import UserError
 from dtl.features.network.architecture import changed, cut, describe, find_preprocessing
 from dtl.features.network.quiet_keras import GPUS, keras
 from dtl.features.network.weights.loading import hash_weights, make_with_weights
-from dtl.features.values import NetworkSpec, check_weights
+from dtl.features.values import NetworkSpec, check_weights, find_source_sha256
 from dtl.head.model import Head
 
 
@@ -26,9 +27,7 @@ def list_precisions() -> list[str]:
     """List the precisions that this process computes at least as fast as float32, fastest first."""
     if GPUS:
         return ["float16", "float32"]
-    cpu = Path("/proc/cpuinfo")
-    flags = {*cpu.read_text().split()} if cpu.exists() else set()
-    return ["bfloat16", "float32"] if {"avx512_bf16", "amx_bf16"} & flags else ["float32"]
+    return [name for name in processors.list_precisions() if name != "int8"]
 
 
 class Network:
@@ -50,6 +49,10 @@ class Network:
     def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Preprocess RGB images (n_images, height, width, 3), and compute features by layer."""
         return _predict(self._on_pixels, pixels)
+
+    def export_openvino(self, path: Path) -> None:
+        """Write it as OpenVINO reads it, pixels in and features by layer out, to an .xml file."""
+        self._on_pixels.export(str(path), format="openvino", verbose=False)
 
     def find_last_before(self, layers: tuple[str, ...], stored: Sequence[str]) -> str:
         """Find the last stored layer that all of `layers` follow from, or refuse them.
@@ -127,7 +130,7 @@ def export(spec: NetworkSpec, head: Head) -> bytes:
     than those of the head's features are a `DifferentSettingsError`.
     """
     network = Network(spec)
-    check_weights(network.weights_sha256, head.provenance["weights_sha256"], "The head")
+    check_weights(network.weights_sha256, find_source_sha256(head.provenance), "The head")
     images = keras.Input((*network.description.input_size, 3), name="image")
     outputs = network.model(find_preprocessing(spec.name, spec.preprocess)(images))
     if len(spec.layers) > 1:

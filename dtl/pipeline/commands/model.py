@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 
 from dtl import storage
 from dtl.config.errors import UserError
@@ -23,9 +24,9 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     from dtl.features import extraction
     from dtl.images import listing
 
-    c = run.options
-    head = Results(arguments.model).trained_head()
-    extraction.check_head(head, run.extraction)
+    c, model = run.options, Results(arguments.model)
+    head, spec = model.trained_head(), replace(run.extraction, network_url=model.network)
+    extraction.check_head(head, spec)
     found = listing.find_images(c.images.url)
     said = listing.describe_left_out(found.left_out)
     if not found.paths:
@@ -35,7 +36,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     run.claim_folder()
     run.check_worker_memory()
     n_unread = prediction.predict(
-        run.results.url, found, head, run.extraction, run.client, overwrite=c.overwrite
+        run.results.url, found, head, spec, run.client, overwrite=c.overwrite
     )
     n_images = len(found.paths)
     print_line(f"Predictions for {n_images} images ({n_unread} unreadable): {run.results.url}")

@@ -55,11 +55,14 @@ def demo(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def _available_weights(run: Run, c: config.Config) -> str:
-    from dtl.features import extraction
+    from dtl.features import converted, extraction
 
     run.check_worker_memory()
     try:
-        extraction.prepare(run.client, run.extraction)
+        if c.features.engine == "openvino":
+            converted.provide_float32(run.client, run.extraction)
+        else:
+            extraction.prepare(run.client, run.extraction)
     except ConnectionError:
         raise  # a worker that is lost says nothing of the weights
     except OSError as error:
