@@ -22,6 +22,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
 from tornado.ioloop import IOLoop
 
+from dtl.cluster.dashboard import serve_dashboard
 from dtl.cluster.losses import start_local
 from dtl.cluster.security import LOOPBACK, keep_local, load_certificate, make_private_folder
 from dtl.cluster.workers import SETTINGS, warn_of_pauses
@@ -100,17 +101,22 @@ def make_local(
     ConnectionError
         If the workers do not start.
     """
-    return start_local(
+    cluster = start_local(
         processes=processes,
         protocol="tls://" if processes else "inproc://",
         security=Security.temporary() if processes else Security(require_encryption=False),
         worker_class=Nanny if processes else _WorkerThread,
         dashboard_address=dashboard_address,
-        scheduler_kwargs={"dashboard_address": dashboard_address or f"{LOOPBACK}:0"},
+        scheduler_kwargs={
+            "dashboard": False, "dashboard_address": dashboard_address or f"{LOOPBACK}:0",
+        },
         local_directory=make_private_folder(),
         silence_logs=logging.CRITICAL,
         **options,
-    )
+    )  # fmt: skip
+    if dashboard_address is not None:
+        serve_dashboard(cluster.scheduler)
+    return cluster
 
 
 @contextmanager

@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 import dask
 import psutil
 import pytest
+from bokeh.client import pull_session
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 from helpers import wait_until
@@ -36,6 +38,26 @@ def nothing_is_left_running() -> Iterator[None]:
 def in_worker() -> tuple[int, str | None, str]:
     looks = dask.config.get("distributed.worker.profile.interval")
     return os.getpid(), os.environ.get("TF_NUM_INTRAOP_THREADS"), looks
+
+
+def test_the_dashboard_is_made_when_it_is_looked_at() -> None:
+    """Its imports would keep the workers of every run waiting."""
+    config = ClusterConfig(processes=False, dashboard_address=":0")
+    with connection.connect(config) as client:
+        applications = client.cluster.scheduler.http_application.applications
+        assert len(applications) == 1
+        link = client.dashboard_link
+        for page in ("status", "workers", "tasks", "graph", "profile"):
+            with urllib.request.urlopen(link.replace("status", page)) as answer:
+                assert "bokeh" in answer.read().decode(), page
+        with urllib.request.urlopen(link.removesuffix("status")) as answer:
+            assert answer.url == link
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{link}/nothing")
+        assert len(applications) == 2
+        session = pull_session(url=link)  # as a browser's script does
+        assert session.document.roots
+        session.close()
 
 
 @pytest.mark.usefixtures("nothing_is_left_running")

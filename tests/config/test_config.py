@@ -151,7 +151,10 @@ def test_layers_are_left_as_they_were() -> None:
         ),
         ({"features": {"layers": ["fc1", 2]}}, r"features\.layers must be a list of texts"),
         ({"features": {"layers": []}}, r"features\.layers must be one layer or more"),
-        ({"features": {"precision": "half"}}, r"must be one of auto, float32, bfloat16, float16, int8\."),
+        (
+            {"features": {"precision": "half"}},
+            r"must be one of auto, float32, bfloat16, float16, int8\.",
+        ),
         ({"split": {"train": True}}, r"split\.train must be a whole number or a number or text"),
         ({"split": {"train": "half"}}, r"split\.train must be a fraction below 1, .* 'half'"),
         ({"split": {"test": 1.0}}, r"split\.test must be a fraction below 1"),
