@@ -24,7 +24,6 @@ from typing import Any
 
 from . import supervisor
 from .configuration import (
-    QUICK_START,
     Options,
     daemon_commands,
     java_flags,
@@ -463,7 +462,7 @@ class MiniCluster:
         (self.conf_dir / "hadoop-env.sh").write_text(
             f"JAVA_HOME={shlex.quote(str(self._java_home))}\n"
             f"HADOOP_JARS={shlex.quote(str(jars))}\n"
-            f"HADOOP_JAVA_FLAGS={shlex.quote(' '.join([*flags, QUICK_START]))}\n"
+            f"HADOOP_JAVA_FLAGS={shlex.quote(' '.join(flags))}\n"
         )
         for name in ("hadoop", "hdfs", "yarn"):
             shutil.copyfile(HERE / "launcher.sh", home / "bin" / name)

@@ -60,6 +60,10 @@ def check_client() -> str:
     return folder
 
 
+_QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""Options of the client's JVM: it lives for seconds, and compiles half of them otherwise."""
+
+
 class _Client(skein.Client):  # type: ignore[misc]
     """Skein's client, whose own `__del__` fails when its JVM did not start."""
 
@@ -89,7 +93,10 @@ def connect_to_yarn() -> Iterator[skein.Client]:
             credentials = skein.Security.new_credentials()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)  # skein leaves its log open
-                client = _Client(security=credentials, log=str(output), log_level="WARN")
+                client = _Client(
+                    security=credentials, log=str(output), log_level="WARN",
+                    java_options=os.environ.get("SKEIN_DRIVER_JAVA_OPTIONS", _QUICK_START),
+                )  # fmt: skip
         except (skein.SkeinError, OSError, subprocess.CalledProcessError) as error:
             raise ConnectionError(
                 f"YARN's client did not start: {error}.\n{last_lines(output.read_text())}"
