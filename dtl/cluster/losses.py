@@ -28,6 +28,12 @@ def explain(error: BaseException) -> str | None:
         return f"{error}\nNo worker that could run it is left. Start the workers again."
     if isinstance(error, CommClosedError | RPCClosed | CancelledError):
         return SCHEDULER_LOST
+    if isinstance(error, RuntimeError) and "deserialization of the task graph" in str(error):
+        cause = error.__cause__
+        return (
+            f"The cluster has other packages than this machine ({cause or 'see its log'}). Give "
+            "all its processes the same dtl and the same packages: on YARN by `pack-environment`."
+        )
     return None
 
 

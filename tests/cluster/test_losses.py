@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from types import SimpleNamespace
 from typing import Any
 
 import dask
 import pytest
+from distributed import Client, LocalCluster
 from distributed.client import FutureCancelledError, FuturesCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.core import RPCClosed
@@ -36,6 +38,25 @@ def test_a_scheduler_that_is_lost(error: Exception) -> None:
 
 def test_workers_that_are_killed() -> None:
     assert "Most likely it had too little memory" in (explain(KilledWorker("x", WORKER, 3)) or "")
+
+
+class Lacking:
+    """What a process without a package cannot read."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return importlib.import_module, ("of_this_machine_only",)
+
+
+def test_a_cluster_with_other_packages() -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=":0") as local,
+        Client(local) as client,
+        pytest.raises(RuntimeError) as raised,
+    ):
+        client.submit(len, Lacking()).result()
+    words = explain(raised.value) or ""
+    assert "The cluster has other packages than this machine" in words
+    assert "pack-environment" in words
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), KeyError("x"), RuntimeError()])
