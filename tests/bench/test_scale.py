@@ -25,6 +25,7 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import psutil
+import pytest
 from PIL import Image
 
 from dtl.features import featurization
@@ -46,6 +47,8 @@ MOST_GROWTH_BYTES = 64 << 20
 
 N_SCHEDULED = int(os.environ.get("DTL_BENCH_CHUNKS", "5000"))
 """Chunks that do nothing; 100,000 are the bar."""
+
+pytestmark = pytest.mark.timeout(0)  # minutes, and with more rows hours
 
 MOST_BYTES_PER_CHUNK = 1000
 """By which the driver, which has the scheduler in it, may grow."""
