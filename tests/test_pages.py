@@ -49,6 +49,8 @@ HERE = {
     "dtl train --out results --config results/tuned.toml": [],
     "dtl train --out results --train.solver lbfgs": [],
     "dtl train --out results --train.normalize sqrt-l2 --train.l2 0.1": [],
+    "dtl run --images photos --out views --features.layers block5_pool --features.pooling avg,max "
+    "--features.views 224,320 --train.normalize sqrt-l2 --train.solver lbfgs": CUT,
     "dtl compare --out results": ["--compare.shards", "1,2"],
     "dtl train --out results --train.n-shards 2 --train.batch-size 256 --train.learning-rate 0.07 "
     "--train.epochs 2 --train.averaging-frequency 5": [],
@@ -350,9 +352,10 @@ def test_the_commands_of_a_page_run(
             options = HERE[command]
             if not command.startswith("dtl summary"):
                 options = [*options, "--cluster.processes", "false"]
-            assert command_line.main([*shlex.split(command)[1:], *options]) == 0, command
-            if command.startswith(("dtl run", "dtl report")):
-                assert Path("results/report.html").exists()
+            words = shlex.split(command)[1:]
+            assert command_line.main([*words, *options]) == 0, command
+            if words[0] in ("run", "report"):
+                assert Path(words[words.index("--out") + 1], "report.html").exists()
 
 
 def dry_run(target: str) -> subprocess.CompletedProcess[str]:

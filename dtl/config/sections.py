@@ -32,6 +32,11 @@ def _is_share(value: float | int | str) -> bool:
     return 0 <= value < 1 if isinstance(value, float) else value >= 0
 
 
+def _are_views(views: tuple[str, ...]) -> bool:
+    sizes = [view for view in views if view != "mirror"]
+    return len({*views}) == len(views) and all(re.fullmatch("[1-9][0-9]*", s) for s in sizes)
+
+
 _SHARE = Rule(_is_share, "a fraction below 1, a whole number of images, or rest")
 
 
@@ -110,8 +115,13 @@ class FeaturesConfig(Section):
     network: str = option("VGG16", "a model of keras.applications")
     layers: tuple[str, ...] = option(("fc2",),
         "layers to store, all computed in one pass", Rule(bool, "one layer or more"))
-    pooling: Literal["avg", "max", "flatten"] = option("avg",
-        "how a layer with positions (height, width, channels) becomes one row")
+    pooling: Literal["avg", "max", "flatten", "avg,max"] = option("avg",
+        "how a layer with positions (height, width, channels) becomes one row; avg,max: both")
+    views: tuple[str, ...] = option((),
+        "sizes of square pictures, and mirror to take each mirrored, too; empty: network's size",
+        Rule(_are_views, "sizes in pixels, mirror, or both, each once, such as 224,320,mirror"))
+    combine: Literal["average", "stack"] = option("average",
+        "features of several sizes; those of a mirrored picture are always averaged")
     weights: str = option("imagenet",
         "imagenet, random, or the URL of a .h5, .weights.h5 or .npz", URL)
     preprocess: Literal["network", "dl4j"] = option("network",
@@ -123,6 +133,14 @@ class FeaturesConfig(Section):
     dtype: Literal["float32", "float16"] = option("float32", "number format of stored features")
     batch_images: int = option(16, "images of one pass through the network", at_least(1))
     chunk_images: int = option(256, "images of one stored chunk, the unit of work", at_least(1))
+
+    def _conflicts(self) -> Iterator[tuple[bool, str]]:
+        has_sizes = any(view != "mirror" for view in self.views)
+        yield has_sizes and self.pooling == "flatten", (
+            "features.pooling = flatten makes as many features as a size has positions, so "
+            f"features.views = {','.join(self.views)} would not give rows of one width. Use "
+            "features.pooling = avg, max or avg,max."
+        )
 
 
 @dataclass(frozen=True)
@@ -309,6 +327,10 @@ class Config(Section):
         yield 0 < adaptive_max < n_workers, (
             f"`yarn.adaptive_max` must be 0, or at least `cluster.n_workers` = {n_workers}. "
             f"Received: {adaptive_max}."
+        )
+        yield bool(self.features.views) and self.train.hidden_start == "network", (
+            "train.hidden_start = network starts from the layer that follows in the network, whose "
+            f"inputs are no combined views ({','.join(self.features.views)}). Use random."
         )
         yield self.layer not in self.features.layers, (
             f"train.layer must be one of features.layers {self.features.layers}. "

@@ -8,6 +8,7 @@ own: a worker that computes imports neither Keras nor TensorFlow.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ _N_CALIBRATION = 300
 _N_HELD_OUT = 300
 _FEWEST_OF_A_CLASS = 10
 """Images of a class that are held out: without neighbours of its class 1-NN tells nothing."""
+
+_PROCESS_BYTES = 512 << 20
+"""Memory of a process that has imported OpenVINO, and has decoded images."""
 
 AUTO_INT8_IMAGES = 10_000
 """Images from which on `auto` takes int8: with fewer, making it takes longer than it saves."""
@@ -113,10 +117,16 @@ def prepare(
     return FileSpec(url, found.sha256, chosen, spec.features.batch_images), found, quantization
 
 
-def estimate_memory(weights_bytes: int) -> int:
-    """Return the bytes that a worker needs to run a network with so many bytes of weights."""
-    # The weights, the copy that is read, and the interpreter, a batch and decoded images.
-    return 2 * weights_bytes + (1 << 30)
+def estimate_memory(
+    found: NetworkFile, batch_images: int, sizes: Sequence[tuple[int, int]] = ()
+) -> int:
+    """Return the bytes that a worker needs to run a network on batches of images of some sizes."""
+    own_pixels = math.prod(found.input_size)
+    area = max((height * width / own_pixels for height, width in sizes), default=1.0)
+    batch_bytes = int(batch_images * found.activation_bytes * area)
+    # The weights that are read, a copy for each size; the interpreter, decoded images and a batch.
+    room = max(1 << 30, _PROCESS_BYTES + batch_bytes)
+    return (1 + max(len(sizes), 1)) * found.weights_bytes + room
 
 
 def provide_float32(client: Client, spec: ExtractionSpec, *, repair: bool = False) -> NetworkFile:
@@ -246,12 +256,12 @@ def _read_pixels(
     files: Sequence[str | Extent], size: tuple[int, int], config: ImagesConfig
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     """Read images; return which could be read, and the pixels of those."""
-    with open_images(files, size, config, n_ahead=48) as opened:
+    with open_images(files, [size], config, n_ahead=48) as opened:
         pixels = [image for _, _, image in opened]
-    readable = np.array([image is not None for image in pixels], bool)
+    readable = np.array([len(image) > 0 for image in pixels], bool)
     if not readable.any():
         raise UserError(
             f"None of {len(files)} images that int8 needs could be read. Use another "
             "`features.precision`, or see which images are damaged."
         )
-    return readable, np.stack([image for image in pixels if image is not None])
+    return readable, np.stack([image[0] for image in pixels if image])

@@ -128,6 +128,12 @@ def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[
             f"The features of {source.url} were computed by OpenVINO, whose network ends at the "
             "stored layers. Featurize the images again, with all layers in `features.layers`."
         )
+    if "views" in made:
+        raise UserError(
+            f"The features of {source.url} are of several views ({made['views']}), combined after "
+            "the network: no later layer follows from them. Featurize the images again, with all "
+            "layers in `features.layers`."
+        )
     check_same(
         {name: getattr(features, name) for name in _AS_BEFORE},
         {name: made[name] for name in _AS_BEFORE},

@@ -17,7 +17,8 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
 from dtl.features import converted
-from dtl.features.values import ExtractionSpec, FileSpec, Network, NetworkSpec
+from dtl.features.values import Description, ExtractionSpec, FileSpec, Network, NetworkSpec
+from dtl.features.views import Views
 from dtl.head.model import Head
 from dtl.images.reading import open_images
 from dtl.images.values import ImageList
@@ -25,6 +26,9 @@ from dtl.storage import Extent
 
 # Keras takes seconds and half a gigabyte to import, so only functions that workers run import what
 # does: the driver, and a command that finds its work done, stay light.
+
+_TENSORFLOW_BYTES = 640 << 20
+"""Memory of a process that has imported TensorFlow, and has decoded images."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,19 @@ class Extractor:
     images: ImagesConfig
     batch_images: int
     input_size: tuple[int, int]
-    """Height and width."""
+    """The network's own height and width."""
     n_features: dict[str, int]
-    """By layer."""
+    """By layer, of all views."""
     found: dict[str, Any] = field(default_factory=dict)
     """Part of the features' fingerprint that the workers know."""
     quantization: dict[str, Any] = field(default_factory=dict)
     """How far int8 is from float32, and why it is not used, if so."""
+    views: Views = field(default_factory=Views)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the images that the network sees."""
+        return self.views.sizes or (self.input_size,)
 
 
 def prepare(
@@ -70,19 +80,19 @@ def prepare(
     features = spec.features
     if features.engine == "openvino":
         return _prepare_openvino(client, spec, precision or features.precision, images, repair)
-    probes = run_on_each_worker(
-        client, _describe_network, features.network, features.layers, features.pooling
-    )
+    probes = run_on_each_worker(client, _describe_network, features)
     description = next(iter(probes.values()))[0]
-    _check_memory(client, features, _add_overhead(description.weights_bytes))
+    _check_memory(client, features, _add_overhead(description, features.batch_images))
     available = [precisions for _, precisions in probes.values()]
     network = spec.make_network_spec(_choose_precision(precision or features.precision, available))
-    hashes = run_on_each_worker(client, _hash_network, network)
+    views = Views.of(features)
+    hashes = run_on_each_worker(client, _load_network, network, views.sizes)
     if len(set(hashes.values())) > 1:
         raise UserError(f"The workers have different weights: {hashes}. Give them one file.")
     return Extractor(
         network, next(iter(hashes.values())), spec.images, features.batch_images,
-        description.input_size, description.n_features, {"precision": network.precision},
+        description.input_size, views.widen(description.n_features),
+        {"precision": network.precision}, views=views,
     )  # fmt: skip
 
 
@@ -94,12 +104,14 @@ def _prepare_openvino(
     repair: bool,
 ) -> Extractor:
     how, found, quantization = converted.prepare(client, spec, precision, images, repair=repair)
-    _check_memory(client, spec.features, converted.estimate_memory(found.weights_bytes))
-    run_on_each_worker(client, _hash_network, how)
+    views = Views.of(spec.features)
+    needed = converted.estimate_memory(found, how.batch_images, views.sizes)
+    _check_memory(client, spec.features, needed)
+    run_on_each_worker(client, _load_network, how, views.sizes or (found.input_size,))
     known = {"precision": how.precision, "source_sha256": found.source_sha256}
     return Extractor(
-        how, how.sha256, spec.images, how.batch_images, found.input_size, found.n_features, known,
-        quantization,
+        how, how.sha256, spec.images, how.batch_images, found.input_size,
+        views.widen(found.n_features), known, quantization, views,
     )  # fmt: skip
 
 
@@ -117,19 +129,22 @@ def estimate_memory(features: FeaturesConfig) -> int:
     """Return the bytes that a worker with the network needs; Keras runs in another process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        probe = pool.submit(_describe_network, features.network, features.layers, features.pooling)
-        return _add_overhead(probe.result()[0].weights_bytes)
+        description, _ = pool.submit(_describe_network, features).result()
+    return _add_overhead(description, features.batch_images)
 
 
-def _add_overhead(weights_bytes: int) -> int:
+def _add_overhead(description: Description, batch_images: int) -> int:
     # The weights, the copy that they are loaded from, and room for TensorFlow and a batch.
-    return 3 * weights_bytes + (1 << 30)
+    room = max(1 << 30, _TENSORFLOW_BYTES + batch_images * description.activation_bytes)
+    return 3 * description.weights_bytes + room
 
 
 def check_head(head: Head, spec: ExtractionSpec) -> None:
     """Refuse to make features of new images otherwise than those that a head was trained on."""
-    wanted = {"engine": "tensorflow"} | spec.meaning
-    made = {"engine": "tensorflow"} | head.provenance["features"]
+    # What is left out where it is the default is compared all the same.
+    defaults = {"engine": "tensorflow", "views": None, "combine": None}
+    wanted = defaults | spec.meaning
+    made = defaults | head.provenance["features"]
     check_same(
         wanted, {name: made.get(name) for name in wanted},
         "The head was trained on features that were made otherwise",
@@ -169,17 +184,17 @@ def extract(
         layer: np.zeros((n_images, n), np.float32) for layer, n in extractor.n_features.items()
     }
     # Reading begins before the network is free.
-    opened = open_images(files, extractor.input_size, extractor.images, n_ahead=3 * batch_images)
+    opened = open_images(files, extractor.sizes, extractor.images, n_ahead=3 * batch_images)
     with opened as images, network.lock:
         for start in range(0, n_images, batch_images):
             # Always of one shape, so that Keras traces it once; the rest stays black.
-            batch = np.zeros((batch_images, *extractor.input_size, 3), np.uint8)
+            batches = [np.zeros((batch_images, *s, 3), np.uint8) for s in extractor.sizes]
             rows = range(start, min(start + batch_images, n_images))
             for row in rows:
                 content_hash[row], errors[row], pixels = next(images)
-                if pixels is not None:
-                    batch[row - start] = pixels
-            for layer, values in network.compute(batch).items():
+                for batch, resized in zip(batches, pixels, strict=False):  # none if unreadable
+                    batch[row - start] = resized
+            for layer, values in extractor.views.compute(network, batches).items():
                 features[layer][rows.start : rows.stop] = values[: len(rows)]
     unread = [row for row, error in enumerate(errors) if error]
     for values in features.values():
@@ -199,10 +214,11 @@ def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:
     return wanted
 
 
-def _describe_network(network: str, layers: tuple[str, ...], pooling: str) -> tuple[Any, list[str]]:
+def _describe_network(f: FeaturesConfig) -> tuple[Description, list[str]]:
     from dtl.features.network import architecture, keras_network
 
-    return architecture.describe(network, layers, pooling), keras_network.list_precisions()
+    description = architecture.describe(f.network, f.layers, f.pooling, Views.of(f).sizes)
+    return description, keras_network.list_precisions()
 
 
 def load_network(spec: NetworkSpec | FileSpec) -> Network:
@@ -216,5 +232,7 @@ def load_network(spec: NetworkSpec | FileSpec) -> Network:
     return keras_network.load(spec)
 
 
-def _hash_network(spec: NetworkSpec | FileSpec) -> str:
-    return load_network(spec).weights_sha256
+def _load_network(spec: NetworkSpec | FileSpec, sizes: Sequence[tuple[int, int]]) -> str:
+    network = load_network(spec)
+    network.prepare(sizes)
+    return network.weights_sha256

@@ -250,7 +250,7 @@ def _check_images(
         was_skipped = stored["status"] == SKIPPED
     elif "error" in stored:
         was_skipped = stored["error"] != ""
-    with open_images(store.files(root, chunk), _TRIED_SIZE, images, n_ahead=16) as opened:
+    with open_images(store.files(root, chunk), [_TRIED_SIZE], images, n_ahead=16) as opened:
         for row, (content_hash, error, _) in enumerate(opened):
             if was_skipped[row]:
                 n_readable += not error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
+from dtl.features.views import Views
 from dtl.images.values import ImageList
 
 PENDING, DONE, SKIPPED = range(3)
@@ -34,7 +35,7 @@ class NetworkSpec:
         A model function of `keras.applications`.
     layers : tuple of str
         Layers whose outputs are the features.
-    pooling : {"avg", "max", "flatten"}
+    pooling : {"avg", "max", "flatten", "avg,max"}
         For outputs with positions, (height, width, channels).
     weights, seed : str, int
         ``imagenet``, ``random`` (with a seed), or an absolute URL.
@@ -85,6 +86,10 @@ class Network(Protocol):
         """Compute features (n_images, n_features) by layer of RGB images (n_images, h, w, 3)."""
         ...
 
+    def prepare(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Make ready for images of these sizes; a `UserError` if it takes none of one of them."""
+        ...
+
 
 @dataclass(frozen=True)
 class ExtractionSpec:
@@ -124,13 +129,17 @@ class ExtractionSpec:
         f = self.features
         # Stores from before there were engines do not name theirs.
         engine = {} if self.engine == "tensorflow" else {"engine": self.engine}
-        return engine | {
-            "network": f.network,
-            "layers": list(f.layers),
-            "pooling": f.pooling,
-            "preprocess": f.preprocess,
-            "resize": self.images.resize,
-        }
+        return (
+            engine
+            | {
+                "network": f.network,
+                "layers": list(f.layers),
+                "pooling": f.pooling,
+                "preprocess": f.preprocess,
+                "resize": self.images.resize,
+            }
+            | Views.of(f).fingerprint
+        )
 
     @property
     def engine(self) -> str:
@@ -220,3 +229,5 @@ class Description:
     """The names of the layers that the features need."""
     weights_bytes: int
     """Memory of the used layers' float32 weights."""
+    activation_bytes: int = 0
+    """Memory of the used layer with most inputs and outputs, for one image, in float32."""

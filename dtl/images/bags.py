@@ -73,9 +73,9 @@ def _read_partition(
 ) -> list[LabelledImage]:
     # A list: Dask cannot send a generator from worker to worker.
     rows = list(rows)
-    with open_images([file for _, _, file in rows], size, config, n_ahead=_N_AHEAD) as opened:
+    with open_images([file for _, _, file in rows], [size], config, n_ahead=_N_AHEAD) as opened:
         return [
-            (path, label, image.pixels)
+            (path, label, image.pixels[0] if image.pixels else None)
             for (path, label, _), image in zip(rows, opened, strict=True)
-            if image.pixels is not None or keep_unreadable
+            if image.pixels or keep_unreadable
         ]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -116,7 +116,14 @@ def is_heic(start: bytes) -> bool:
 def decode(
     data: bytes, size: tuple[int, int], *, resize: str = "stretch", max_pixels: int = 100_000_000
 ) -> NDArray[np.uint8]:
-    """Decode an image file to RGB of the network's size.
+    """Decode an image file to RGB (height, width, 3) of one size; see `decode_sizes`."""
+    return decode_sizes(data, [size], resize=resize, max_pixels=max_pixels)[0]
+
+
+def decode_sizes(
+    data: bytes, sizes: Sequence[tuple[int, int]], *, resize: str, max_pixels: int
+) -> tuple[NDArray[np.uint8], ...]:
+    """Decode an image file once, for the largest size, to RGB of each of the sizes.
 
     EXIF orientation is honoured, transparency lies over white, and an animation gives its first
     frame. Values of 16 or 32 bits are scaled by what is in them: the largest one, or the one that
@@ -126,7 +133,7 @@ def decode(
 
     Parameters
     ----------
-    size : (height, width)
+    sizes : sequence of (height, width)
     resize : {"stretch", "crop"}
         Stretch to the size, or fit the short side and crop the middle; bilinear with antialiasing.
     max_pixels : int
@@ -134,7 +141,7 @@ def decode(
 
     Returns
     -------
-    (height, width, 3) uint8
+    tuple of (height, width, 3) uint8
 
     Raises
     ------
@@ -145,19 +152,17 @@ def decode(
     OSError
         If the system fails otherwise, with its ``errno``.
     """
-    height, width = size
     # A JPEG decoder scales by 1/2, 1/4, 1/8 at nearly no cost. Twice the size is enough for a
     # resize to make no difference.
-    wanted = _Wanted((2 * width, 2 * height), max_pixels)
+    height, width = (2 * max(sides) for sides in zip(*sizes, strict=True))
+    wanted = _Wanted((width, height), max_pixels)
 
-    def fit(image: Image.Image) -> NDArray[np.uint8]:
+    def fit(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
         if resize == "crop":
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        else:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image)
+            return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
+        return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
-    return _process(data, wanted, fit)
+    return _process(data, wanted, lambda image: tuple(fit(image, size) for size in sizes))
 
 
 def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:

@@ -52,18 +52,23 @@ class ReadImage(NamedTuple):
 
     content_hash: int  # `formats.hash_content` of the bytes; 0 where there are none
     error: str  # why the image cannot be used; empty if it can
-    pixels: NDArray[np.uint8] | None  # (height, width, 3); None where there is an error
+    pixels: tuple[NDArray[np.uint8], ...]  # (height, width, 3) by size; none if there is an error
 
 
 @contextlib.contextmanager
 def open_images(
-    files: Sequence[str | Extent], size: tuple[int, int], config: ImagesConfig, *, n_ahead: int
+    files: Sequence[str | Extent],
+    sizes: Sequence[tuple[int, int]],
+    config: ImagesConfig,
+    *,
+    n_ahead: int,
 ) -> Iterator[Iterator[ReadImage]]:
     """Start to read and decode images in threads; yield an iterator of them in order.
 
-    At most `n_ahead` are read and not yet taken. Neighbours in a tar are one request. `config`
-    gives ``resize`` and ``max_pixels``. Images that are decoded at the same time fit into a quarter
-    of the worker's memory; a larger one is decoded alone.
+    Each is read and decoded once, and resized to every (height, width) of `sizes`. At most
+    `n_ahead` are read and not yet taken. Neighbours in a tar are one request. `config` gives
+    ``resize`` and ``max_pixels``. Images that are decoded at the same time fit into a quarter of
+    the worker's memory; a larger one is decoded alone.
 
     Raises
     ------
@@ -82,7 +87,7 @@ def open_images(
 
         def read(row: int) -> ReadImage:
             try:
-                return _read_image(reader, row, files[row], size, config, failures)
+                return _read_image(reader, row, files[row], sizes, config, failures)
             except (OSError, MemoryError) as error:
                 error.add_note(f"while reading {_name_place(files[row])}")
                 raise
@@ -140,7 +145,7 @@ def _read_image(
     reader: storage.Reader,
     row: int,
     file: str | Extent,
-    size: tuple[int, int],
+    sizes: Sequence[tuple[int, int]],
     c: ImagesConfig,
     failures: _Failures,
 ) -> ReadImage:
@@ -149,18 +154,18 @@ def _read_image(
             failures.reset()
             content_hash = formats.hash_content(data)
             try:
-                pixels = formats.decode(data, size, resize=c.resize, max_pixels=c.max_pixels)
+                pixels = formats.decode_sizes(data, sizes, resize=c.resize, max_pixels=c.max_pixels)
             except ValueError as error:
-                return ReadImage(content_hash, str(error) or "damaged", None)
+                return ReadImage(content_hash, str(error) or "damaged", ())
             return ReadImage(content_hash, "", pixels)
     except storage.TooLargeError as error:
-        return ReadImage(0, str(error), None)
+        return ReadImage(0, str(error), ())
     except FileNotFoundError:
-        return ReadImage(0, "the file is gone", None)
+        return ReadImage(0, "the file is gone", ())
     except PermissionError:
-        return ReadImage(0, "no permission to read", None)
+        return ReadImage(0, "no permission to read", ())
     except OSError as error:
-        return ReadImage(0, failures.add(error), None)
+        return ReadImage(0, failures.add(error), ())
 
 
 @contextlib.contextmanager

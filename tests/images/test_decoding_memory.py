@@ -48,7 +48,7 @@ def unlimit():
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 def read(files, **options):
-    with open_images(files, (32, 32), ImagesConfig(**options), n_ahead=16) as images:
+    with open_images(files, [(32, 32)], ImagesConfig(**options), n_ahead=16) as images:
         return list(images)
 """
 
@@ -69,7 +69,7 @@ def test_costly_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
         memory.DECODING.resize(500 << 20)
         before = peak_mib()
         images = read(files)
-        assert all((image.pixels == (9, 200, 40)).all() for image in images), images
+        assert all((image.pixels[0] == (9, 200, 40)).all() for image in images), images
         print(peak_mib() - before)
         """,
         tmp_path,
@@ -85,7 +85,7 @@ def test_the_webp_of_40_bytes(cases: Path) -> None:
         """
         before = peak_mib()
         images = read(sys.argv[1:] * 3)
-        assert all((image.pixels == (1, 2, 3)).all() for image in images), images
+        assert all((image.pixels[0] == (1, 2, 3)).all() for image in images), images
         print(peak_mib() - before)
         """,
         costly,

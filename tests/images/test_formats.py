@@ -16,7 +16,14 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from dtl.config.errors import UserError
-from dtl.images.formats import N_MAGIC_BYTES, begins_like_image, decode, has_image_name, thumbnail
+from dtl.images.formats import (
+    N_MAGIC_BYTES,
+    begins_like_image,
+    decode,
+    decode_sizes,
+    has_image_name,
+    thumbnail,
+)
 from dtl.images.layout import Layout, folders_are_splits
 
 SIZE = (6, 8)
@@ -293,6 +300,15 @@ def test_stretch_shows_all_and_crop_the_middle(axis: int) -> None:
     assert (cropped.argmax(axis=2) == 1).all()
 
 
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_several_sizes_are_those_of_one_each(resize: str) -> None:
+    data = file(stripes(3, 60, 1), "PNG")
+    sizes = [(20, 30), (60, 60), (90, 40)]
+    found = decode_sizes(data, sizes, resize=resize, max_pixels=20_000)
+    for pixels, size in zip(found, sizes, strict=True):
+        np.testing.assert_array_equal(pixels, decode(data, size, resize=resize), strict=True)
+
+
 def test_shrinking_is_antialiased() -> None:
     checkers = grey((np.indices((256, 256)).sum(axis=0) % 2) * 255)
     found = decode(file(checkers, "PNG"), (32, 32)).astype(int)
@@ -342,7 +358,7 @@ def test_truncated(kind: str) -> None:
 
 def outcome(data: bytes) -> tuple[int, ...] | str:
     try:
-        return decode(data, SIZE, max_pixels=10_000).shape
+        return decode(data, SIZE, max_pixels=20_000).shape
     except ValueError as error:
         return str(error) and "a message"
 
@@ -360,7 +376,7 @@ def test_damage_is_a_value_error_or_a_picture(kind: str, where: float, junk: byt
 @given(st.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        decode(data, SIZE, max_pixels=10_000)
+        decode(data, SIZE, max_pixels=20_000)
 
 
 BOMBS = {

@@ -277,6 +277,17 @@ def test_summary_shows_the_cut(here: Run) -> None:
     assert "Trained: a softmax layer, features x classes." in done.stdout
 
 
+def test_summary_shows_the_views(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--features.layers", "block5_pool", "--features.views", "320,mirror,224"]
+    assert command_line.main(["summary", *options, "--features.combine", "stack"]) == 0
+    printed = capsys.readouterr().out
+    assert "cut here: 1024 features" in printed
+    assert (
+        "VGG16, images of 224 x 224 and 320 x 320, each mirrored, too; the features of each size "
+        "side by side; 56 MiB"
+    ) in printed
+
+
 def test_everything_in_memory_of_one_process(
     pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

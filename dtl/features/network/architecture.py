@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dtl.config.errors import UserError
@@ -12,14 +13,22 @@ from dtl.features.network.quiet_keras import keras
 from dtl.features.values import Description, Layer
 
 
-def describe(name: str, layers: tuple[str, ...], pooling: str) -> Description:
+def describe(
+    name: str, layers: tuple[str, ...], pooling: str, sizes: Sequence[tuple[int, int]] = ()
+) -> Description:
     """Describe a network and its cut without making its weights.
 
-    An unknown network or layer is a `UserError` that lists the known ones.
+    An unknown network or layer is a `UserError` that lists the known ones, and so is one of
+    `sizes`, (height, width), that the network does not take. `activation_bytes` is of the largest.
     """
     skeleton = make_skeleton(name)
     used = cut(skeleton, layers, pooling)
+    for size in sizes:
+        resize(used, size)
     widths = (int(output.shape[-1]) for output in used.outputs)
+    own_pixels = math.prod(skeleton.input_shape[1:3])
+    area = max((height * width / own_pixels for height, width in sizes), default=1.0)
+    most = max(_count_values(layer.input) + _count_values(layer.output) for layer in used.layers)
     return Description(
         input_size=skeleton.input_shape[1:3],
         n_features=dict(zip(layers, widths, strict=True)),
@@ -29,6 +38,7 @@ def describe(name: str, layers: tuple[str, ...], pooling: str) -> Description:
         ),
         used=frozenset(layer.name for layer in used.layers),
         weights_bytes=4 * used.count_params(),
+        activation_bytes=int(4 * area * most),
     )
 
 
@@ -101,19 +111,75 @@ def cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mode
     for layer in layers:
         if layer not in names:
             raise UserError(f"{model.name} has no layer {layer!r}. It has: {', '.join(names)}.")
-    pools = {
-        "avg": keras.layers.GlobalAveragePooling2D,
-        "max": keras.layers.GlobalMaxPooling2D,
-        "flatten": keras.layers.Flatten,
-    }
     outputs = []
     with keras.StatelessScope(initialize_variables=False):  # pooling has no weights to make
         for layer in layers:
             output = model.get_layer(layer).output
             # Named, so that the network can have a layer that Keras would name alike.
-            pool = pools[pooling](name=f"{layer}_pooled")
-            outputs.append(pool(output) if len(output.shape) == 4 else output)
+            name = f"{layer}_pooled"
+            outputs.append(_pool(output, pooling, name) if len(output.shape) == 4 else output)
     return keras.Model(model.inputs, outputs if len(outputs) > 1 else outputs[0])
+
+
+def _pool(output: Any, pooling: str, name: str) -> Any:
+    """Pool an output (n_images, height, width, channels) to one row per image."""
+    pools = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+        "flatten": keras.layers.Flatten,
+    }
+    if pooling in pools:
+        return pools[pooling](name=name)(output)
+    # Each of unit length: a map's maxima are many times its means, and would drown them.
+    pooled = [
+        keras.layers.UnitNormalization(name=f"{name}_{way}_unit", dtype="float32")(
+            pools[way](name=f"{name}_{way}")(output)
+        )
+        for way in pooling.split(",")
+    ]
+    return keras.layers.Concatenate(name=name, dtype="float32")(pooled)
+
+
+def resize(model: keras.Model, size: tuple[int | None, int | None]) -> keras.Model:
+    """Return the same layers, and weights, for images of another size; of any, for None.
+
+    A size that a layer does not take is a `UserError`.
+    """
+    own_size, layer = model.inputs[0].shape[1:3], model.layers[0]
+    if size == own_size:
+        return model
+
+    def call(called: Any, *args: Any, **options: Any) -> Any:
+        nonlocal layer
+        layer = called
+        outputs = called(*args, **options)
+        if any(0 in output.shape for output in keras.tree.flatten(outputs)):
+            raise ValueError("Nothing is left of the image.")
+        return outputs
+
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            return keras.models.clone_model(
+                model, [keras.Input((*size, 3))], clone_function=lambda same: same,
+                call_function=call,
+            )  # fmt: skip
+    except ValueError as error:
+        height, width = own_size
+        advice = "Give larger ones."
+        if len(keras.tree.flatten(layer.input)[0].shape) != 4:  # after all positions
+            advice = (
+                f"It takes {height} x {width} only: cut the network before it (`features.layers`), "
+                "or leave sizes out of `features.views`."
+            )
+        raise UserError(
+            f"{layer.name} ({type(layer).__name__}) takes no images of "
+            f"{size[0]} x {size[1]}. {advice}"
+        ) from error
+
+
+def _count_values(tensors: Any) -> int:
+    """Count the values of one image in a layer's input or output."""
+    return sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(tensors))
 
 
 def _find_application(name: str) -> Callable[..., keras.Model]:

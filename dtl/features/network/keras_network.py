@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from dtl.cluster import processors
 from dtl.config.errors import UserError
-from dtl.features.network.architecture import changed, cut, describe, find_preprocessing
+from dtl.features.network.architecture import changed, cut, describe, find_preprocessing, resize
 from dtl.features.network.quiet_keras import GPUS, keras
 from dtl.features.network.weights.loading import hash_weights, make_with_weights
 from dtl.features.values import NetworkSpec, check_weights, find_source_sha256
+from dtl.features.views import Views
 from dtl.head.model import Head
 
 
@@ -39,20 +40,32 @@ class Network:
         self.lock = threading.Lock()
         with _dtype_policy(spec.precision):
             self.model = cut(make_with_weights(spec), spec.layers, spec.pooling)
-        # Preprocessing is of the graph: a batch of bytes is a quarter of one of floats to fill.
-        pixels = keras.Input((*self.description.input_size, 3), dtype="uint8")
-        floats = keras.ops.cast(pixels, "float32")
-        outputs = self.model(find_preprocessing(spec.name, spec.preprocess)(floats))
-        self._on_pixels = _name_outputs(pixels, spec.layers, outputs)
+        self._on_pixels: dict[tuple[int, ...], keras.Model] = {}
+        self.prepare([self.description.input_size])
         self.weights_sha256 = hash_weights(self.model)
+
+    def prepare(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Make ready for images of these sizes; a `UserError` if it takes none of one of them."""
+        for size in sizes:
+            if size in self._on_pixels:
+                continue
+            # Preprocessing is of the graph: a batch of bytes is a quarter of one of floats to fill.
+            pixels = keras.Input((*size, 3), dtype="uint8")
+            floats = keras.ops.cast(pixels, "float32")
+            preprocess = find_preprocessing(self.spec.name, self.spec.preprocess)
+            outputs = resize(self.model, size)(preprocess(floats))
+            self._on_pixels[size] = _name_outputs(pixels, self.spec.layers, outputs)
 
     def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Preprocess RGB images (n_images, height, width, 3), and compute features by layer."""
-        return _predict(self._on_pixels, pixels)
+        size = pixels.shape[1:3]
+        self.prepare([size])
+        return _predict(self._on_pixels[size], pixels)
 
     def export_openvino(self, path: Path) -> None:
         """Write it as OpenVINO reads it, pixels in and features by layer out, to an .xml file."""
-        self._on_pixels.export(str(path), format="openvino", verbose=False)
+        on_pixels = self._on_pixels[self.description.input_size]
+        on_pixels.export(str(path), format="openvino", verbose=False)
 
     def find_last_before(self, layers: tuple[str, ...], stored: Sequence[str]) -> str:
         """Find the last stored layer that all of `layers` follow from, or refuse them.
@@ -123,18 +136,16 @@ def read_dense(
     return kernel, bias, network.hash_up_to(spec.layers)
 
 
-def export(spec: NetworkSpec, head: Head) -> bytes:
+def export(spec: NetworkSpec, head: Head, views: Views | None = None) -> bytes:
     """Return network and head, as one classifier, in the bytes of a .keras file.
 
-    RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out. Other weights
+    RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out. The input is
+    called ``image``; with several sizes there is one of each, such as ``image_224``. Other weights
     than those of the head's features are a `DifferentSettingsError`.
     """
     network = Network(spec)
     check_weights(network.weights_sha256, find_source_sha256(head.provenance), "The head")
-    images = keras.Input((*network.description.input_size, 3), name="image")
-    outputs = network.model(find_preprocessing(spec.name, spec.preprocess)(images))
-    if len(spec.layers) > 1:
-        outputs = outputs[spec.layers.index(head.provenance["layer"])]
+    images, outputs = _combine_views(network, head.provenance["layer"], views or Views())
     outputs = _scale_rows(outputs, head.normalize)
     names = ["hidden", "class"] if head.n_units else ["class"]
     for name, weights in zip(names, head.folded(), strict=True):
@@ -142,11 +153,39 @@ def export(spec: NetworkSpec, head: Head) -> bytes:
         layer = keras.layers.Dense(len(weights[1]), activation, name=name, dtype="float32")
         outputs = layer(outputs)
         layer.set_weights(weights)
-    model = keras.Model(images, outputs, name="classifier")
+    model = keras.Model(images if len(images) > 1 else images[0], outputs, name="classifier")
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         path = Path(folder) / "classifier.keras"
         model.save(path)
         return path.read_bytes()
+
+
+def _combine_views(network: Network, layer: str, views: Views) -> tuple[list[Any], Any]:
+    """Return inputs of images, and a layer's features as `Views.compute` combines them."""
+    spec, own_size = network.spec, network.description.input_size
+    sizes = views.sizes or (own_size,)
+    names = ["image"] if len(sizes) == 1 else [f"image_{height}" for height, _ in sizes]
+    images = [keras.Input((*s, 3), name=n) for s, n in zip(sizes, names, strict=True)]
+    # One model for all sizes: a file would hold the weights of each once more.
+    model = network.model if sizes == (own_size,) else resize(network.model, (None, None))
+
+    def compute(image: Any) -> Any:
+        outputs = model(find_preprocessing(spec.name, spec.preprocess)(image))
+        return outputs[spec.layers.index(layer)] if len(spec.layers) > 1 else outputs
+
+    of_sizes = [
+        _average([compute(image), compute(image[:, :, ::-1])] if views.mirror else [compute(image)])
+        for image in images
+    ]
+    if views.stack:
+        return images, keras.layers.Concatenate(name="sizes", dtype="float32")(of_sizes)
+    return images, _average(of_sizes)
+
+
+def _average(features: list[Any]) -> Any:
+    if len(features) == 1:
+        return features[0]
+    return keras.layers.Average(dtype="float32")(features)
 
 
 def _scale_rows(features: Any, normalize: str) -> Any:

@@ -50,6 +50,8 @@ class NetworkFile:
         What the files follow from: its fingerprint.
     guard : dict
         How features differ from those of the network that was quantized; empty for that one.
+    activation_bytes : int
+        Memory of the operation with most inputs and outputs, for one image, in float32.
     """
 
     sha256: str
@@ -59,6 +61,7 @@ class NetworkFile:
     weights_bytes: int
     made_from: dict[str, Any]
     guard: dict[str, Any] = field(default_factory=dict)
+    activation_bytes: int = 0
 
 
 def find(

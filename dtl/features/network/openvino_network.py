@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.cluster import processors
+from dtl.config.errors import UserError
 from dtl.features.network.network_file import NetworkFile, hash_files, local_files
 from dtl.features.network.quiet_openvino import openvino
 from dtl.features.values import FileSpec
@@ -26,7 +27,7 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 
 
 class OpenVinoNetwork:
-    """A network that OpenVINO has compiled for batches of one size.
+    """A network that OpenVINO compiles for batches of one length, and images of some sizes.
 
     Hold `lock` while a chunk is computed.
     """
@@ -36,21 +37,37 @@ class OpenVinoNetwork:
     ) -> None:
         self.weights_sha256 = weights_sha256
         self.lock = threading.Lock()
-        size = model.input().get_partial_shape()
-        model.reshape(openvino.PartialShape([batch_images, *list(size)[1:]]))
-        self._shape = tuple(model.input().get_shape())
-        compiled = openvino.Core().compile_model(model, "CPU", _configure(precision))
-        self._request = compiled.create_infer_request()
-        self._layers = [output.get_any_name() for output in compiled.outputs]
+        self._model, self._precision, self._batch_images = model, precision, batch_images
+        self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
+        self._layers = [output.get_any_name() for output in model.outputs]
+
+    def prepare(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Make ready for images of these sizes; a `UserError` if it takes none of one of them."""
+        for size in sizes:
+            if size in self._requests:
+                continue
+            own = "x".join(str(n) for n in list(self._model.input().get_partial_shape())[1:3])
+            try:
+                self._model.reshape(openvino.PartialShape([self._batch_images, *size, 3]))
+            except RuntimeError as error:
+                raise UserError(
+                    f"The network takes no images of {size[0]} x {size[1]}, as {own} are. Cut it "
+                    "before its dense layers, or leave sizes out of `features.views`."
+                ) from error
+            compiled = openvino.Core().compile_model(
+                self._model, "CPU", _configure(self._precision)
+            )
+            self._requests[size] = compiled.create_infer_request()
 
     def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Compute features by layer of RGB images (n_images, height, width, 3), at most a batch."""
-        n_images = len(pixels)
-        if n_images < self._shape[0]:
-            pixels, given = np.zeros(self._shape, np.uint8), pixels
+        n_images, size = len(pixels), pixels.shape[1:3]
+        self.prepare([size])
+        if n_images < self._batch_images:
+            pixels, given = np.zeros((self._batch_images, *size, 3), np.uint8), pixels
             pixels[:n_images] = given
         # The results lie in memory that the next call writes to.
-        found = self._request.infer([np.ascontiguousarray(pixels)], share_inputs=True)
+        found = self._requests[size].infer([np.ascontiguousarray(pixels)], share_inputs=True)
         outputs = (found[k][:n_images].copy() for k in range(len(self._layers)))
         return dict(zip(self._layers, outputs, strict=True))
 
@@ -121,6 +138,7 @@ def write_model(
     graph = _RUNTIME.sub("", xml.read_text())
     xml.write_text(re.sub(r'<net name="[^"]*"', '<net name="network"', graph, count=1))
     constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
+    most = max(map(_count_values, model.get_ops()))
     return NetworkFile(
         sha256=hash_files(xml, weights),
         source_sha256=source_sha256,
@@ -128,6 +146,18 @@ def write_model(
         n_features={layer: shape[1].get_length() for layer, shape in outputs.items()},
         weights_bytes=4 * sum(math.prod(op.get_output_shape(0)) for op in constants),
         made_from=dict(made_from),
+        activation_bytes=4 * most,
+    )
+
+
+def _count_values(op: openvino.Node) -> int:
+    """Count the values of one image in an operation's inputs and outputs."""
+    shapes = [port.get_partial_shape() for port in (*op.inputs(), *op.outputs())]
+    of_images = [list(s)[1:] for s in shapes if s.rank.is_static and len(s) and s[0].is_dynamic]
+    return sum(
+        math.prod(n.get_length() for n in dims)
+        for dims in of_images
+        if not any(n.is_dynamic for n in dims)
     )
 
 

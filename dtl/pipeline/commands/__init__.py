@@ -188,7 +188,8 @@ COMMANDS = {
         "the network, the cut, what is frozen",
         "model.summarize",
         example="--features.network ResNet50 --features.layers avg_pool",
-        options="features.network features.layers features.pooling train.hidden_units",
+        options="features.network features.layers features.pooling features.views features.combine "
+        "train.hidden_units",
         checked=_RUN,
         resumes=False,
     ),

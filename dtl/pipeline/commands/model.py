@@ -66,6 +66,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     """Write network and head as one Keras file, and the names of the classes beside it."""
     from dtl.features import extraction
     from dtl.features.network import keras_network  # Keras, which no other command needs here
+    from dtl.features.views import Views
 
     c, head = run.options, Results(arguments.model).trained_head()
     if not c.out.endswith(".keras"):
@@ -73,7 +74,8 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     if storage.exists(c.out) and not c.overwrite:
         raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
     extraction.check_head(head, run.extraction)
-    exported = keras_network.export(run.extraction.make_network_spec("float32"), head)
+    views = Views.of(c.features)
+    exported = keras_network.export(run.extraction.make_network_spec("float32"), head, views)
     names = f"{c.out.removesuffix('.keras')}.classes.json"
     storage.write_bytes(names, json.dumps(head.class_names).encode())
     storage.write_bytes(c.out, exported)
@@ -85,22 +87,25 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
 def summarize(run: Run, _: argparse.Namespace) -> None:
     """Print the network, its cut, and what is frozen."""
     from dtl.features.network import architecture
+    from dtl.features.views import Views
 
     f = run.options.features
-    description = architecture.describe(f.network, f.layers, f.pooling)
+    views = Views.of(f)
+    description = architecture.describe(f.network, f.layers, f.pooling, views.sizes)
+    n_features = views.widen(description.n_features)
     rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
     for layer in description.layers:
         note = "frozen" if layer.name in description.used else "not used"
         if layer.name in f.layers:
-            note = f"cut here: {description.n_features[layer.name]} features"
+            note = f"cut here: {n_features[layer.name]} features"
         shape = " x ".join(str(n) for n in layer.output_shape)
         rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
     print_line(align_columns(rows, right={3}))
-    height, width = description.input_size
     trained = "a softmax layer, features x classes"
     if n_units := run.options.train.hidden_units:
         trained = f"a hidden layer of {n_units:,} units, and a softmax layer, units x classes"
     print_line(
-        f"\n{f.network}, images of {height} x {width}; {description.weights_bytes / 2**20:.0f} MiB "
-        f"of frozen weights in each worker. Trained: {trained}."
+        f"\n{f.network}, {views.describe(description.input_size)}; "
+        f"{description.weights_bytes / 2**20:.0f} MiB of frozen weights in each worker. "
+        f"Trained: {trained}."
     )

@@ -7,6 +7,7 @@ import psutil
 import pytest
 from keras_models import FIRST
 
+from dtl.config.errors import UserError
 from dtl.features.network import architecture
 from dtl.features.network.keras_network import Network
 from dtl.features.network.quiet_keras import keras
@@ -70,3 +71,22 @@ def test_unknown_layer() -> None:
         architecture.describe("VGG16", ("fc2", "fc3"), "avg")
     with pytest.raises(ValueError, match=message):
         Network(replace(FIRST, layers=("fc3",)))
+
+
+def test_sizes_that_a_network_takes() -> None:
+    own = architecture.describe("VGG16", ("block5_pool",), "avg,max")
+    assert own.n_features == {"block5_pool": 1024}
+    assert own.activation_bytes == 4 * 2 * 64 * 224 * 224  # of the second convolution
+    larger = architecture.describe("VGG16", ("block5_pool",), "avg", ((32, 32), (448, 448)))
+    assert larger.input_size == (224, 224)
+    assert larger.n_features == {"block5_pool": 512}
+    assert larger.activation_bytes == 4 * own.activation_bytes
+    assert architecture.describe("VGG16", ("fc2",), "avg", ((224, 224),)).n_features == {
+        "fc2": 4096
+    }
+    with pytest.raises(UserError, match=r"block4_pool .* takes no images of 8 x 8\. Give larger"):
+        architecture.describe("VGG16", ("block5_pool",), "avg", ((8, 8),))
+    with pytest.raises(
+        UserError, match=r"fc1 \(Dense\) takes no .* takes 224 x 224 only: cut the network before"
+    ):
+        architecture.describe("VGG16", ("fc2",), "avg", ((224, 224), (320, 320)))

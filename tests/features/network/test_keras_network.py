@@ -13,6 +13,7 @@ from dtl.features.network import keras_network
 from dtl.features.network.keras_network import Network
 from dtl.features.network.quiet_keras import keras
 from dtl.features.values import NetworkSpec
+from dtl.features.views import Views
 from dtl.head.model import Head
 from dtl.head.scaling import scale_rows
 
@@ -77,6 +78,33 @@ def test_pooling_is_that_of_numpy(images: np.ndarray, pooling: str) -> None:
     found = network.compute(images)["block1_pool"]
     assert network.description.n_features == {"block1_pool": expected.shape[1]}
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_average_and_maximum_side_by_side_are_each_of_unit_length(images: np.ndarray) -> None:
+    network = Network(replace(FIRST, pooling="avg,max"))
+    found = network.compute(images)["block1_pool"]
+    assert network.description.n_features == {"block1_pool": 128}
+    maps = outputs(own_convolutions(5), "block1_pool", keras_batch(images)).astype(np.float64)
+    pooled = [maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in pooled]
+    np.testing.assert_allclose(found, np.hstack(unit), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("network", "layer"), [("VGG16", "block2_pool"), ("MobileNetV2", "Conv1")])
+def test_another_size_is_the_network_that_keras_makes_for_it(network: str, layer: str) -> None:
+    spec = replace(FIRST, name=network, layers=(layer,))
+    ours = Network(spec)
+    own = getattr(keras.applications, network)(
+        weights=None, include_top=False, input_shape=(96, 64, 3)
+    )
+    for each in own.layers:
+        if each.get_weights() and each.name in [known.name for known in ours.model.layers]:
+            each.set_weights(ours.model.get_layer(each.name).get_weights())
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 64, 3), np.uint8)
+    module = {"VGG16": "vgg16", "MobileNetV2": "mobilenet_v2"}[network]
+    batch = getattr(keras.applications, module).preprocess_input(images.astype(np.float32))
+    expected = outputs(own, layer, batch).mean(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(ours.compute(images)[layer], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -185,3 +213,44 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     assert classifier.input_shape == (None, 224, 224, 3)
     assert np.allclose(classifier.predict_on_batch(many), expected, atol=1e-4)
     assert np.allclose(classifier.predict_on_batch(many.astype(np.float32)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("views", "pooling"),
+    [
+        (Views(mirror=True), "avg"),
+        (Views(((32, 32), (48, 48)), mirror=True, stack=True), "avg,max"),
+        (Views(((32, 32), (48, 48))), "avg"),
+    ],
+    ids=["mirror", "stack", "average"],
+)
+def test_the_exported_classifier_takes_the_same_views(
+    tmp_path: Path, views: Views, pooling: str
+) -> None:
+    spec = replace(FIRST, pooling=pooling)
+    network, sizes = Network(spec), views.sizes or ((224, 224),)
+    rng = np.random.default_rng(1)
+    batches = [rng.integers(0, 256, (4, *size, 3), np.uint8) for size in sizes]
+    features = views.compute(network, batches)["block1_pool"]
+    rows = scale_rows(features, "sqrt-l2")
+    head = Head(
+        kernel=rng.normal(size=(features.shape[1], 3)).astype(np.float32),
+        bias=np.zeros(3, np.float32),
+        mean=rows.mean(axis=0),
+        scale=rows.std(axis=0) + np.float32(1e-3),
+        class_names=("a", "b", "c"),
+        provenance={"layer": "block1_pool", "weights_sha256": network.weights_sha256},
+        normalize="sqrt-l2",
+    )
+    logits = head.logits(features).astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert np.ptp(expected, axis=0).min() > 0.05
+    file = tmp_path / "classifier.keras"
+    file.write_bytes(keras_network.export(spec, head, views))
+    classifier = keras.models.load_model(file)
+    names = [each.name for each in classifier.inputs]
+    assert names == (["image"] if len(sizes) == 1 else ["image_32", "image_48"])
+    given = dict(zip(names, batches, strict=True)) if len(sizes) > 1 else batches[0]
+    assert np.allclose(classifier.predict_on_batch(given), expected, atol=1e-4)
+    # A file has the weights once, whatever the sizes.
+    assert file.stat().st_size < 1.5 * 4 * classifier.count_params() + (1 << 17)

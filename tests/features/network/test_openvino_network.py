@@ -10,6 +10,7 @@ from keras_models import FIRST, draw_images
 
 from dtl.cluster import processors
 from dtl.config.errors import UserError
+from dtl.features import converted
 from dtl.features.network import conversion, network_file, openvino_network
 from dtl.features.network.keras_network import Network
 from dtl.features.network.network_file import NetworkFile
@@ -44,6 +45,18 @@ def test_a_converted_network_is_kerass(made: tuple[str, NetworkFile]) -> None:
         assert ours[layer].dtype == np.float32
         assert ours[layer].shape == (2, 64)
         np.testing.assert_allclose(ours[layer], keras[layer], rtol=1e-4, atol=1e-4)
+
+
+def test_other_sizes_are_kerass(made: tuple[str, NetworkFile]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 32, 3), np.uint8)
+    ours, keras = openvino_network.load(how(made)), Network(SPEC)
+    for pixels in (images, draw_images(), images):
+        found, expected = ours.compute(pixels), keras.compute(pixels)
+        for layer in LAYERS:
+            np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-4, atol=1e-4)
+    assert made[1].activation_bytes == pytest.approx(keras.description.activation_bytes, rel=0.01)
+    at_least = converted.estimate_memory(made[1], 64, ((448, 448),))
+    assert at_least > 64 * 4 * made[1].activation_bytes
 
 
 def test_results_outlive_the_next_batch_and_part_of_one_has_its_bits(
