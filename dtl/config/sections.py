@@ -172,7 +172,9 @@ class TrainConfig(Section):
         "averaging: local SGD; lbfgs: the exact optimum, in one pass per step")
     n_shards: int = option(0, "replicas side by side; 0: one per chunk, at most 8", at_least(0))
     epochs: float = option(40.0, "passes over the training rows", above(0))
-    batch_size: int = option(32, "rows of one step", at_least(1))
+    batch_size: int = option(0,
+        "rows of one step; 0: 32, 64 or 128, if an epoch of a replica still has 16 steps",
+        at_least(0))
     averaging_frequency: int = option(10, "batches between two averages", at_least(1))
     averaging_frequency_end: int = option(0,
         "the same at the end, reached geometrically; 0: as at the start", at_least(0))

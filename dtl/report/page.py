@@ -115,6 +115,10 @@ def render(report: ReportInput) -> str:
         tuning=report.tuning,
         config=config,
         exact=exact,
+        # Where the options leave it open, the head's fingerprint has what was taken.
+        batch_size=report.provenance.get("head", {})
+        .get("train", {})
+        .get("batch_size", config.train.batch_size),
         toml=_keep_lines(tomli_w.dumps(report.config)),
         ramps={"right": plots.RIGHT, "wrong": plots.WRONG},
         split=split,

@@ -16,6 +16,7 @@ from dtl.cluster.spread import count_tree_inputs, group_shards
 from dtl.config import CompareConfig, TrainConfig, to_fingerprint
 from dtl.config.errors import MissingExtraError, UserError
 from dtl.evaluation import scoring
+from dtl.head import schedules
 from dtl.head.model import Head
 from dtl.head.optimizers import OPTIMIZERS
 from dtl.images.values import SPLITS, TRAIN
@@ -53,6 +54,8 @@ def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comp
     """
     check(spec.config, compared)
     check_store(spec, compared)
+    # All ways take the same batches, though more shards have fewer rows each.
+    spec = replace(spec, config=schedules.with_batch_size(spec.config, spec.n_train))
     optimum, seconds, history = _train(spec, client, _EXACT, solver="lbfgs")
     contenders: list[Contender] = []
 
@@ -207,9 +210,12 @@ def _curve(history: list[Round], seconds: float, l2: float) -> tuple[tuple[float
 
 
 def _pass_bytes(head: Head, n_tasks: int) -> int:
-    """Count the bytes of a pass: float32 parameters to all tasks, float64 gradients back."""
+    """Count the bytes of a pass.
+
+    float32 parameters go to all tasks, float64 gradients to be added up, and a float32 one back.
+    """
     n = head.kernel.size + head.bias.size
-    return n * (4 * (1 + n_tasks) + 8 * (count_tree_inputs(n_tasks) + 1))
+    return n * (4 * (1 + n_tasks) + 8 * count_tree_inputs(n_tasks) + 4)
 
 
 def _round_bytes(head: Head, n_tasks: int, config: TrainConfig) -> int:

@@ -1,18 +1,18 @@
 """The exact solver: the objective of averaging, minimised to its optimum by L-BFGS.
 
-The problem is convex, so averaging can be measured by its one optimum. SciPy's L-BFGS-B runs on the
-driver, in float64. A step is one pass over the training rows where they lie, on the workers, and a
-tree that adds the gradients up. Rows never reach the driver, but parameters and gradients do.
+The problem is convex, so averaging can be measured by its one optimum. The driver chooses the steps
+(`head.quasi_newton`). A step is one pass over the training rows where they lie, on the workers, and
+a tree that adds the gradients up. Rows never reach the driver, but parameters and gradients do.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from distributed import Future
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dtl.cluster.progress import track
 from dtl.cluster.spread import Session
 from dtl.config import RETIRED, TrainConfig
-from dtl.head import averaging, blas, buffers, hidden
+from dtl.head import averaging, blas, buffers, hidden, quasi_newton
+from dtl.head.quasi_newton import Point
 from dtl.head.softmax import Params, log_softmax, residuals
 from dtl.training import local_sgd
 from dtl.training.sharding import Shard
@@ -35,18 +36,22 @@ TOLERANCE: float = RETIRED["train"]["lbfgs_tolerance"]
 
 MAX_ITERATIONS: int = RETIRED["train"]["lbfgs_max_iterations"]
 
+PATIENCE = 50
+"""Iterations without a lower gradient after which it ends, too: only rounding is left."""
+
 
 @dataclass(frozen=True, eq=False)
 class GradientSum:
     """Sums of one or more shards' rows that a step needs.
 
-    `kernel` and `bias` are gradients of the cross-entropy, `scores` as `local_sgd.score_rows` has
-    them, `losses` the mean cross-entropy of each shard's training rows. Seconds are those of the
-    slowest task, and of adding up, from level to level.
+    `kernel` and `bias` are gradients of the cross-entropy, float64. `scores` (2, 3) are those of
+    training and of validation rows, as `local_sgd.score_rows` has them. `losses` are the mean
+    cross-entropy of each shard's training rows. Seconds are those of the slowest task, and of
+    adding up, from level to level.
     """
 
-    kernel: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    kernel: NDArray[np.floating]
+    bias: NDArray[np.floating]
     scores: NDArray[np.float64]
     losses: Mapping[int, float]
     step_s: float = 0.0
@@ -63,25 +68,28 @@ def group_gradient(params: Params, group: Sequence[Shard]) -> GradientSum:
 def shard_gradient(params: Params, shard: Shard) -> GradientSum:
     """Return the gradient on a shard's training rows, and the scores of all its rows.
 
-    A chunk's products are float32's, all else is float64's: the optimum's objective then agrees
-    with scikit-learn's in float64 to 1e-8, in half the time.
+    Products are float32's, all else is float64's: the optimum's objective then agrees with
+    scikit-learn's in float64 to 1e-8, in half the time.
     """
-    kernel_gradient, bias_gradient = (np.zeros(params[n].shape) for n in ("kernel", "bias"))
-    scores = np.zeros((2, 3))
-    chunks = list(shard.chunks())
-    features = shard.rows([rows for rows, _ in chunks])
-    for rows, n_train in chunks:
-        x, labels = features[rows], shard.labels[rows]
-        with blas.one_blas_thread():
-            logits = hidden.logits(params, x)
-        log_p = log_softmax(logits.astype(np.float64))
-        scores += local_sgd.score_rows(log_p, labels, n_train)
-        residual = residuals(log_p[:n_train], labels[:n_train])
-        with blas.one_blas_thread():
-            kernel_gradient += x[:n_train].T @ residual.astype(np.float32)
-        bias_gradient += residual.sum(axis=0)
+    shape = params["kernel"].shape
+    kernel_gradient, bias_gradient = np.zeros(shape), np.zeros(shape[1])
+    product, scores = buffers.empty(shape, np.float32), np.zeros((2, 3))
+    with blas.one_blas_thread():
+        for (x, labels), validation in shard.scan():
+            log_p = _log_probabilities(params, x)
+            residual = residuals(log_p, labels)
+            kernel_gradient += np.matmul(x.T, residual.astype(np.float32), out=product)
+            bias_gradient += residual.sum(axis=0)
+            scores[0] += local_sgd.score_rows(log_p, labels)
+            log_p = _log_probabilities(params, validation[0])
+            scores[1] += local_sgd.score_rows(log_p, validation[1])
     losses = {shard.index: float(scores[0, 2] / shard.n_train)} if shard.n_train else {}
     return GradientSum(kernel_gradient, bias_gradient, scores, losses)
+
+
+def _log_probabilities(params: Params, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    log_p: NDArray[np.float64] = log_softmax(hidden.logits(params, features).astype(np.float64))
+    return log_p
 
 
 def add(a: GradientSum, b: GradientSum) -> GradientSum:
@@ -122,79 +130,94 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
 
     References
     ----------
-    Byrd, Lu, Nocedal, Zhu (1995), "A limited memory algorithm for bound constrained optimization".
+    Liu, Nocedal (1989), "On the limited memory BFGS method for large scale optimization".
     """
-    import scipy.optimize  # 0.4 s, which no other solver needs
-
     initial: Params = session.result(inputs.initial)
-    shape, n_kernel = initial["kernel"].shape, initial["kernel"].size
-    objective = _Objective(inputs.groups, shape, config.l2, session)
-    history: list[Round] = []
-    x0 = np.concatenate([initial["kernel"].ravel(), initial["bias"]]).astype(np.float64)
+    objective = _Objective(inputs.groups, initial["kernel"].shape, config.l2, session)
     session.wait(inputs.groups)  # reading the features is no part of the first iteration's time
-    before, last = x0, time.monotonic()
-
-    with track("training", MAX_ITERATIONS, "iterations at most", show=show) as advance:
-
-        def record(intermediate_result: Any) -> None:
-            nonlocal before, last
-            x, value = intermediate_result.x.copy(), intermediate_result.fun
-            _, gradient, step = next(s for s in reversed(objective.steps) if s[0] == value)
-            now = time.monotonic()
-            elapsed, last = now - last, now
-            step_s = sum(total.step_s for _, _, total in objective.steps)
-            merge_s = sum(total.merge_s for _, _, total in objective.steps)
-            norm = float(np.linalg.norm(x[:n_kernel]))
-            change = float(np.linalg.norm((x - before)[:n_kernel]))
-            before = x
-            objective.steps.clear()
-            done = Round(
-                round=len(history) + 1,
-                epoch=float(objective.n_evaluations),
-                loss=float(step.scores[0, 2] / step.scores[0, 0]),
-                shard_loss=tuple(step.losses.get(s, np.nan) for s in range(len(inputs.n_train))),
-                learning_rate=np.nan,
-                update_ratio=change / norm if norm else 0.0,
-                spread=0.0,
-                step_s=step_s,
-                average_s=merge_s,
-                wait_s=max(elapsed - step_s - merge_s, 0.0),
-                kernel_norm=norm,
-                **local_sgd.combine_scores([[step.scores]], inputs.has_validation),
-            )
-            history.append(done)
-            advance(1, f"objective {value:.6f}, gradient {gradient:.1e}")
-
-        # On the driver too, a sum's last bits depend on the number of threads.
-        with blas.one_blas_thread():
-            found = scipy.optimize.minimize(
-                objective, x0, method="L-BFGS-B", jac=True, callback=record,
-                options={
-                    "maxiter": MAX_ITERATIONS, "maxfun": np.iinfo(np.int32).max,
-                    "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxls": 50,
-                },
-            )  # fmt: skip
-        if not history:  # where the start is the optimum, SciPy takes no step and calls nothing
-            record(found)
-    gradient = float(np.abs(found.jac).max())
-    summary = f"{found.nit} iterations, {objective.n_evaluations} passes, objective {found.fun:.6f}"
-    if gradient <= TOLERANCE:
+    x0 = np.concatenate([initial["kernel"].ravel(), initial["bias"]])
+    recorder = _Recorder(inputs, objective, x0)
+    with (
+        track("training", MAX_ITERATIONS, "iterations at most", show=show) as advance,
+        blas.one_blas_thread(),  # on the driver too, a sum's last bits depend on it
+    ):
+        for n_steps, point in enumerate(_iterate(quasi_newton.minimise(objective, x0))):
+            if n_steps:
+                recorder.add(point)
+                advance(1, f"objective {point.value:.6f}, gradient {point.steepness:.1e}")
+        if not recorder.history:  # where the start is the optimum, no step is taken
+            recorder.add(point)
+    summary = f"{n_steps} iterations, {objective.n_evaluations} passes, objective {point.value:.6f}"
+    if point.steepness <= TOLERANCE:
         level = logging.INFO if show else logging.DEBUG
-        log.log(level, "L-BFGS: %s, gradient %.1e", summary, gradient)
+        log.log(level, "L-BFGS: %s, gradient %.1e", summary, point.steepness)
     else:
         log.warning(
             "L-BFGS stopped short of its tolerance: %s, gradient %.1e, not %.1e. A larger "
             "`train.l2` helps; float32 ends at some 1e-6.",
-            summary, gradient, TOLERANCE,
+            summary, point.steepness, TOLERANCE,
         )  # fmt: skip
-    return Fitted(_params(found.x, shape), history)
+    return Fitted(objective.params(point.x), recorder.history)
 
 
-_ADD_ALL = functools.partial(local_sgd.merge_all, merge=add)
+def _iterate(points: Iterator[Point]) -> Iterator[Point]:
+    """Yield points up to the tolerance, or as far as they get."""
+    least, n_since = math.inf, 0
+    for point in itertools.islice(points, MAX_ITERATIONS + 1):
+        yield point
+        n_since = 0 if point.steepness < least else n_since + 1
+        least = min(least, point.steepness)
+        if least <= TOLERANCE or n_since >= PATIENCE:
+            return
+
+
+class _Recorder:
+    """The history of a solution."""
+
+    def __init__(self, inputs: Inputs, objective: _Objective, x0: NDArray[np.float32]) -> None:
+        self.history: list[Round] = []
+        self._inputs, self._objective = inputs, objective
+        self._before, self._last = objective.kernel(x0), time.monotonic()
+
+    def add(self, point: Point) -> None:
+        """Add an iteration, which ended at a point, with the times of all its passes."""
+        objective, total = self._objective, point.detail
+        kernel = objective.kernel(point.x)
+        norm, change = (float(np.linalg.norm(v)) for v in (kernel, kernel - self._before))
+        now = time.monotonic()
+        elapsed, self._last, self._before = now - self._last, now, kernel
+        step_s, merge_s = objective.take_seconds()
+        self.history.append(Round(
+            round=len(self.history) + 1,
+            epoch=float(objective.n_evaluations),
+            loss=float(total.scores[0, 2] / total.scores[0, 0]),
+            shard_loss=tuple(total.losses.get(s, np.nan) for s in range(len(self._inputs.n_train))),
+            learning_rate=np.nan,
+            update_ratio=change / norm if norm else 0.0,
+            spread=0.0,
+            step_s=step_s,
+            average_s=merge_s,
+            wait_s=max(elapsed - step_s - merge_s, 0.0),
+            kernel_norm=norm,
+            **local_sgd.combine_scores([[total.scores]], self._inputs.has_validation),
+        ))  # fmt: skip
+
+
+def sum_gradients(sums: list[GradientSum]) -> GradientSum:
+    """Add up neighbouring groups' sums."""
+    return local_sgd.merge_all(sums, add)
+
+
+def finish(sums: list[GradientSum]) -> GradientSum:
+    """Add up the last sums, and make them means of float32, half of what the driver would get."""
+    total = sum_gradients(sums)
+    n = total.scores[0, 0]
+    kernel, bias = ((g / n).astype(np.float32) for g in (total.kernel, total.bias))
+    return replace(total, kernel=kernel, bias=bias)
 
 
 class _Objective:
-    """The objective and its gradient at parameters (n_features * n_classes + n_classes,) float64.
+    """The objective and its gradient at parameters (n_features * n_classes + n_classes,) float32.
 
     Parameters travel as a task, once per step: one worker gets them from the driver, the others
     from it. If it is lost, Dask runs the task again.
@@ -205,28 +228,38 @@ class _Objective:
     ) -> None:
         self._groups, self._shape, self._l2, self._session = groups, shape, l2, session
         self.n_evaluations = 0
-        self.steps: list[tuple[float, float, GradientSum]] = []
+        self._seconds = np.zeros(2)
 
-    def __call__(self, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def __call__(self, x: NDArray[np.float32]) -> Point:
         number, session = self.n_evaluations, self._session
         self.n_evaluations += 1
-        params = session.submit_value(_params(x, self._shape), f"lbfgs-params-{number}")
+        params = session.submit_value(self.params(x), f"lbfgs-params-{number}")
         sums = [
             session.submit(group_gradient, params, group, name=f"gradient-{number}-{g}")
             for g, group in enumerate(self._groups)
         ]
+        name = f"add-gradients-{number}"
         total: GradientSum
-        total = session.result(session.reduce(sums, _ADD_ALL, name=f"add-gradients-{number}"))
-        n = total.scores[0, 0]
-        kernel = x[: total.kernel.size]
-        value = float(total.scores[0, 2] / n + 0.5 * self._l2 * (kernel @ kernel))
-        gradient = np.concatenate([total.kernel.ravel(), total.bias]) / n
-        gradient[: kernel.size] += self._l2 * kernel
-        self.steps.append((value, float(np.abs(gradient).max()), total))
-        return value, gradient
+        total = session.result(session.reduce(sums, sum_gradients, name=name, root=(finish,)))
+        self._seconds += total.step_s, total.merge_s
+        n_train, _, loss = total.scores[0]
+        kernel = self.kernel(x)
+        value = loss / n_train + 0.5 * self._l2 * float(np.square(kernel, dtype=np.float64).sum())
+        gradient = np.concatenate([total.kernel.ravel(), total.bias])
+        gradient[: kernel.size] += np.float32(self._l2) * kernel
+        return Point(x, float(value), gradient, total)
 
+    def take_seconds(self) -> tuple[float, float]:
+        """Return the seconds of steps and of adding up since this was last asked."""
+        step_s, merge_s = self._seconds.tolist()
+        self._seconds[:] = 0
+        return step_s, merge_s
 
-def _params(x: NDArray[np.float64], shape: tuple[int, ...]) -> Params:
-    n_kernel = shape[0] * shape[1]
-    kernel, bias = x[:n_kernel].reshape(shape), x[n_kernel:]
-    return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+    def kernel(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the kernel, flat."""
+        return x[: math.prod(self._shape)]
+
+    def params(self, x: NDArray[np.float32]) -> Params:
+        """Return kernel and bias."""
+        kernel = self.kernel(x)
+        return {"kernel": kernel.reshape(self._shape), "bias": x[kernel.size :]}

@@ -161,36 +161,29 @@ def score_group(params: Params, group: Sequence[Shard]) -> list[NDArray[np.float
 
 
 def score_shard(params: Params, shard: Shard) -> NDArray[np.float64]:
-    """Sum the scores of a shard's chunks, as `score_rows` has them."""
+    """Return the scores of a shard's training and validation rows, (2, 3), as `score_rows` does."""
     sums = np.zeros((2, 3))
-    chunks = list(shard.chunks())
-    features = shard.rows([rows for rows, _ in chunks])
-    for rows, n_train in chunks:
-        with one_blas_thread(), np.errstate(all="ignore"):
-            log_p = log_softmax(hidden.logits(params, features[rows]))
-        sums += score_rows(log_p, shard.labels[rows], n_train)
+    with one_blas_thread(), np.errstate(all="ignore"):
+        for parts in shard.scan():
+            sums += [score_rows(log_softmax(hidden.logits(params, x)), y) for x, y in parts]
     return sums
 
 
-def score_rows(log_p: NDArray[Any], labels: NDArray[np.int32], n_train: int) -> NDArray[np.float64]:
-    """Count rows and right ones, and sum losses, of training and validation rows.
+def score_rows(log_p: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Count rows and right ones, and sum losses.
 
     Parameters
     ----------
     log_p : (n, n_classes) float
         Logarithms of the probabilities.
-    n_train : int
-        So many rows, the first ones, are for training, the others for validation.
 
     Returns
     -------
-    (2, 3) float64
-        Of training, then of validation rows: their number, right ones and summed loss.
+    (3,) float64
+        The number of rows, of right ones, and their summed loss.
     """
     loss = -log_p[np.arange(len(labels)), labels].astype(np.float64)
-    right = log_p.argmax(axis=1) == labels
-    parts = slice(0, n_train), slice(n_train, None)
-    return np.array([(len(loss[part]), right[part].sum(), loss[part].sum()) for part in parts])
+    return np.array([len(loss), (log_p.argmax(axis=1) == labels).sum(), loss.sum()])
 
 
 def combine_scores(

@@ -189,6 +189,12 @@ def run(
                 seconds = time.monotonic() - started
                 last = session.result(averaged).params
                 keeper.save(last, _take(best, session), history, seconds)
+    if show and (soon := find_standstill(history)):
+        log.info(
+            "training: validation accuracy was %.1f %% after epoch %.3g, and is %.1f %% after "
+            "epoch %.3g. Fewer `train.epochs` may do.",
+            100 * soon.validation_accuracy, soon.epoch, 100 * tally.accuracy, history[-1].epoch,
+        )  # fmt: skip
     last = session.result(averaged).params
     return Fitted(last, history, _take(best, session), tally.best_round)
 
@@ -232,6 +238,14 @@ def _finish_rounds(
             **found,
         )
         yield done, after
+
+
+def find_standstill(history: Sequence[Round]) -> Round | None:
+    """Return the first round that validated as well as the last, if before half of the training."""
+    last = history[-1]
+    good = (r for r in history if r.validation_accuracy >= last.validation_accuracy)
+    first = next(good, last)
+    return first if first.epoch <= last.epoch / 2 else None
 
 
 class _Tally:

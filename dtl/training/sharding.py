@@ -17,6 +17,12 @@ from dtl.head.scaling import Moments, Scaling, scale_rows
 from dtl.head.softmax import Rows
 from dtl.images.values import TRAIN, VALIDATION
 
+Labelled = tuple[NDArray[np.float32], NDArray[np.int32]]
+"""Features (n, n_features) and labels (n,) of rows."""
+
+_BLOCK_ROWS = 1024
+"""Rows of a product, if chunks are smaller."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shard:
@@ -52,18 +58,42 @@ class Shard:
         features = self.features
         return features.ahead(batches) if isinstance(features, StoredFeatures) else features
 
-    def chunks(self) -> Iterator[tuple[NDArray[np.intp], int]]:
-        """Yield the rows of each chunk, and how many of them, the first ones, are training rows.
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Yield the training rows and the validation rows of neighbouring chunks.
 
+        Chunks are put together until a block has some thousand rows: products of fewer take longer.
         Sums by these blocks have the same bits wherever the features are.
         """
         validation = self.validation_rows or (len(self.labels) - self.n_train,)
         train_end, end = 0, self.n_train
+        first, first_validation = train_end, end
         for n_train, n in itertools.zip_longest(self.chunk_rows, validation, fillvalue=0):
-            first, train_end = train_end, train_end + n_train
-            first_validation, end = end, end + n
-            if n_train or n:
-                yield np.r_[first:train_end, first_validation:end].astype(np.intp), n_train
+            train_end, end = train_end + n_train, end + n
+            if train_end - first + end - first_validation >= _BLOCK_ROWS:
+                yield slice(first, train_end), slice(first_validation, end)
+                first, first_validation = train_end, end
+        if train_end > first or end > first_validation:
+            yield slice(first, train_end), slice(first_validation, end)
+
+    def scan(self) -> Iterator[tuple[Labelled, Labelled]]:
+        """Yield features and labels of training and of validation rows, block by block."""
+        blocks = list(self.blocks())
+        source = self.features
+        if isinstance(source, np.ndarray):
+            for parts in blocks:
+                # Features from another worker may begin at any byte. Of such an operand NumPy makes
+                # a copy in another order, and the product has other last bits.
+                train, validation = (
+                    (np.require(source[part], requirements="A"), self.labels[part])
+                    for part in parts
+                )
+                yield train, validation
+            return
+        rows = [np.r_[train, validation].astype(np.intp) for train, validation in blocks]
+        reader = self.rows(rows)
+        for chosen, (part, _) in zip(rows, blocks, strict=True):
+            n, features, labels = part.stop - part.start, reader[chosen], self.labels[chosen]
+            yield (features[:n], labels[:n]), (features[n:], labels[n:])
 
     def order(self, seed: int, epoch: int) -> NDArray[np.intp]:
         """Return the training rows in an epoch's order: chunks shuffled, and rows within each.

@@ -14,9 +14,10 @@ from dtl.config import TrainConfig, to_fingerprint
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.features.values import describe_weights
+from dtl.head import schedules
 from dtl.head.model import Head
 from dtl.head.softmax import Params
-from dtl.images.values import VALIDATION
+from dtl.images.values import TRAIN, VALIDATION
 from dtl.training.values import Round
 
 if TYPE_CHECKING:  # a finished training needs no Dask
@@ -63,7 +64,7 @@ class TrainingSpec:
         It is an `OSError` if the head, or the network's weights, to start from cannot be had.
         """
         store, config = self.store, self.config
-        options = to_fingerprint(config)
+        options = to_fingerprint(schedules.with_batch_size(config, self.n_train))
         options = {name: v for name, v in options.items() if name not in _NOT_IN_THE_HEAD}
         start = head_url(config.start_from) if config.start_from else ""
         made_from = {
@@ -107,6 +108,13 @@ class TrainingSpec:
                 "(`features.chunk_images`)."
             )
         return n_shards
+
+    @cached_property
+    def n_train(self) -> NDArray[np.integer[Any]]:
+        """The training rows of each shard (n_shards,)."""
+        n_shards, store = self.n_shards, self.store
+        chunk = np.arange(store.n_images) // store.chunk_images
+        return np.bincount(chunk[self.split == TRAIN] % n_shards, minlength=n_shards)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,14 +108,12 @@ def fit(
 
 def prepare(spec: TrainingSpec, session: Session) -> Inputs:
     """Check a store and the head to start from, and bring the store's rows to the workers."""
-    n_shards, store = spec.n_shards, spec.store
     _check_classes(spec)
     head = initialisation.submit_head(spec, session)
     groups, scaling = load_groups(spec, session)
-    chunk = np.arange(store.n_images) // store.chunk_images
     return Inputs(
         groups=groups,
-        n_train=np.bincount(chunk[spec.split == TRAIN] % n_shards, minlength=n_shards),
+        n_train=spec.n_train,
         has_validation=spec.has_validation,
         initial=initialisation.submit_params(spec, head, scaling, session),
         scaling=scaling,

@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import pytest
+import scipy.optimize
 from distributed import Client
 from helpers import rectified_store
 from sklearn.exceptions import ConvergenceWarning
@@ -22,13 +26,15 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from dtl import config
 from dtl.cluster import connection
+from dtl.cluster.spread import Session
 from dtl.config import TrainConfig
 from dtl.features.store import FeatureStore
 from dtl.images.values import TRAIN, VALIDATION
 from dtl.training import trainer
-from dtl.training.spec import TrainingSpec
+from dtl.training.spec import Fitted, TrainingSpec
 from dtl.training.values import Round
 
+T = TypeVar("T")
 N_IMAGES = int(os.environ.get("DTL_BENCH_IMAGES", "30607"))
 NEAR = 0.005
 """Within so much of the optimum's validation accuracy a way has arrived."""
@@ -40,6 +46,9 @@ QUICK = {
 as processors here, for replicas share the steps of an epoch; large batches, whose products need
 half the time for a row; and a learning rate that falls soon.
 """
+FORMER = {"batch_size": 32}
+"""What differed in the defaults until batches followed from the rows."""
+TURNS = 2
 MOST_INCREMENTAL_S = 240.0
 """dask-ml need not arrive at all: its classes are learnt apart."""
 
@@ -49,6 +58,19 @@ def seconds_until(history: list[Round], accuracy: float) -> float:
     took = np.cumsum([r.step_s + r.average_s + r.wait_s for r in history])
     there = [r.validation_accuracy >= accuracy for r in history]
     return float(took[there.index(True)]) if any(there) else float("inf")
+
+
+def processor_seconds() -> float:
+    """Of this process and its workers."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def measure(work: Callable[[], T]) -> tuple[T, np.ndarray]:
+    """Return what some work returns, and its seconds and processor seconds."""
+    started = np.array([time.perf_counter(), processor_seconds()])
+    result = work()
+    return result, np.array([time.perf_counter(), processor_seconds()]) - started
 
 
 def standardised(store: FeatureStore) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -139,3 +161,88 @@ def test_averaging_reaches_the_optimum_and_how_soon(tmp_path: Path) -> None:
     assert points >= -0.3
     assert ours <= sklearn
     assert 5 * ours <= dask_ml
+
+
+def test_a_pass_of_lbfgs_is_no_slower_than_scikit_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take turns on the same processors; a pass is an evaluation of objective and gradient."""
+    store = rectified_store(str(tmp_path / "features.zarr"), N_IMAGES)
+    exact, passes, took = TrainConfig(solver="lbfgs"), {}, {}
+    whole = scipy.optimize.minimize
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        found = whole(*arguments, **options)
+        passes["scikit-learn"] = found.nfev
+        return found
+
+    monkeypatch.setattr(scipy.optimize, "minimize", counted)
+    x, y = standardised(store)[TRAIN]
+    theirs = LogisticRegression(C=1 / (exact.l2 * len(y)))
+    with connection.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
+        session = Session(client)
+        inputs = trainer.prepare(TrainingSpec(store, exact, "fc2", 0), session)
+        session.wait(inputs.groups)
+        for turn in range(TURNS):
+            ours, seconds = measure(lambda: trainer.fit(inputs, exact, 0, session, show=False))
+            passes["L-BFGS"] = int(ours.history[-1].epoch)
+            took["L-BFGS", turn] = seconds / passes["L-BFGS"]
+            _, seconds = measure(lambda: theirs.fit(x, y))
+            took["scikit-learn", turn] = seconds / passes["scikit-learn"]
+    best = {way: np.minimum.reduce([took[way, turn] for turn in range(TURNS)]) for way in passes}
+    print(f"\n{len(y)} x 4096 and validation rows, 257 classes, {os.cpu_count()} processors")
+    for way, (wall, processor) in best.items():
+        n = {"L-BFGS": len(ours.history), "scikit-learn": int(theirs.n_iter_[0])}[way]
+        print(
+            f"  {way}: {n} iterations, {passes[way]} passes; a pass {wall:.3f} s, "
+            f"{processor:.3f} s of processors"
+        )
+    wall, processor = best["L-BFGS"] / best["scikit-learn"]
+    print(
+        f"L-BFGS takes {wall:.2f} of scikit-learn's time, {processor:.2f} of its processors' time"
+    )
+    assert wall <= 1
+    assert processor <= 1
+
+
+def test_the_default_training_takes_half_the_time_of_the_former(tmp_path: Path) -> None:
+    """The two take turns, and each has its own order of rows in every turn."""
+    store = rectified_store(str(tmp_path / "features.zarr"), N_IMAGES)
+    ways = {"defaults": TrainConfig(), "former": TrainConfig(**FORMER)}
+    took: dict[tuple[str, int], np.ndarray] = {}
+    last: dict[tuple[str, int], Round] = {}
+    print(f"\n{N_IMAGES} x 4096, 257 classes, {os.cpu_count()} processors")
+    with connection.connect(config.build({"cluster": {"n_workers": 1}}).cluster) as client:
+        session = Session(client)
+        inputs = trainer.prepare(TrainingSpec(store, TrainConfig(), "fc2", 0), session)
+        session.wait(inputs.groups)
+        for seed in range(TURNS):
+            for way, settings in ways.items():
+
+                def fit(settings: TrainConfig = settings, seed: int = seed) -> Fitted:
+                    return trainer.fit(inputs, settings, seed, session, show=False)
+
+                fitted, took[way, seed] = measure(fit)
+                r = last[way, seed] = fitted.history[-1]
+                wall, processor = took[way, seed]
+                objective = r.train_loss + settings.l2 / 2 * r.kernel_norm**2
+                print(
+                    f"  {way}, seed {seed}: {wall:.1f} s, {processor:.1f} s of processors; "
+                    f"validation {r.validation_accuracy:.2%}, loss {r.validation_loss:.4f}; "
+                    f"objective {objective:.5f}"
+                )
+    best = {way: np.minimum.reduce([took[way, s] for s in range(TURNS)]) for way in ways}
+    wall, processor = best["defaults"] / best["former"]
+    points = 100 * np.mean(
+        [
+            last["defaults", s].validation_accuracy - last["former", s].validation_accuracy
+            for s in range(TURNS)
+        ]
+    )
+    print(
+        f"{wall:.2f} of the former time, {processor:.2f} of the processors' time, {points:+.2f} "
+        "points of validation accuracy"
+    )
+    assert wall <= 0.5
+    assert processor <= 0.5
+    assert points >= -0.3

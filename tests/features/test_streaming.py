@@ -14,9 +14,10 @@ from dtl.config import TrainConfig
 from dtl.features import streaming
 from dtl.features.store import FeatureStore
 from dtl.features.streaming import StoredFeatures
+from dtl.head import softmax
 from dtl.head.scaling import Moments, Scaling
 from dtl.images.values import TRAIN, VALIDATION
-from dtl.training import local_sgd, sharding, trainer
+from dtl.training import lbfgs, local_sgd, sharding, trainer
 from dtl.training.sharding import Shard
 from dtl.training.spec import TrainingSpec
 
@@ -105,6 +106,38 @@ def test_scores_are_those_of_all_rows_at_once(make_store: MakeStore) -> None:
         assert sums[0][part] == pytest.approx(expected, rel=1e-5)
 
 
+def test_blocks_are_whole_chunks_and_all_rows(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "_BLOCK_ROWS", 90)
+    for shard in both(make_store(330), range(7)):  # the last chunk is short
+        blocks = list(shard.blocks())
+        assert 1 < len(blocks) < 7
+        for part, rows in zip((0, 1), (range(shard.n_train), None), strict=True):
+            rows = rows or range(shard.n_train, len(shard.labels))
+            every = range(len(shard.labels))
+            assert [i for block in blocks for i in every[block[part]]] == [*rows]
+            found = [block[part] for block in shard.scan()]
+            features, labels = (np.concatenate(values) for values in zip(*found, strict=True))
+            assert (features == shard.features[np.array(rows)]).all()
+            assert (labels == shard.labels[rows]).all()
+
+
+def test_features_that_begin_at_any_byte_give_the_same_bits(make_store: MakeStore) -> None:
+    """They may, where a shard came from another worker."""
+    shard, _ = both(make_store(n_features=400), range(4))
+    assert isinstance(shard.features, np.ndarray)
+    odd = np.ndarray(
+        shard.features.shape, np.float32, bytearray(shard.features.nbytes + 1), offset=1
+    )
+    odd[...] = shard.features
+    assert not odd.flags.aligned
+    params = softmax.zero_params(400, 5)
+    one, other = (lbfgs.shard_gradient(params, s) for s in (shard, replace(shard, features=odd)))
+    assert (one.kernel == other.kernel).all()
+    assert (one.scores == other.scores).all()
+
+
 def test_chunks_are_read_ahead_and_once_an_epoch(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +170,7 @@ def test_few_chunks_are_kept_and_none_after_their_shard(
     monkeypatch.setattr(streaming, "_cache", cache)
     monkeypatch.setattr(streaming, "_CACHE_BYTES", 1)
     _, shard = both(make_store(1000), range(20))
-    for rows, _ in shard.chunks():
+    for rows, _ in shard.blocks():
         shard.features[rows]
     assert len(cache._reads) == streaming._LEAST_CHUNKS
     copy = pickle.loads(pickle.dumps(shard))

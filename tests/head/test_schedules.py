@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dtl.config import TrainConfig
 from dtl.config.sections import parse_steps
-from dtl.head.schedules import Plan, round_lengths
+from dtl.head.schedules import Plan, round_lengths, with_batch_size
 
 
 @given(st.integers(1, 3000), st.integers(1, 60), st.integers(1, 60))
@@ -104,3 +104,20 @@ def test_steps_that_are_none(text: str, told: str) -> None:
 def test_options_that_do_not_go_together(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize("most", [0, 1, 511, 1023, 1024, 2047, 2048, 10**6])
+def test_batches_grow_with_the_rows_of_a_replica(most: int) -> None:
+    n_rows = np.array([most, most // 2, 0])
+    size = with_batch_size(TrainConfig(), n_rows).batch_size
+    assert size in (32, 64, 128)
+    assert size == 32 or most / size >= 16
+    assert size == 128 or most / (2 * size) < 16
+    given_size = TrainConfig(batch_size=7)
+    assert with_batch_size(given_size, n_rows) is given_size
+
+
+def test_a_plan_has_the_batches_that_follow_from_its_rows() -> None:
+    plan = Plan.make(np.array([900, 1100]), TrainConfig(epochs=1.0), 0)
+    assert plan.config.batch_size == plan.steps(0).config.batch_size == 64
+    assert plan.first_steps[-1] == 18  # of the larger shard
