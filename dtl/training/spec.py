@@ -64,8 +64,7 @@ class TrainingSpec:
         It is an `OSError` if the head, or the network's weights, to start from cannot be had.
         """
         store, config = self.store, self.config
-        options = to_fingerprint(schedules.with_batch_size(config, self.n_train))
-        options = {name: v for name, v in options.items() if name not in _NOT_IN_THE_HEAD}
+        options = {k: v for k, v in self.options.items() if k not in _NOT_IN_THE_HEAD}
         start = head_url(config.start_from) if config.start_from else ""
         made_from = {
             "features": store.fingerprint,
@@ -80,6 +79,11 @@ class TrainingSpec:
             seed = int(store.attrs["seed"])
             made_from["start_weights"] = describe_weights(self.network_weights, seed)
         return made_from
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as fingerprints have them; the rows of a step are those taken."""
+        return to_fingerprint(schedules.with_batch_size(self.config, self.n_train))
 
     @property
     def network_weights(self) -> str:

@@ -393,6 +393,29 @@ def test_history_says_what_happened(
     assert repr(again) == repr(history)  # NaN is not equal to itself
 
 
+def test_batches_that_are_not_given_are_part_of_the_fingerprint(
+    make_store: MakeStore, threads: Client
+) -> None:
+    """A head of the former default, 32, is that of few rows now."""
+    store = make_store(200)
+    open_, given = (
+        TrainingSpec(store, replace(CONFIG, batch_size=n, epochs=1.0), "fc2", 0) for n in (0, 32)
+    )
+    assert open_.provenance == given.provenance
+    one, other = (trainer.train(spec, threads).head for spec in (open_, given))
+    assert one.to_bytes() == other.to_bytes()
+
+
+def test_where_fewer_epochs_would_do_is_told(
+    make_store: MakeStore, threads: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(1000, distance=3.0)  # classes far apart are learnt at once
+    with caplog.at_level("INFO", "dtl.training"):
+        trainer.train(TrainingSpec(store, replace(CONFIG, epochs=8.0), "fc2", 0), threads)
+    (line,) = [r.getMessage() for r in caplog.records if "Fewer" in r.getMessage()]
+    assert "and is 100.0 % after epoch 8. Fewer `train.epochs` may do." in line
+
+
 @pytest.mark.parametrize(("epochs", "n"), [(1.0, 1), (6.0, 6), (40.0, 27)])
 def test_one_validation_an_epoch_unless_told_otherwise(
     make_store: MakeStore, threads: Client, epochs: float, n: int

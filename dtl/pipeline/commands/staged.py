@@ -126,7 +126,7 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     c = run.options
     store.check_options(run.extraction)
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
-    options = config.to_fingerprint(c.train) | {"layer": c.layer}
+    options = run.training_spec(store).options | {"layer": c.layer}
     wanted = {
         "train": {name: options.get(name) for name in (*made["train"], *config.ADDED["train"])},
         "split": splitting.fingerprint_split(c.split, c.seed),
