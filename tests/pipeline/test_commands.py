@@ -419,7 +419,8 @@ def test_misspelt_key_in_a_file(capsys: Capsys, tmp_path: Path) -> None:
 
 def test_values_out_of_range(capsys: Capsys, pictures: Path, tmp_path: Path) -> None:
     common = ("run", "--images", pictures, "--out", tmp_path / "out")
-    assert "train.batch_size must be 1 or more" in fails(capsys, *common, "--train.batch-size", "0")
+    frequency = ("--train.averaging-frequency", "0")
+    assert "train.averaging_frequency must be 1 or more" in fails(capsys, *common, *frequency)
     assert "train.schedule must be one of" in fails(capsys, *common, "--train.schedule", "step")
     assert "The splits ask for" in fails(capsys, *common, "--split.test", "0.9")
     assert "train.layer must be one of features.layers" in fails(
