@@ -114,12 +114,12 @@ def build(*layers: Mapping[str, Any]) -> Config:
                 value = _drop_retired(name, value)
                 if name in RETIRED and not value:
                     continue
-            _check_known(name, "", kinds)
+            check_known(name, "", kinds)
             if dataclasses.is_dataclass(kinds[name]):
                 if not isinstance(value, Mapping):
                     raise UserError(f"[{name}] must be a table of options. Received: {value!r}.")
                 for key in value:
-                    _check_known(key, f"{name}.", typing.get_type_hints(kinds[name]))
+                    check_known(key, f"{name}.", typing.get_type_hints(kinds[name]))
                 value = {**merged.get(name, {}), **value}
             merged[name] = value
     sections = {name for name in merged if dataclasses.is_dataclass(kinds[name])}
@@ -191,7 +191,8 @@ def to_fingerprint(section: Section) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
 
 
-def _check_known(key: str, prefix: str, known: Mapping[str, Any]) -> None:
+def check_known(key: str, prefix: str, known: Mapping[str, Any]) -> None:
+    """Refuse a key that is not known, with the nearest one that is."""
     if key not in known:
         close = difflib.get_close_matches(key, known, 1)
         hint = f"Did you mean {close[0]}? " if close else ""

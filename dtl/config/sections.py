@@ -24,6 +24,7 @@ from dtl.config.options import (
     each,
     option,
 )
+from dtl.config.secrets import hide
 
 
 def _is_share(value: float | int | str) -> bool:
@@ -38,6 +39,20 @@ def _are_views(views: tuple[str, ...]) -> bool:
 
 
 _SHARE = Rule(_is_share, "a fraction below 1, a whole number of images, or rest")
+
+
+_ENDINGS_OF_NETWORKS = (".onnx", ".keras", ".xml")
+
+
+def is_network_file(network: str) -> bool:
+    """Return whether ``features.network`` is a file's URL, and no name.
+
+    Examples
+    --------
+    >>> is_network_file("hdfs:///models/mine.onnx"), is_network_file("VGG16")
+    (True, False)
+    """
+    return network.endswith(_ENDINGS_OF_NETWORKS)
 
 
 # fmt: off
@@ -112,7 +127,8 @@ class ImagesConfig(Section):
 class FeaturesConfig(Section):
     """Which network turns images into features, and how they are stored."""
 
-    network: str = option("VGG16", "a model of keras.applications")
+    network: str = option("VGG16",
+        "a model of keras.applications, or the URL of a .onnx, .keras or .xml file", URL)
     layers: tuple[str, ...] = option(("fc2",),
         "layers to store, all computed in one pass", Rule(bool, "one layer or more"))
     pooling: Literal["avg", "max", "flatten", "avg,max"] = option("avg",
@@ -141,6 +157,17 @@ class FeaturesConfig(Section):
             f"features.views = {','.join(self.views)} would not give rows of one width. Use "
             "features.pooling = avg, max or avg,max."
         )
+        is_file, named = is_network_file(self.network), f"features.network = {hide(self.network)}"
+        yield is_file and self.engine == "tensorflow" and not self.network.endswith(".keras"), (
+            f"{named} runs on OpenVINO, and not on TensorFlow. Set `features.engine` = openvino.")
+        yield is_file and self.weights != "imagenet", (
+            f"{named} has its own weights. Leave `features.weights` as it is.")
+        yield is_file and has_sizes, (
+            f"{named} takes images of the size that it declares. Leave sizes out of "
+            "`features.views`; mirror may stay.")
+        yield is_file and self.preprocess != "network", (
+            f"{named} has a declaration of what its input wants. Leave `features.preprocess` as it "
+            "is, and declare the order of the channels there.")
 
 
 @dataclass(frozen=True)
@@ -337,6 +364,11 @@ class Config(Section):
         yield self.layer not in self.features.layers, (
             f"train.layer must be one of features.layers {self.features.layers}. "
             f"Received: {self.layer!r}."
+        )
+        from_file = is_network_file(self.features.network)
+        yield from_file and self.train.hidden_start == "network", (
+            "train.hidden_start = network takes a layer of a network of keras.applications, and "
+            f"features.network is {hide(self.features.network)}. Use random."
         )
 
     @property

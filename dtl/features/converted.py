@@ -25,8 +25,9 @@ from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
 from dtl.features.network import guard, network_file
 from dtl.features.network.apart import run_apart
+from dtl.features.network.files.source import NetworkSource, read_apart
 from dtl.features.network.network_file import NetworkFile
-from dtl.features.values import ExtractionSpec, FileSpec, NetworkSpec
+from dtl.features.values import ExtractionSpec, FileSpec, NetworkSpec, fingerprint_network
 from dtl.images import tars
 from dtl.images.reading import open_images
 from dtl.images.values import ImageList
@@ -144,8 +145,8 @@ def provide_float32(client: Client, spec: ExtractionSpec, *, repair: bool = Fals
 
 def _describe_source(spec: ExtractionSpec) -> dict[str, Any]:
     f = spec.features
-    return {
-        "network": f.network, "layers": list(f.layers), "pooling": f.pooling,
+    return fingerprint_network(f.network) | {
+        "layers": list(f.layers), "pooling": f.pooling,
         "preprocess": f.preprocess, "weights": spec.weights,
     }  # fmt: skip
 
@@ -220,8 +221,15 @@ def _convert(url: str, spec: NetworkSpec, made_from: Mapping[str, Any]) -> Netwo
         return found
     with tempfile.TemporaryDirectory(prefix="dtl-network-") as folder:
         path = Path(folder) / "float32"
-        convert = "dtl.features.network.conversion.convert"
-        description: NetworkFile = run_apart(convert, spec, made_from, path)
+        description: NetworkFile
+        if isinstance(spec.name, NetworkSource):
+            is_keras = spec.name.kind == "keras"
+            convert = "conversion.convert_file" if is_keras else "files.graph.convert"
+            convert = f"dtl.features.network.{convert}"
+            description = read_apart(convert, spec.name, spec, made_from, path)
+        else:
+            convert = "dtl.features.network.conversion.convert"
+            description = run_apart(convert, spec, made_from, path)
         network_file.put(path, url, description)
     return description
 

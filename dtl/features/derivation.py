@@ -23,11 +23,18 @@ from dtl.features import extraction, splitting
 from dtl.features.extraction import Extractor
 from dtl.features.featurization import Chunk, begin_repair, fill, list_versions
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, PENDING, ExtractionSpec, NetworkSpec, check_weights
+from dtl.features.values import (
+    DONE,
+    PENDING,
+    ExtractionSpec,
+    NetworkSpec,
+    check_weights,
+    fingerprint_network,
+)
 
 log = logging.getLogger(__name__)
 
-_AS_BEFORE = ("network", "pooling", "preprocess", "batch_images", "chunk_images")
+_AS_BEFORE = ("pooling", "preprocess", "batch_images", "chunk_images")
 _INHERITED = (
     "weights", "seed", "root", "n_left_out", "left_out", "left_out_counts", "empty_folders",
 )  # fmt: skip
@@ -134,9 +141,10 @@ def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[
             "the network: no later layer follows from them. Featurize the images again, with all "
             "layers in `features.layers`."
         )
+    network = fingerprint_network(features.network)
     check_same(
-        {name: getattr(features, name) for name in _AS_BEFORE},
-        {name: made[name] for name in _AS_BEFORE},
+        {**network, **{name: getattr(features, name) for name in _AS_BEFORE}},
+        {name: made.get(name) for name in (*network, *_AS_BEFORE)},
         f"The features of {source.url} were made otherwise",
         "Give these options as they were.",
     )  # fmt: skip

@@ -17,7 +17,16 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
 from dtl.features import converted
-from dtl.features.values import Description, ExtractionSpec, FileSpec, Network, NetworkSpec
+from dtl.features.network.files import source
+from dtl.features.network.files.source import NetworkSource
+from dtl.features.values import (
+    Description,
+    ExtractionSpec,
+    FileSpec,
+    Network,
+    NetworkSpec,
+    find_network,
+)
 from dtl.features.views import Views
 from dtl.head.model import Head
 from dtl.images.reading import open_images
@@ -80,7 +89,7 @@ def prepare(
     features = spec.features
     if features.engine == "openvino":
         return _prepare_openvino(client, spec, precision or features.precision, images, repair)
-    probes = run_on_each_worker(client, _describe_network, features)
+    probes = run_on_each_worker(client, _describe_network, find_network(features.network), features)
     description = next(iter(probes.values()))[0]
     _check_memory(client, features, _add_overhead(description, features.batch_images))
     available = [precisions for _, precisions in probes.values()]
@@ -127,9 +136,13 @@ def _check_memory(client: Client, features: FeaturesConfig, needed: int) -> None
 
 def estimate_memory(features: FeaturesConfig) -> int:
     """Return the bytes that a worker with the network needs; Keras runs in another process."""
+    network = find_network(features.network)
+    if isinstance(network, NetworkSource):
+        found = source.describe(network, features.layers, features.pooling)
+        return _add_overhead(found, features.batch_images)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        description, _ = pool.submit(_describe_network, features).result()
+        description, _ = pool.submit(_describe_network, network, features).result()
     return _add_overhead(description, features.batch_images)
 
 
@@ -214,7 +227,12 @@ def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:
     return wanted
 
 
-def _describe_network(f: FeaturesConfig) -> tuple[Description, list[str]]:
+def _describe_network(
+    network: str | NetworkSource, f: FeaturesConfig
+) -> tuple[Description, list[str]]:
+    if isinstance(network, NetworkSource):
+        # Its layers have the number format that they were saved with.
+        return source.describe(network, f.layers, f.pooling), ["float32"]
     from dtl.features.network import architecture, keras_network
 
     description = architecture.describe(f.network, f.layers, f.pooling, Views.of(f).sizes)

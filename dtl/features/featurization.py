@@ -70,7 +70,7 @@ def featurize(
     fingerprint = spec.fingerprint(listed)
     store, split = FeatureStore.reuse(url, fingerprint, overwrite=overwrite), None
     check_shared(client, listed.root, url)
-    check_visible(client, *filter(None, (listed.root, spec.weights_url)))
+    check_visible(client, *filter(None, (listed.root, spec.file_url)))
     precision = store.fingerprint["precision"] if store else None
     extractor = extraction.prepare(client, spec, precision, listed, repair=repair)
     if store is not None:

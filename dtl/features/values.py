@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.provenance import check_same
+from dtl.config.sections import is_network_file
+from dtl.features.network.files import source
+from dtl.features.network.files.source import NetworkSource
 from dtl.features.views import Views
 from dtl.images.values import ImageList
 
@@ -31,8 +34,8 @@ class NetworkSpec:
 
     Parameters
     ----------
-    name : str
-        A model function of `keras.applications`.
+    name : str or NetworkSource
+        A model function of `keras.applications`, or a network's file.
     layers : tuple of str
         Layers whose outputs are the features.
     pooling : {"avg", "max", "flatten", "avg,max"}
@@ -44,7 +47,7 @@ class NetworkSpec:
         Of the computation; the weights stay float32.
     """
 
-    name: str = "VGG16"
+    name: str | NetworkSource = "VGG16"
     layers: tuple[str, ...] = ("fc2",)
     pooling: str = "avg"
     weights: str = "imagenet"
@@ -108,19 +111,23 @@ class ExtractionSpec:
         """Return the network that computes the features, at a precision."""
         f = self.features
         return NetworkSpec(
-            name=f.network, layers=f.layers, pooling=f.pooling, preprocess=f.preprocess,
+            find_network(f.network), f.layers, f.pooling, preprocess=f.preprocess,
             weights=locate_weights(f.weights), seed=self.seed, precision=precision,
         )  # fmt: skip
 
     @property
-    def weights_url(self) -> str:
-        """Absolute URL of the file of weights; empty for named weights."""
+    def file_url(self) -> str:
+        """Absolute URL of the network's file, or of that of its weights; empty for named ones."""
+        if is_network_file(self.features.network):
+            return storage.absolute(self.features.network)
         weights = self.features.weights
         return "" if weights in NAMED_WEIGHTS else locate_weights(weights)
 
     @cached_property
     def weights(self) -> str:
         """The weights' fingerprint: a file is read once to hash it."""
+        if is_network_file(self.features.network):
+            return "in the network's file"
         return describe_weights(self.features.weights, self.seed)
 
     @property
@@ -131,8 +138,8 @@ class ExtractionSpec:
         engine = {} if self.engine == "tensorflow" else {"engine": self.engine}
         return (
             engine
+            | fingerprint_network(f.network)
             | {
-                "network": f.network,
                 "layers": list(f.layers),
                 "pooling": f.pooling,
                 "preprocess": f.preprocess,
@@ -163,6 +170,23 @@ class ExtractionSpec:
     def fingerprint(self, images: ImageList) -> dict[str, Any]:
         """Return all that the features of these images follow from."""
         return self.options | {"weights": self.weights, "images": images.description}
+
+
+def find_network(network: str) -> str | NetworkSource:
+    """Return ``features.network``: a name, or a file with its hash and its declaration."""
+    return source.find(storage.absolute(network)) if is_network_file(network) else network
+
+
+def fingerprint_network(network: str) -> dict[str, Any]:
+    """Return the fingerprint of ``features.network``: a file is read once to hash it.
+
+    Examples
+    --------
+    >>> fingerprint_network("VGG16")
+    {'network': 'VGG16'}
+    """
+    found = find_network(network)
+    return {"network": found} if isinstance(found, str) else found.fingerprint
 
 
 def locate_weights(weights: str) -> str:

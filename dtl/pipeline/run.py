@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtl import config, storage
 from dtl.config.errors import UserError
+from dtl.config.sections import is_network_file
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
 from dtl.head.model import Head
@@ -152,7 +153,11 @@ class Run:
 
 def list_hdfs_urls(options: config.Config) -> list[str]:
     """List the places on HDFS that the options name."""
-    urls = (options.images.url, options.out, options.features.weights, options.train.start_from)
+    features = options.features
+    urls = (
+        options.images.url, options.out, features.weights, features.network,
+        options.train.start_from,
+    )  # fmt: skip
     return [url for url in urls if url.startswith("hdfs://")]
 
 
@@ -212,10 +217,13 @@ def _with_absolute_urls(options: config.Config) -> config.Config:
         return url if named else storage.absolute(url)
 
     images, features, train = options.images, options.features, options.train
+    network = features.network
+    if is_network_file(network):
+        network = absolute(network)
     return replace(
         options,
         out=absolute(options.out),
         images=replace(images, url=absolute(images.url)),
-        features=replace(features, weights=absolute(features.weights)),
+        features=replace(features, network=network, weights=absolute(features.weights)),
         train=replace(train, start_from=absolute(train.start_from)),
     )

@@ -17,6 +17,8 @@ import numpy as np
 import samples
 
 from dtl.config.errors import UserError
+from dtl.features.network.files import source
+from dtl.features.network.files.declaration import EXAMPLE
 from dtl.features.store import FeatureStore
 from dtl.images import formats
 from dtl.images.listing import find_images
@@ -204,6 +206,19 @@ def _read_weights(name: str, data: bytes, folder: Path) -> None:
         assert weight.read().shape == weight.shape
 
 
+def _read_declaration(data: bytes, folder: Path) -> None:
+    (folder / "a.onnx").write_bytes(b"")
+    (folder / "a.toml").write_bytes(data)
+    assert (source.find(str(folder / "a.onnx")).declared.divisor > 0).all()
+
+
+def _read_network(data: bytes, folder: Path) -> None:
+    (folder / "a.onnx").write_bytes(data)
+    (folder / "a.toml").write_bytes(b"")
+    found = source.find(str(folder / "a.onnx"))
+    assert source.describe(found, ("conv",), "avg").n_features["conv"] > 0
+
+
 def _of_result(
     name: str, made: Callable[[], Sequence[bytes]], show: Callable[[Results], Any]
 ) -> Reader:
@@ -246,7 +261,9 @@ READERS: Mapping[str, Reader] = {
     "weights hdf5": Reader(
         samples.weights_hdf5, functools.partial(_read_weights, "w.h5"), has_url=True
     ),
+    "declaration": Reader(lambda: [EXAMPLE.encode()], _read_declaration),
+    "network": Reader(samples.networks, _read_network, has_url=True),
 }  # fmt: skip
 
-SLOW = ("weights npz", "weights hdf5")
+SLOW = ("weights npz", "weights hdf5", "network")
 """Readers that import Keras, or start a process for each input."""

@@ -288,6 +288,21 @@ def weights_hdf5() -> list[bytes]:
     return [_hdf5(_write_legacy), _hdf5(_write_numbered), *cases("files", "*.h5")]
 
 
+@functools.cache
+def networks() -> list[bytes]:
+    """Return a network of one convolution as ONNX."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kernel, bias = _weights(("k", (4, 3, 3, 3)), ("b", (4,))).values()
+    named = [numpy_helper.from_array(kernel, "k"), numpy_helper.from_array(bias, "b")]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 8, 8])
+    conv = helper.make_tensor_value_info("conv", TensorProto.FLOAT, None)
+    node = helper.make_node("Conv", ["image", "k", "b"], ["conv"])
+    graph = helper.make_graph([node], "network", [image], [conv], named)
+    opset = [helper.make_opsetid("", 17)]
+    return [helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()]
+
+
 def _hdf5(write: Callable[[Any], None]) -> bytes:
     import h5py
 

@@ -16,6 +16,10 @@ from dtl import storage
 from dtl.config.errors import UserError
 
 
+class EndedError(UserError):
+    """A process ended without a result."""
+
+
 def run_apart(function: str, *args: Any) -> Any:
     """Return what a function returns, from a new process, which ends with this one at the latest.
 
@@ -24,7 +28,7 @@ def run_apart(function: str, *args: Any) -> Any:
 
     Raises
     ------
-    UserError
+    EndedError
         If the process ended without a result, as one that the system killed for its memory.
         Errors of the function pass through.
     """
@@ -47,7 +51,7 @@ def run_apart(function: str, *args: Any) -> Any:
             value, error = pickle.loads(result.read_bytes())
         except FileNotFoundError:
             last = said.read_text(errors="replace").strip().rpartition("\n")[2]
-            raise UserError(
+            raise EndedError(
                 f"A process for {function} ended with status {process.returncode}. {last} "
                 "If it was killed (-9), give the worker more memory."
             ) from None

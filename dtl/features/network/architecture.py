@@ -9,17 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dtl.config.errors import UserError
+from dtl.features.network.files import keras_file
+from dtl.features.network.files.source import NetworkSource
 from dtl.features.network.quiet_keras import keras
 from dtl.features.values import Description, Layer
 
 
 def describe(
-    name: str, layers: tuple[str, ...], pooling: str, sizes: Sequence[tuple[int, int]] = ()
+    name: str | NetworkSource,
+    layers: tuple[str, ...],
+    pooling: str,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> Description:
     """Describe a network and its cut without making its weights.
 
     An unknown network or layer is a `UserError` that lists the known ones, and so is one of
     `sizes`, (height, width), that the network does not take. `activation_bytes` is of the largest.
+    A network in a file is read whole.
     """
     skeleton = make_skeleton(name)
     used = cut(skeleton, layers, pooling)
@@ -42,7 +48,7 @@ def describe(
     )
 
 
-def find_hidden_layer(name: str, layer: str) -> tuple[str, int]:
+def find_hidden_layer(name: str | NetworkSource, layer: str) -> tuple[str, int]:
     """Return name and units of the Dense layer with ReLU that follows a layer, or refuse it."""
     skeleton = make_skeleton(name)
     output = skeleton.get_layer(layer).output
@@ -63,8 +69,10 @@ def find_hidden_layer(name: str, layer: str) -> tuple[str, int]:
     )
 
 
-def find_preprocessing(name: str, preprocess: str) -> Callable[[Any], Any]:
+def find_preprocessing(name: str | NetworkSource, preprocess: str) -> Callable[[Any], Any]:
     """Return the function from RGB images of 0 to 255 to a network's input."""
+    if isinstance(name, NetworkSource):
+        return keras_file.make_preprocessing(name)
     if preprocess == "dl4j":
         # Deeplearning4j's NativeImageLoader reads BGR; the original left the means in.
         return lambda images: images[..., ::-1]
@@ -96,8 +104,10 @@ def changed(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) ->
 
 
 @functools.lru_cache(maxsize=4)
-def make_skeleton(name: str) -> keras.Model:
-    """Make a whole network with variables that have shapes but no memory."""
+def make_skeleton(name: str | NetworkSource) -> keras.Model:
+    """Make a whole network with variables that have shapes but no memory, or read one's file."""
+    if isinstance(name, NetworkSource):
+        return keras_file.load(name)
     with keras.StatelessScope(initialize_variables=False):
         model = make(name, weights=None)
         if model.input_shape[1] is None:  # a network that takes any size gets the usual one
@@ -115,6 +125,10 @@ def cut(model: keras.Model, layers: tuple[str, ...], pooling: str) -> keras.Mode
     with keras.StatelessScope(initialize_variables=False):  # pooling has no weights to make
         for layer in layers:
             output = model.get_layer(layer).output
+            if len(output.shape) == 3:  # tokens are positions
+                n_tokens, n_features = output.shape[1:]
+                tokens = keras.layers.Reshape((n_tokens, 1, n_features), name=f"{layer}_tokens")
+                output = tokens(output)
             # Named, so that the network can have a layer that Keras would name alike.
             name = f"{layer}_pooled"
             outputs.append(_pool(output, pooling, name) if len(output.shape) == 4 else output)

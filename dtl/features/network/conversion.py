@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dtl.features.network.files.source import NetworkSource
 from dtl.features.network.keras_network import Network
 from dtl.features.network.network_file import NetworkFile
 from dtl.features.network.openvino_network import write_model
@@ -18,6 +19,14 @@ def convert(spec: NetworkSpec, made_from: Mapping[str, Any], path: Path) -> Netw
     """Write Keras' network, with its weights, to files of this machine, `path` with suffixes."""
     network = Network(spec)
     return write_model(convert_keras(network), path, network.weights_sha256, made_from)
+
+
+def convert_file(
+    source: NetworkSource, spec: NetworkSpec, made_from: Mapping[str, Any], path: Path
+) -> NetworkFile:
+    """Write the network of a file of Keras', the source in `spec`, as `convert`."""
+    assert source == spec.name
+    return convert(spec, made_from, path)
 
 
 def convert_keras(network: Network) -> openvino.Model:

@@ -138,7 +138,7 @@ def write_model(
     graph = _RUNTIME.sub("", xml.read_text())
     xml.write_text(re.sub(r'<net name="[^"]*"', '<net name="network"', graph, count=1))
     constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
-    most = max(map(_count_values, model.get_ops()))
+    most = max(map(count_values, model.get_ops()))
     return NetworkFile(
         sha256=hash_files(xml, weights),
         source_sha256=source_sha256,
@@ -150,7 +150,7 @@ def write_model(
     )
 
 
-def _count_values(op: openvino.Node) -> int:
+def count_values(op: openvino.Node) -> int:
     """Count the values of one image in an operation's inputs and outputs."""
     shapes = [port.get_partial_shape() for port in (*op.inputs(), *op.outputs())]
     of_images = [list(s)[1:] for s in shapes if s.rank.is_static and len(s) and s[0].is_dynamic]

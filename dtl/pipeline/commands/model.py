@@ -9,6 +9,9 @@ from dataclasses import replace
 
 from dtl import storage
 from dtl.config.errors import UserError
+from dtl.config.sections import is_network_file
+from dtl.features.network.files import source
+from dtl.features.values import find_network
 from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
@@ -65,10 +68,17 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
 def export(run: Run, arguments: argparse.Namespace) -> None:
     """Write network and head as one Keras file, and the names of the classes beside it."""
     from dtl.features import extraction
-    from dtl.features.network import keras_network  # Keras, which no other command needs here
     from dtl.features.views import Views
 
     c, head = run.options, Results(arguments.model).trained_head()
+    if is_network_file(c.features.network) and not c.features.network.endswith(".keras"):
+        raise UserError(
+            f"{c.features.network} is no network of Keras, so that with the head it is no .keras "
+            "file. The predict stage classifies with both; the head alone is head.npz, of the "
+            f"features that network/float32.xml in {arguments.model} computes."
+        )
+    from dtl.features.network import keras_network  # Keras, which no other command needs here
+
     if not c.out.endswith(".keras"):
         raise UserError(f"`out` must end in .keras. Received: {c.out!r}.")
     if storage.exists(c.out) and not c.overwrite:
@@ -86,12 +96,16 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
 
 def summarize(run: Run, _: argparse.Namespace) -> None:
     """Print the network, its cut, and what is frozen."""
-    from dtl.features.network import architecture
     from dtl.features.views import Views
 
     f = run.options.features
-    views = Views.of(f)
-    description = architecture.describe(f.network, f.layers, f.pooling, views.sizes)
+    views, network = Views.of(f), find_network(f.network)
+    if isinstance(network, str):
+        from dtl.features.network import architecture
+
+        description = architecture.describe(network, f.layers, f.pooling, views.sizes)
+    else:
+        description = source.describe(network, f.layers, f.pooling)
     n_features = views.widen(description.n_features)
     rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
     for layer in description.layers:

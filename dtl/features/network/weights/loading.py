@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config.errors import UserError
 from dtl.features.network.architecture import changed, cut, make, make_skeleton
+from dtl.features.network.files.source import NetworkSource
 from dtl.features.network.quiet_keras import keras
 from dtl.features.network.weights import hdf5
 from dtl.features.network.weights.hdf5 import Weight
@@ -34,6 +35,8 @@ def make_with_weights(spec: NetworkSpec) -> keras.Model:
 
     A file that does not fit is a `UserError`; weights that cannot be had are an `OSError`.
     """
+    if isinstance(spec.name, NetworkSource):
+        return make_skeleton(spec.name)
     skeleton = make_skeleton(spec.name)
     # Without the dense layers where the cut does not need them: VGG16's are nine tenths of it.
     options = {"include_top": False, "input_shape": skeleton.input_shape[1:]}

@@ -1,0 +1,98 @@
+"""Runs with a network of one's own, in a file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import COLOURS, THREADS, Run, draw
+
+from dtl.features.store import FeatureStore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "features" / "network"))
+from onnx_models import draw_weights, write_convolutions
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("network-files") / "pictures"
+    draw(folder, COLOURS, 16)
+    return folder
+
+
+def test_a_run_with_an_onnx_file(photographs: Path, tmp_path: Path, here: Run) -> None:
+    onnx = tmp_path / "mine.onnx"
+    write_convolutions(onnx, draw_weights())
+    network = ["--features.network", onnx, "--features.layers", "conv"]
+    options = [
+        "--images", photographs, "--out", tmp_path / "out", *network, "--features.engine",
+        "openvino", "--features.precision", "float32", "--train.epochs", "10", *THREADS,
+    ]  # fmt: skip
+    done = here("run", *options)
+    assert "mine.toml is not there" in done.stderr
+    (tmp_path / "mine.toml").write_text("scale = 0.00392156862745098\n")
+    done = here("run", *options)
+    assert done.returncode == 0, done.stderr
+    store = FeatureStore.open(str(tmp_path / "out" / "features.zarr"))
+    made = store.fingerprint
+    assert made["network"].startswith("onnx file, SHA-256 ")
+    assert made["input"]["scale"] == 1 / 255
+    assert made["weights"] == "in the network's file"
+    assert store.read("conv").shape == (48, 5)
+    assert np.isfinite(store.read("conv")).all()
+
+    # The same file elsewhere is the same network.
+    (tmp_path / "moved").mkdir()
+    for name in ("mine.onnx", "mine.toml"):
+        shutil.copy(tmp_path / name, tmp_path / "moved")
+    moved = [tmp_path / "moved" / "mine.onnx" if each is onnx else each for each in options]
+    assert "done before" in (again := here("run", *moved)).stdout + again.stderr
+    predicted = here(
+        "predict", "--model", tmp_path / "out", "--images", photographs, "--out", tmp_path / "p",
+        *THREADS,
+    )  # fmt: skip
+    assert predicted.returncode == 0, predicted.stderr
+    rows = pq.read_table(tmp_path / "p").to_pylist()
+    assert sum(row["class"] == row["path"].split("/")[0] for row in rows) > 40
+    exported = here("export", "--model", tmp_path / "out", "--out", tmp_path / "c.keras")
+    assert "is no network of Keras" in exported.stderr
+    derived = here(
+        "derive", "--model", tmp_path / "out", "--out", tmp_path / "d", *network[2:], *THREADS
+    )
+    assert "computed by OpenVINO" in derived.stderr
+
+    (tmp_path / "moved" / "mine.toml").write_text('order = "bgr"\n')
+    other = here("run", *moved)
+    assert other.returncode != 0
+    assert "input" in other.stderr
+    predicted = here(
+        "predict", "--model", tmp_path / "out", "--images", photographs, "--out", tmp_path / "q",
+        "--features.network", tmp_path / "moved" / "mine.onnx",
+    )  # fmt: skip
+    assert predicted.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.onnx"], "runs on OpenVINO, and not on TensorFlow. Set --features.engine openvino"),
+        (["a.keras", "--features.weights", "w.h5"], "has its own weights. Leave"),
+        (["a.keras", "--features.preprocess", "dl4j"], "has a declaration of what its input wants"),
+        (["a.keras", "--train.hidden-start", "network", "--train.hidden-units", "8"], "Use random"),
+        (["no/a.keras"], "no/a.keras"),
+        (["ResNet51"], "Unknown network 'ResNet51'. Known: "),
+    ],
+)
+def test_options_that_do_not_go_with_a_file(
+    arguments: list[str], message: str, photographs: Path, tmp_path: Path, here: Run
+) -> None:
+    done = here(
+        "run", "--images", photographs, "--out", tmp_path, *THREADS, "--features.network",
+        *arguments,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert message in done.stderr
