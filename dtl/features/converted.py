@@ -145,7 +145,7 @@ def provide_float32(client: Client, spec: ExtractionSpec, *, repair: bool = Fals
 
 def _describe_source(spec: ExtractionSpec) -> dict[str, Any]:
     f = spec.features
-    return fingerprint_network(f.network) | {
+    return fingerprint_network(spec.network) | {
         "layers": list(f.layers), "pooling": f.pooling,
         "preprocess": f.preprocess, "weights": spec.weights,
     }  # fmt: skip

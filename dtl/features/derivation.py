@@ -29,6 +29,7 @@ from dtl.features.values import (
     ExtractionSpec,
     NetworkSpec,
     check_weights,
+    find_network,
     fingerprint_network,
 )
 
@@ -141,7 +142,7 @@ def fingerprint_derived(source: FeatureStore, features: FeaturesConfig) -> dict[
             "the network: no later layer follows from them. Featurize the images again, with all "
             "layers in `features.layers`."
         )
-    network = fingerprint_network(features.network)
+    network = fingerprint_network(find_network(features.network))
     check_same(
         {**network, **{name: getattr(features, name) for name in _AS_BEFORE}},
         {name: made.get(name) for name in (*network, *_AS_BEFORE)},

@@ -89,7 +89,7 @@ def prepare(
     features = spec.features
     if features.engine == "openvino":
         return _prepare_openvino(client, spec, precision or features.precision, images, repair)
-    probes = run_on_each_worker(client, _describe_network, find_network(features.network), features)
+    probes = run_on_each_worker(client, _describe_network, spec.network, features)
     description = next(iter(probes.values()))[0]
     _check_memory(client, features, _add_overhead(description, features.batch_images))
     available = [precisions for _, precisions in probes.values()]

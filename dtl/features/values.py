@@ -111,9 +111,14 @@ class ExtractionSpec:
         """Return the network that computes the features, at a precision."""
         f = self.features
         return NetworkSpec(
-            find_network(f.network), f.layers, f.pooling, preprocess=f.preprocess,
+            self.network, f.layers, f.pooling, preprocess=f.preprocess,
             weights=locate_weights(f.weights), seed=self.seed, precision=precision,
         )  # fmt: skip
+
+    @cached_property
+    def network(self) -> str | NetworkSource:
+        """The network's name, or its file, which is read once to hash it."""
+        return find_network(self.features.network)
 
     @property
     def file_url(self) -> str:
@@ -138,7 +143,7 @@ class ExtractionSpec:
         engine = {} if self.engine == "tensorflow" else {"engine": self.engine}
         return (
             engine
-            | fingerprint_network(f.network)
+            | fingerprint_network(self.network)
             | {
                 "layers": list(f.layers),
                 "pooling": f.pooling,
@@ -177,16 +182,15 @@ def find_network(network: str) -> str | NetworkSource:
     return source.find(storage.absolute(network)) if is_network_file(network) else network
 
 
-def fingerprint_network(network: str) -> dict[str, Any]:
-    """Return the fingerprint of ``features.network``: a file is read once to hash it.
+def fingerprint_network(network: str | NetworkSource) -> dict[str, Any]:
+    """Return what features follow from of a network.
 
     Examples
     --------
     >>> fingerprint_network("VGG16")
     {'network': 'VGG16'}
     """
-    found = find_network(network)
-    return {"network": found} if isinstance(found, str) else found.fingerprint
+    return {"network": network} if isinstance(network, str) else network.fingerprint
 
 
 def locate_weights(weights: str) -> str:

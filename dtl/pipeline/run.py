@@ -56,7 +56,7 @@ class Run:
             raise UserError("No place for the results given. Set `out`.")
         return Results(self.options.out)
 
-    @property
+    @functools.cached_property
     def extraction(self) -> ExtractionSpec:
         """The options that the features of images follow from."""
         o = self.options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import COLOURS, THREADS, Run, draw
 
+from dtl import storage
 from dtl.features.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "features" / "network"))
@@ -24,7 +26,21 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_with_an_onnx_file(photographs: Path, tmp_path: Path, here: Run) -> None:
+def count_hashes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count how often a file is read for its hash: a network's may have gigabytes."""
+    counts, sha256 = Counter[str](), storage.sha256
+
+    def count(url: str) -> str:
+        counts[url] += 1
+        return sha256(url)
+
+    monkeypatch.setattr(storage, "sha256", count)
+    return counts
+
+
+def test_a_run_with_an_onnx_file(
+    photographs: Path, tmp_path: Path, here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnx = tmp_path / "mine.onnx"
     write_convolutions(onnx, draw_weights())
     network = ["--features.network", onnx, "--features.layers", "conv"]
@@ -35,8 +51,15 @@ def test_a_run_with_an_onnx_file(photographs: Path, tmp_path: Path, here: Run) -
     done = here("run", *options)
     assert "mine.toml is not there" in done.stderr
     (tmp_path / "mine.toml").write_text("scale = 0.00392156862745098\n")
+    n_read = count_hashes(monkeypatch)
     done = here("run", *options)
     assert done.returncode == 0, done.stderr
+    assert n_read[str(onnx)] == 1
+    summary = here("summary", *network, "--features.engine", "openvino").stdout
+    assert (
+        "mine.toml declares it: size = [32, 32], order = rgb, scale = 0.00392156862745098,"
+        in summary
+    )
     store = FeatureStore.open(str(tmp_path / "out" / "features.zarr"))
     made = store.fingerprint
     assert made["network"].startswith("onnx file, SHA-256 ")

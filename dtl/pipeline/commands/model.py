@@ -8,6 +8,7 @@ import logging
 from dataclasses import replace
 
 from dtl import storage
+from dtl.config import to_dict
 from dtl.config.errors import UserError
 from dtl.config.sections import is_network_file
 from dtl.features.network.files import source
@@ -123,3 +124,7 @@ def summarize(run: Run, _: argparse.Namespace) -> None:
         f"{description.weights_bytes / 2**20:.0f} MiB of frozen weights in each worker. "
         f"Trained: {trained}."
     )
+    if not isinstance(network, str):
+        declared = to_dict(network.declared) | {"size": [*description.input_size]}
+        wants = ", ".join(f"{key} = {value}" for key, value in declared.items())
+        print_line(f"Its input, as {network.declaration_url} declares it: {wants}.")
