@@ -22,6 +22,8 @@ _LOOK_EVERY_S = 5.0
 
 _STILL_S = 60.0
 """Time without an answer of a worker after which that is told."""
+_STILL_LONG_S = 600.0
+"""Time without an answer of a worker after which that is told; of one that works for long."""
 
 _SLOW_TOPIC = "dtl-slow-storage"
 """Topic of the events by which workers tell the driver of slow storage."""
@@ -85,15 +87,17 @@ def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any)
 
 
 def run_on_one_worker(client: Client, function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function as a task on one worker; as `run_on_each_worker`."""
+    """Run a function that takes minutes as a task on one worker; as `run_on_each_worker`."""
     worker = min(known_workers(client))
     future = client.submit(function, *args, workers=[worker], pure=False)
-    return _wait_for_result(client, worker, future)
+    return _wait_for_result(client, worker, future, patience_s=_STILL_LONG_S)
 
 
-def _wait_for_result(client: Client, worker: str, future: Future) -> Any:
+def _wait_for_result(
+    client: Client, worker: str, future: Future, patience_s: float = _STILL_S
+) -> Any:
     # A worker that restarts has another address, and Dask would wait for the old one for ever.
-    began, patience_s = time.monotonic(), _STILL_S
+    began = time.monotonic()
     while True:
         try:
             return future.result(timeout=_LOOK_EVERY_S)

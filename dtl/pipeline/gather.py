@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SHOWN_ELSEWHERE = {
     "class_names", "left_out", "n_left_out", "left_out_counts", "empty_folders", "dtl", "format",
-    "shards",
+    "shards", "quantization",
 }  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def gather_report(
         n_conflicting=n_conflicting,
         timings=results.timings(),
         warnings=list_warnings(store),
+        quantization=store.attrs.get("quantization", {}),
         tuning=select_tuning(results.tuning(), head.provenance),
     )
 

@@ -175,6 +175,11 @@ def list_warnings(store: FeatureStore) -> list[str]:
         warnings.append(listing.describe_empty_folders(folders))
     if mixture := processors.describe_mixture(store.list_instruction_sets()):
         warnings.append(mixture)
+    if refused := store.attrs.get("quantization", {}).get("refused"):
+        warnings.append(
+            f"The network is not used in int8: {refused}. Its features are in "
+            f"{store.fingerprint['precision']}."
+        )
     return warnings + splitting.list_unlearnt(store)
 
 

@@ -59,6 +59,8 @@ class ReportInput:
         Facts that a reader must know before any number.
     tuning : Tuning, optional
         The search for options on the same features.
+    quantization : mapping
+        How far the network in int8 is from float32, as the feature store holds it; may be empty.
     """
 
     title: str
@@ -77,6 +79,7 @@ class ReportInput:
     warnings: Sequence[str] = ()
     tuning: Tuning | None = None
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
 
 
 def render(report: ReportInput) -> str:
