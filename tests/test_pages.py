@@ -85,6 +85,9 @@ ELSEWHERE = {
     "dtl run --images caltech256 --out results --features.layers block5_pool --features.weights "
     "vgg16_imagenet_conv.npz --split.train 0.6 --split.validation 0.15 --split.test 0.25":
         "tests/pipeline/test_commands.py::test_real_photographs_to_a_real_classifier",
+    "dtl run --images photos --out results --features.engine openvino --features.precision int8":
+        "tests/features/test_converted.py"
+        "::test_int8_of_several_workers_one_of_which_is_killed",
     "dtl export --model results --out classifier.keras":
         "tests/pipeline/test_commands.py::test_export_is_the_classifier_in_one_file",
     # Slurm

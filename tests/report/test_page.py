@@ -277,6 +277,22 @@ def test_the_training_is_described_as_it_was(train: dict[str, object], said: str
     assert said in Page(render(replace(report, config=config, provenance=made_from))).text
 
 
+def test_int8_against_float32(report: ReportInput, page: Page) -> None:
+    assert "int8 against float32" not in page.text
+    known = {"cosine_mean": 0.99917, "cosine_least": 0.98617}
+    judged = {"accuracy_exact": 0.9, "accuracy_int8": 0.887, "change": -0.0133}
+    distance = {
+        "n_calibration": 300, "n_images": 292, "n_classes": 19,
+        "layers": {"fc1": known | judged | {"interval": [-0.03, 0.004]}, "fc2": known},
+    }  # fmt: skip
+    text = Page(render(replace(report, quantization=distance))).text
+    for shown in ("0.9992", "0.9862", "-1.33", "-3.00 to +0.40", "too few images", "292 others"):
+        assert shown in text
+    assert "int8 is not used" not in text
+    refused = Page(render(replace(report, quantization=distance | {"refused": "it is too far"})))
+    assert "int8 is not used: it is too far." in refused.text
+
+
 def test_confusions_are_listed_from_the_most_frequent(report: ReportInput, page: Page) -> None:
     wrong = [entry for entry in report.evaluation.scores["test"].confusion if entry[0] != entry[1]]
     true, predicted, n = max(wrong, key=lambda entry: (entry[2], -entry[0], -entry[1]))
