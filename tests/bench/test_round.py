@@ -107,7 +107,7 @@ def test_a_round_costs_little_beside_its_steps(
     """What a round of ten steps takes less what they take in the task that is last."""
     store = rectified_store(str(tmp_path / "features.zarr"), 4096, n_features, n_classes)
     n_rounds = 60
-    settings = TrainConfig(n_shards=8)
+    settings = TrainConfig(n_shards=8, batch_size=32)
     c = config.build({"cluster": {"n_workers": 1, "threads_per_worker": 2}})
     with connection.connect(c.cluster) as client:
         session = Session(client)
