@@ -48,6 +48,7 @@ class Run:
         self._stack = stack
         self._client: Client | None = None
         self._lock: lock.Lock | None = None
+        self._extraction = ExtractionSpec(options.features, options.images, options.seed)
 
     @functools.cached_property
     def results(self) -> Results:
@@ -56,12 +57,15 @@ class Run:
             raise UserError("No place for the results given. Set `out`.")
         return Results(self.options.out)
 
-    @functools.cached_property
+    @property
     def extraction(self) -> ExtractionSpec:
         """The options that the features of images follow from."""
         o = self.options
         network_url = self.results.network if o.out else ""
-        return ExtractionSpec(o.features, o.images, o.seed, network_url)
+        spec = ExtractionSpec(o.features, o.images, o.seed, network_url)
+        if spec != self._extraction:  # which keeps the hash of a network's file
+            self._extraction = spec
+        return self._extraction
 
     def training_spec(self, store: FeatureStore) -> TrainingSpec:
         """Return what a head on a store follows from; the store must have its split."""
