@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +117,27 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 30
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
         time.sleep(0.1)
+
+
+@contextmanager
+def when_logged(message: str, act: Callable[[], object]) -> Iterator[None]:
+    """Act whenever dtl logs a message in which this pattern is found.
+
+    What a test's tasks wait for is then the message, not a time in which a busy machine may not
+    come to write it.
+    """
+
+    class Acting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if re.search(message, record.getMessage()):
+                act()
+
+    acting = Acting()
+    logging.getLogger("dtl").addHandler(acting)
+    try:
+        yield
+    finally:
+        logging.getLogger("dtl").removeHandler(acting)
 
 
 def local_cluster(n_workers: int = 1, threads: int = 1, *, processes: bool = False) -> LocalCluster:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster, Scheduler
 from distributed.scheduler import KilledWorker
+from helpers import when_logged
 
 from dtl.cluster.chunks import map_chunks
 from dtl.config.errors import UserError
@@ -154,11 +154,10 @@ def test_where_nothing_moves_it_is_said_what_is_waited_for(
             time.sleep(0.01)
         return chunk
 
-    timer = threading.Timer(5, (tmp_path / "released").touch)
-    timer.start()
-    assert sorted(map_chunks(threads, stand, range(2), released=tmp_path / "released")) == [0, 1]
-    timer.join()
+    released = tmp_path / "released"
     told = r"No chunk was finished for \d+ s\. Waiting for chunks: 1 on inproc://\S+\."
+    with when_logged(told, released.touch):
+        assert sorted(map_chunks(threads, stand, range(2), released=released)) == [0, 1]
     assert re.search(told, caplog.text)
 
 

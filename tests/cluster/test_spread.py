@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client, Scheduler
-from helpers import local_cluster
+from helpers import local_cluster, when_logged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,12 +146,10 @@ def test_where_no_task_moves_it_is_said_what_is_waited_for(
         return True
 
     stands = session.submit(stand, name="stands")
-    timer = threading.Timer(5, released.touch)
-    timer.start()
-    {"wait": lambda: session.wait([stands]), "result": lambda: session.result(stands)}[way]()
-    assert stands.result() is True
-    timer.join()
     told = r"No task was begun or finished for \d+ s\. Waiting for stands-\w+ on inproc://\S+\."
+    with when_logged(told, released.touch):
+        {"wait": lambda: session.wait([stands]), "result": lambda: session.result(stands)}[way]()
+    assert stands.result() is True
     assert re.search(told, caplog.text)
 
 
@@ -174,8 +171,6 @@ def test_workers_that_are_all_gone_are_told(
     monkeypatch.setattr("dtl.cluster.waits._STILL_S", 0.5)
     with local_cluster(n_workers=0) as local, Client(local) as client:
         session = Session(client)
-        timer = threading.Timer(5, lambda: local.scale(1))
-        timer.start()
-        assert session.result(session.submit(abs, -1, name="abs")) == 1
-        timer.join()
+        with when_logged("Waiting for workers", lambda: local.scale(1)):
+            assert session.result(session.submit(abs, -1, name="abs")) == 1
     assert "Waiting for workers: the scheduler has none. Start some." in caplog.text

@@ -10,7 +10,7 @@ from pathlib import Path
 import dask
 import pytest
 from distributed import Client, LocalCluster
-from helpers import local_cluster, wait_until
+from helpers import local_cluster, wait_until, when_logged
 
 from dtl.cluster import workers
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker, warn_of_pauses
@@ -80,12 +80,21 @@ def test_a_function_may_take_long_and_raise_what_it_likes(
 
 
 def test_a_worker_that_does_not_answer_is_told(
-    threads: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    threads: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(workers, "_LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(workers, "_STILL_S", 0.5)
-    assert set(workers.run_on_each_worker(threads, time.sleep, 3).values()) == {None}
-    assert re.search(r"Waiting for an answer of worker inproc://\S+ for \d+ s\.", caplog.text)
+    told = tmp_path / "told"
+
+    def is_silent(told: Path) -> bool:
+        until = time.monotonic() + 120
+        while not told.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return told.exists()
+
+    message = r"Waiting for an answer of worker inproc://\S+ for \d+ s\."
+    with when_logged(message, told.touch):
+        assert set(run_on_each_worker(threads, is_silent, told).values()) == {True}
 
 
 def test_a_result_at_the_last_moment(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
