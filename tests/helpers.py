@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import logging
 import os
 import pickle
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +29,10 @@ from PIL import Image
 from dtl import storage
 from dtl.config import TrainConfig
 from dtl.features.store import FeatureStore
-from dtl.head.model import WEIGHTS
+from dtl.head.model import WEIGHTS, Head
+from dtl.head.scaling import scale_rows
 from dtl.head.softmax import Params, log_softmax, residuals
+from dtl.images.formats import decode
 from dtl.images.values import ImageList
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +219,47 @@ def put(folder: Path, url: str) -> None:
 def all_files(url: str) -> dict[str, bytes]:
     """All files below a URL."""
     return {path: storage.read_bytes(storage.join(url, path)) for path, *_ in storage.walk(url)}
+
+
+def random_head(
+    features: np.ndarray, *, n_units: int = 0, normalize: str = "standardise", **provenance: str
+) -> Head:
+    """A head of three classes on features (n, n_features), whose scores are not near 0 or 1."""
+    rng = np.random.default_rng(1)
+    n_features, rows = features.shape[1], scale_rows(features, normalize)
+    head = Head(
+        kernel=rng.normal(size=(n_features, 3)).astype(np.float32) / np.sqrt(n_features),
+        bias=np.array([0.5, -0.5, 0.0], np.float32),
+        mean=rows.mean(axis=0),
+        scale=rows.std(axis=0) + np.float32(1e-3),
+        class_names=("a", "b", "c"),
+        provenance=provenance,
+        normalize=normalize,
+    )
+    if n_units:
+        head = replace(
+            head,
+            hidden_kernel=rng.normal(size=(n_features, n_units)).astype(np.float32) / 8,
+            hidden_bias=np.full(n_units, 0.1, np.float32),
+            kernel=rng.normal(size=(n_units, 3)).astype(np.float32) / 10,
+        )
+    return head
+
+
+def check_classifier(xml: Path, images: Path, predictions: Path) -> None:
+    """A classifier on OpenVINO, as anybody runs it, gives images what `predict` gave them."""
+    import openvino
+    import pyarrow.parquet
+
+    names = json.loads(xml.with_suffix(".classes.json").read_text())
+    classifier = openvino.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    size = [n.get_length() for n in list(classifier.input().get_partial_shape())[1:3]]
+    rows = pyarrow.parquet.read_table(predictions).to_pylist()[:20]
+    for row in rows:
+        pixels = decode((images / row["path"]).read_bytes(), tuple(size))
+        probability = classifier(pixels[None])["probabilities"][0]
+        assert names[probability.argmax()] == row["class"]
+        assert probability.max() == pytest.approx(row["probability"], abs=1e-4)
 
 
 def loss_and_gradient(

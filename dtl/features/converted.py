@@ -1,16 +1,17 @@
 """Networks for OpenVINO: converted, quantized and judged on one worker, before work starts.
 
-In the folder ``network`` beside the features lie ``float32``, of which every other precision
-computes, and ``int8`` where it was asked for or chosen. Both are made once, in processes of their
-own: a worker that computes imports neither Keras nor TensorFlow.
+In the folder ``network`` beside the features lie ``converted``, the network as it came, and
+``int8`` where it was quantized. Both are made once, in processes of their own: a worker that
+computes imports neither Keras nor TensorFlow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,22 @@ from dtl.features.network import guard, network_file
 from dtl.features.network.apart import run_apart
 from dtl.features.network.files.source import NetworkSource, read_apart
 from dtl.features.network.network_file import NetworkFile
-from dtl.features.values import ExtractionSpec, FileSpec, NetworkSpec, fingerprint_network
+from dtl.features.values import (
+    ExtractionSpec,
+    FileSpec,
+    NetworkSpec,
+    check_weights,
+    fingerprint_network,
+)
 from dtl.images import tars
 from dtl.images.reading import open_images
 from dtl.images.values import ImageList
 from dtl.storage import Extent
 
 log = logging.getLogger(__name__)
+
+_CONVERTED, _INT8 = "converted", "int8"
+"""Files of `network_file` in the folder of networks."""
 
 _N_CALIBRATION = 300
 _N_HELD_OUT = 300
@@ -86,13 +96,21 @@ def prepare(
             f"They have: {sorted(map(list, {*map(tuple, available.values())}))}. Use auto or "
             "float32. (int8 takes VNNI or AMX.)"
         )
-    url = storage.join(spec.network_url, "float32")
+    url = storage.join(spec.network_url, _CONVERTED)
     if images is None and network_file.find(url, _describe_source(spec)) is None:
         raise UserError(
             f"The converted network of these features is not at {url}.xml. Copy the folder of the "
             "run with its folder `network`, or run its featurize stage with `repair`."
         )
-    found, quantization = provide_float32(client, spec, repair=repair), {}
+    found, quantization = provide_converted(client, spec, repair=repair), {}
+    if found.is_quantized:
+        if precision not in ("auto", "int8") or "int8" not in common:
+            raise UserError(
+                f"{spec.features.network} is in int8 already. Set `features.precision` = int8, "
+                "which takes processors with VNNI or AMX on all workers."
+            )
+        log.info("%s is in int8 already: it is taken as it is", spec.features.network)
+        return FileSpec(url, found.sha256, "int8", spec.features.batch_images), found, {}
     tries_int8, chosen = precision == "int8", precision
     if precision == "auto":
         many = images is not None and len(images) >= AUTO_INT8_IMAGES
@@ -103,7 +121,7 @@ def prepare(
         quantization = int8.guard
         if not (refusal := guard.find_refusal(int8.guard)):
             log.info("int8 is used. %s", guard.describe(int8.guard))
-            url, found, chosen = storage.join(spec.network_url, "int8"), int8, "int8"
+            url, found, chosen = storage.join(spec.network_url, _INT8), int8, "int8"
         elif precision == "int8":
             raise UserError(
                 f"int8 is refused: {refusal}. {guard.describe(int8.guard)}. Set "
@@ -130,17 +148,41 @@ def estimate_memory(
     return (1 + max(len(sizes), 1)) * found.weights_bytes + room
 
 
-def provide_float32(client: Client, spec: ExtractionSpec, *, repair: bool = False) -> NetworkFile:
+def provide_converted(client: Client, spec: ExtractionSpec, *, repair: bool = False) -> NetworkFile:
     """Convert the network on a worker, unless it is there; return its description.
 
     Weights that cannot be had are an `OSError`.
     """
-    url, made_from = storage.join(spec.network_url, "float32"), _describe_source(spec)
+    url, made_from = storage.join(spec.network_url, _CONVERTED), _describe_source(spec)
     if not repair and (found := network_file.find(url, made_from)) is not None:
         return found
     log.info("converting %s for OpenVINO", spec.features.network)
     network = spec.make_network_spec("float32")
     return run_on_one_worker(client, _convert, url, network, made_from)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def local_network(
+    spec: ExtractionSpec, provenance: Mapping[str, Any]
+) -> Iterator[tuple[Path, Path]]:
+    """Yield the .xml and .bin of the network that computed features, as paths of this machine.
+
+    What TensorFlow computed is converted now. `provenance` is that of the features, or of a head;
+    other weights than its own are a `UserError`.
+    """
+    sha256 = provenance["weights_sha256"]
+    if spec.engine == "openvino":
+        int8, converted = (storage.join(spec.network_url, name) for name in (_INT8, _CONVERTED))
+        quantized = network_file.find(int8)
+        is_int8 = quantized is not None and quantized.sha256 == sha256
+        with network_file.local_files(int8 if is_int8 else converted, sha256) as paths:
+            yield paths
+        return
+    with tempfile.TemporaryDirectory(prefix="dtl-network-") as folder:
+        path = Path(folder) / _CONVERTED
+        made = _convert_here(spec.make_network_spec("float32"), {}, path)
+        check_weights(made.source_sha256, sha256, "The head")
+        yield path.with_suffix(".xml"), path.with_suffix(".bin")
 
 
 def _describe_source(spec: ExtractionSpec) -> dict[str, Any]:
@@ -159,7 +201,7 @@ def _provide_int8(
     *,
     repair: bool,
 ) -> NetworkFile:
-    url = storage.join(spec.network_url, "int8")
+    url = storage.join(spec.network_url, _INT8)
     if images is None:
         if (found := network_file.find(url)) is not None:
             return found
@@ -181,7 +223,7 @@ def _provide_int8(
     files = [tars.locate_listed(images, r) for r in rows]
     log.info("quantizing the network with %d images, and comparing %d", *map(len, files))
     return run_on_one_worker(  # type: ignore[no-any-return]
-        client, _quantize, url, storage.join(spec.network_url, "float32"), float32, made_from,
+        client, _quantize, url, storage.join(spec.network_url, _CONVERTED), float32, made_from,
         files, images.label[held_out], spec.images,
     )  # fmt: skip
 
@@ -220,18 +262,21 @@ def _convert(url: str, spec: NetworkSpec, made_from: Mapping[str, Any]) -> Netwo
     if (found := network_file.find(url, made_from, check=True)) is not None:
         return found
     with tempfile.TemporaryDirectory(prefix="dtl-network-") as folder:
-        path = Path(folder) / "float32"
-        description: NetworkFile
-        if isinstance(spec.name, NetworkSource):
-            is_keras = spec.name.kind == "keras"
-            convert = "conversion.convert_file" if is_keras else "files.graph.convert"
-            convert = f"dtl.features.network.{convert}"
-            description = read_apart(convert, spec.name, spec, made_from, path)
-        else:
-            convert = "dtl.features.network.conversion.convert"
-            description = run_apart(convert, spec, made_from, path)
+        path = Path(folder) / _CONVERTED
+        description = _convert_here(spec, made_from, path)
         network_file.put(path, url, description)
     return description
+
+
+def _convert_here(spec: NetworkSpec, made_from: Mapping[str, Any], path: Path) -> NetworkFile:
+    """Write the converted network to files of this machine, by a process of its own."""
+    if isinstance(spec.name, NetworkSource):
+        is_keras = spec.name.kind == "keras"
+        convert = "conversion.convert_file" if is_keras else "files.graph.convert"
+        convert = f"dtl.features.network.{convert}"
+        return read_apart(convert, spec.name, spec, made_from, path)  # type: ignore[no-any-return]
+    convert = "dtl.features.network.conversion.convert"
+    return run_apart(convert, spec, made_from, path)  # type: ignore[no-any-return]
 
 
 def _quantize(

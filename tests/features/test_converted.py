@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import COLOURS, THREADS, Run, contents, draw
+from helpers import COLOURS, THREADS, Run, check_classifier, contents, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ from dtl.config import Config
 from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.features import converted, featurization
 from dtl.features.network import guard
+from dtl.features.network.files import source
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE, ExtractionSpec
 from dtl.images import listing
@@ -68,7 +69,7 @@ def float32(many: Path, tmp_path_factory: pytest.TempPathFactory, threads: Clien
 def copy_network(source: Path, out: Path, *names: str) -> None:
     """Copy a converted network: to convert it takes a process that imports Keras."""
     (out / "network").mkdir(exist_ok=True)
-    for name in names or ("float32.xml", "float32.bin", "float32.json"):
+    for name in names or ("converted.xml", "converted.bin", "converted.json"):
         (out / "network" / name).write_bytes((source / "network" / name).read_bytes())
 
 
@@ -143,6 +144,26 @@ def test_int8_and_how_far_it_is(many: Path, int8: Path, float32: Path) -> None:
 
 
 @needs_vnni
+def test_the_int8_network_of_another_run(
+    many: Path, tmp_path: Path, int8: Path, threads: Client
+) -> None:
+    network = {"network": str(int8 / "network" / "int8.xml"), "weights": "imagenet"}
+    with pytest.raises(
+        UserError, match=r"int8\.xml is in int8 already\. Set `features\.precision`"
+    ):
+        featurize(settings(many, **network), tmp_path, threads)
+    store = featurize(settings(many, precision="int8", **network), tmp_path, threads)
+    assert store.fingerprint["precision"] == "int8"
+    expected = FeatureStore.open(str(int8 / "f.zarr")).read("block1_pool")
+    np.testing.assert_array_equal(store.read("block1_pool"), expected)
+    # No declaration lies beside it: dtl wrote it. Another's says nothing of its input.
+    (tmp_path / "other").mkdir()
+    copy_network(int8, tmp_path / "other", "int8.xml", "int8.bin")
+    with pytest.raises(UserError, match=r"int8\.toml is not there\. It declares what"):
+        source.find(str(tmp_path / "other" / "network" / "int8.xml"))
+
+
+@needs_vnni
 def test_a_network_whose_making_was_killed_is_made_again(
     many: Path, tmp_path: Path, int8: Path, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,13 +186,13 @@ def test_damaged_files_are_told_and_repaired(
     for name, data in contents(float32).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    weights = tmp_path / "network" / "float32.bin"
+    weights = tmp_path / "network" / "converted.bin"
     weights.write_bytes(b"?" + weights.read_bytes()[1:])
     FeatureStore.open(str(tmp_path / "f.zarr")).forget_chunk(1)
     # A network is loaded once per process: this batch size makes it another one.
     with pytest.raises(DifferentSettingsError, match="batch_images"):
         featurize(settings(many, batch_images=3), tmp_path, threads)
-    with pytest.raises(UserError, match=r"float32\.xml and \.bin are damaged, .*`repair`"):
+    with pytest.raises(UserError, match=r"converted\.xml and \.bin are damaged, .*`repair`"):
         featurize(settings(many, batch_images=3), tmp_path, threads, overwrite=True)
     featurize(settings(many), tmp_path, threads, repair=True)
     assert contents(tmp_path) == contents(float32)
@@ -266,6 +287,9 @@ def test_commands_on_its_features(many: Path, tmp_path: Path, here: Run) -> None
     assert "Predictions for 96 images" in found.stdout
     exported = here("export", *model, "--out", tmp_path / "c.keras")
     assert exported.returncode == 0, exported.stderr
+    exported = here("export", *model, "--out", tmp_path / "c.xml")
+    assert exported.returncode == 0, exported.stderr
+    check_classifier(tmp_path / "c.xml", many, tmp_path / "p")
     derived = here("derive", *model, "--out", tmp_path / "d", "--features.layers", "block2_pool")
     assert derived.returncode == 1
     assert "were computed by OpenVINO, whose network ends at the stored layers" in derived.stderr

@@ -52,6 +52,8 @@ class NetworkFile:
         How features differ from those of the network that was quantized; empty for that one.
     activation_bytes : int
         Memory of the operation with most inputs and outputs, for one image, in float32.
+    is_quantized : bool
+        Whether it computes in int8.
     """
 
     sha256: str
@@ -62,6 +64,7 @@ class NetworkFile:
     made_from: dict[str, Any]
     guard: dict[str, Any] = field(default_factory=dict)
     activation_bytes: int = 0
+    is_quantized: bool = False
 
 
 def find(

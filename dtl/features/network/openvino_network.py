@@ -147,6 +147,7 @@ def write_model(
         weights_bytes=4 * sum(math.prod(op.get_output_shape(0)) for op in constants),
         made_from=dict(made_from),
         activation_bytes=4 * most,
+        is_quantized=any(op.get_type_name() == "FakeQuantize" for op in model.get_ops()),
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from dtl import storage
 from dtl.config import to_dict
 from dtl.config.errors import UserError
-from dtl.config.sections import is_network_file
 from dtl.features.network.files import source
-from dtl.features.values import find_network
+from dtl.features.network.files.source import NetworkSource
+from dtl.features.values import ExtractionSpec, find_network
+from dtl.features.views import Views
+from dtl.head.model import Head
 from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
@@ -67,38 +71,56 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def export(run: Run, arguments: argparse.Namespace) -> None:
-    """Write network and head as one Keras file, and the names of the classes beside it."""
+    """Write network and head as one classifier, and the names of the classes beside it."""
     from dtl.features import extraction
-    from dtl.features.views import Views
 
-    c, head = run.options, Results(arguments.model).trained_head()
-    if is_network_file(c.features.network) and not c.features.network.endswith(".keras"):
+    c, model = run.options, Results(arguments.model)
+    head, spec = model.trained_head(), replace(run.extraction, network_url=model.network)
+    stem, _, kind = c.out.rpartition(".")
+    if kind not in ("keras", "xml"):
+        raise UserError(
+            f"`out` must end in .keras, or in .xml for one on OpenVINO. Received: {c.out!r}."
+        )
+    network = spec.network
+    if kind == "keras" and isinstance(network, NetworkSource) and network.kind != "keras":
         raise UserError(
             f"{c.features.network} is no network of Keras, so that with the head it is no .keras "
-            "file. The predict stage classifies with both; the head alone is head.npz, of the "
-            f"features that network/float32.xml in {arguments.model} computes."
+            f"file. Export it for OpenVINO: --out {stem}.xml"
         )
-    from dtl.features.network import keras_network  # Keras, which no other command needs here
-
-    if not c.out.endswith(".keras"):
-        raise UserError(f"`out` must end in .keras. Received: {c.out!r}.")
     if storage.exists(c.out) and not c.overwrite:
         raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
-    extraction.check_head(head, run.extraction)
-    views = Views.of(c.features)
-    exported = keras_network.export(run.extraction.make_network_spec("float32"), head, views)
-    names = f"{c.out.removesuffix('.keras')}.classes.json"
+    extraction.check_head(head, spec)
+    names = f"{stem}.classes.json"
     storage.write_bytes(names, json.dumps(head.class_names).encode())
-    storage.write_bytes(c.out, exported)
+    {"keras": _export_keras, "xml": _export_openvino}[kind](spec, head, c.out)
     print_line(
         f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}"
     )
 
 
+def _export_keras(spec: ExtractionSpec, head: Head, url: str) -> None:
+    from dtl.features.network import keras_network  # Keras, which no other command needs here
+
+    views = Views.of(spec.features)
+    storage.write_bytes(url, keras_network.export(spec.make_network_spec("float32"), head, views))
+
+
+def _export_openvino(spec: ExtractionSpec, head: Head, url: str) -> None:
+    from dtl.features import converted
+    from dtl.features.network import openvino_classifier
+
+    with (
+        converted.local_network(spec, head.provenance) as network,
+        tempfile.TemporaryDirectory(prefix="dtl-") as folder,
+    ):
+        path = Path(folder) / "classifier"
+        openvino_classifier.write(network, head, Views.of(spec.features), path)
+        for suffix in (".bin", ".xml"):
+            storage.put(str(path.with_suffix(suffix)), f"{url.removesuffix('.xml')}{suffix}")
+
+
 def summarize(run: Run, _: argparse.Namespace) -> None:
     """Print the network, its cut, and what is frozen."""
-    from dtl.features.views import Views
-
     f = run.options.features
     views, network = Views.of(f), find_network(f.network)
     if isinstance(network, str):

@@ -60,7 +60,7 @@ def _available_weights(run: Run, c: config.Config) -> str:
     run.check_worker_memory()
     try:
         if c.features.engine == "openvino":
-            converted.provide_float32(run.client, run.extraction)
+            converted.provide_converted(run.client, run.extraction)
         else:
             extraction.prepare(run.client, run.extraction)
     except ConnectionError:

@@ -34,7 +34,7 @@ WEIGHTS = DATA / "vgg16_imagenet_conv.npz"
 BUILD = ROOT / "build" / "peers"
 PACKAGES = ("daft==0.7.26", "ray[data]==2.60.0", "onnxruntime", "torch")
 ONNX = BUILD / "vgg16.onnx"
-INT8 = BUILD / "out" / "dtl-OpenVINO-int8" / "features.zarr" / "network" / "int8.xml"
+INT8 = BUILD / "out" / "dtl-OpenVINO-int8" / "network" / "int8.xml"
 """The network that dtl has quantized in the same turn."""
 N_IMAGES, N_TURNS = 480, int(os.environ.get("DTL_BENCH_TURNS", "3"))
 LAYER = ("--features.layers", "block5_pool", "--features.weights", str(WEIGHTS))
@@ -175,6 +175,9 @@ def contestants() -> dict[str, Contestant]:
         "dtl, TensorFlow, float32": dtl("--features.precision", "float32"),
         "dtl, OpenVINO, bfloat16": dtl(*openvino, "bfloat16"),
         "dtl, OpenVINO, int8": dtl(*openvino, "int8"),
+        "dtl, OpenVINO, int8 made before": dtl(
+            *openvino, "int8", "--features.network", str(INT8), "--features.weights", "imagenet"
+        ),
         "Daft, Keras, bfloat16": peer("daft_features.py", "bfloat16"),
         "Ray Data, Keras, bfloat16": peer("ray_features.py", "bfloat16"),
         "loop, TensorFlow, bfloat16": loop("tensorflow", "bfloat16"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import random_head
 from keras_models import FIRST, draw_images, keras_batch, outputs, own, own_convolutions
 
 from dtl.features.network import keras_network
@@ -14,8 +15,6 @@ from dtl.features.network.keras_network import Network
 from dtl.features.network.quiet_keras import keras
 from dtl.features.values import NetworkSpec
 from dtl.features.views import Views
-from dtl.head.model import Head
-from dtl.head.scaling import scale_rows
 
 # Keras' own, while it writes a file: TensorFlow's arrays are older than NumPy's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -182,23 +181,10 @@ def test_the_exported_classifier_predicts_what_the_head_does(
     # Four pictures more, so that means and scales are of more than two.
     many = np.concatenate([images, rng.integers(0, 256, (4, 224, 224, 3), np.uint8)])
     features = network.compute(many)[layer]
-    n_features, rows = features.shape[1], scale_rows(features, normalize)
-    head = Head(
-        kernel=rng.normal(size=(n_features, 3)).astype(np.float32) / np.sqrt(n_features),
-        bias=np.array([0.5, -0.5, 0.0], np.float32),
-        mean=rows.mean(axis=0),
-        scale=rows.std(axis=0) + np.float32(1e-3),
-        class_names=("a", "b", "c"),
-        provenance={"layer": layer, "weights_sha256": network.weights_sha256},
-        normalize=normalize,
-    )
-    if n_units:
-        head = replace(
-            head,
-            hidden_kernel=rng.normal(size=(n_features, n_units)).astype(np.float32) / 8,
-            hidden_bias=np.full(n_units, 0.1, np.float32),
-            kernel=rng.normal(size=(n_units, 3)).astype(np.float32) / 10,
-        )
+    head = random_head(
+        features, n_units=n_units, normalize=normalize, layer=layer,
+        weights_sha256=network.weights_sha256,
+    )  # fmt: skip
     logits = head.logits(features).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.ptp(expected, axis=0).min() > 0.05
@@ -232,15 +218,8 @@ def test_the_exported_classifier_takes_the_same_views(
     rng = np.random.default_rng(1)
     batches = [rng.integers(0, 256, (4, *size, 3), np.uint8) for size in sizes]
     features = views.compute(network, batches)["block1_pool"]
-    rows = scale_rows(features, "sqrt-l2")
-    head = Head(
-        kernel=rng.normal(size=(features.shape[1], 3)).astype(np.float32),
-        bias=np.zeros(3, np.float32),
-        mean=rows.mean(axis=0),
-        scale=rows.std(axis=0) + np.float32(1e-3),
-        class_names=("a", "b", "c"),
-        provenance={"layer": "block1_pool", "weights_sha256": network.weights_sha256},
-        normalize="sqrt-l2",
+    head = random_head(
+        features, normalize="sqrt-l2", layer="block1_pool", weights_sha256=network.weights_sha256
     )
     logits = head.logits(features).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dtl import storage
 from dtl.config import to_dict
 from dtl.config.errors import UserError
+from dtl.features.network import network_file
 from dtl.features.network.apart import EndedError, run_apart
 from dtl.features.network.files import declaration
 from dtl.features.network.files.declaration import Declaration
@@ -83,6 +84,8 @@ def find(url: str) -> NetworkSource:
     digests = b"".join(bytes.fromhex(storage.sha256(part)) for part in _list_parts(url))
     toml = name_declaration(url)
     declared = read_parsed(toml, declaration.parse, "Mend it.")
+    if declared is None and _is_ours(url):
+        declared = Declaration()
     if declared is None:
         raise UserError(
             f"{toml} is not there. It declares what the network's input wants, which the network's "
@@ -90,6 +93,11 @@ def find(url: str) -> NetworkSource:
             f"it there, with your network's own values:\n\n{declaration.EXAMPLE}"
         )
     return NetworkSource(url, hashlib.sha256(digests).hexdigest(), declared)
+
+
+def _is_ours(url: str) -> bool:
+    """Whether dtl itself has converted the network: then it takes pixels as they are."""
+    return url.endswith(".xml") and network_file.find(url.removesuffix(".xml")) is not None
 
 
 def name_declaration(url: str) -> str:
