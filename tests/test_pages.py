@@ -147,6 +147,7 @@ SNIPPETS = {
     "featurization.featurize(": f"{SELF}::test_the_notebook_runs",
     "make_bag(": f"{SELF}::test_the_bag_runs",
     "from dtl import SoftmaxRegression": f"{SELF}::test_the_scikit_learn_example_runs",
+    "compile_model(": "tests/features/test_converted.py::test_commands_on_its_features",
     "xarray.open_zarr(": f"{HDFS}::test_a_whole_run_from_hdfs_to_hdfs",
     "with MiniCluster(":
         f"{MINICLUSTER}::test_a_second_start_needs_no_maven_and_stop_leaves_nothing",

@@ -162,7 +162,7 @@ COMMANDS = {
         starts_from="model",
     ),
     "export": Command(
-        "network and head as one .keras file",
+        "network and head as one file: .keras, or .xml for OpenVINO",
         "model.export",
         example="--model results --out classifier.keras",
         options="out overwrite storage",
