@@ -11,7 +11,7 @@ from dtl.features.network.files.source import NetworkSource
 from dtl.features.network.keras_network import Network
 from dtl.features.network.network_file import NetworkFile
 from dtl.features.network.openvino_network import write_model
-from dtl.features.network.quiet_openvino import openvino
+from dtl.features.network.quiet_openvino import core, openvino
 from dtl.features.values import NetworkSpec
 
 
@@ -34,6 +34,4 @@ def convert_keras(network: Network) -> openvino.Model:
     with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
         path = Path(folder) / "network.xml"
         network.export_openvino(path)
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # its folder goes
         return core.read_model(path)

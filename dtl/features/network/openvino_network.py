@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dtl.cluster import processors
 from dtl.config.errors import UserError
 from dtl.features.network.network_file import NetworkFile, hash_files, local_files
-from dtl.features.network.quiet_openvino import openvino
+from dtl.features.network.quiet_openvino import core, openvino
 from dtl.features.values import FileSpec
 
 _RUNTIME = re.compile(r"\n\t<rt_info>\n.*\n\t</rt_info>(?=\n</net>)", re.DOTALL)
@@ -54,9 +54,7 @@ class OpenVinoNetwork:
                     f"The network takes no images of {size[0]} x {size[1]}, as {own} are. Cut it "
                     "before its dense layers, or leave sizes out of `features.views`."
                 ) from error
-            compiled = openvino.Core().compile_model(
-                self._model, "CPU", _configure(self._precision)
-            )
+            compiled = core.compile_model(self._model, "CPU", _configure(self._precision))
             self._requests[size] = compiled.create_infer_request()
 
     def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -109,9 +107,6 @@ def read_model(url: str, sha256: str) -> openvino.Model:
 
 def read_files(xml: Path, weights: Path) -> openvino.Model:
     """Read a network from files of this machine."""
-    core = openvino.Core()
-    # They may be copies that go, or be written again while this process runs.
-    core.set_property({"ENABLE_MMAP": False})
     return core.read_model(xml, weights)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dtl.config.errors import UserError
 
-__all__ = ["import_nncf", "openvino"]
+__all__ = ["core", "import_nncf", "openvino"]
 
 _ADVICE = (
     "`features.engine` = openvino needs the extra. In dtl's folder, where the command and "
@@ -20,6 +20,12 @@ try:
     import openvino
 except ImportError as error:
     raise UserError(f"OpenVINO cannot be imported ({error}). {_ADVICE}") from error
+
+# One for as long as the process lives. Each has a stack for signals, which it gives the thread that
+# compiles first, and takes away when it goes: the next Ctrl-C there would be a segmentation fault.
+core = openvino.Core()
+# Files may be copies that go, or be written again while this process runs.
+core.set_property({"ENABLE_MMAP": False})
 
 
 def import_nncf() -> Any:

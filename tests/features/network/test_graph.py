@@ -19,7 +19,7 @@ from dtl.config.errors import UserError
 from dtl.features.network.files import graph, source
 from dtl.features.network.keras_network import Network
 from dtl.features.network.openvino_network import OpenVinoNetwork, read_files, write_model
-from dtl.features.network.quiet_openvino import openvino
+from dtl.features.network.quiet_openvino import core
 from dtl.features.values import NetworkSpec
 
 CAFFE = 'order = "bgr"\nmean = [103.939, 116.779, 123.68]'
@@ -75,7 +75,7 @@ def test_vgg16s_first_block_as_openvinos_own_file_is_kerass(tmp_path: Path) -> N
     network, _ = first_block()
     network.model.export(str(tmp_path / "a.xml"), format="openvino", verbose=False)
     found = declare(tmp_path / "a.xml", CAFFE)
-    model = openvino.Core().read_model(tmp_path / "a.xml")
+    model = core.read_model(tmp_path / "a.xml")
     # The export cuts off at the pooled outputs, whose names count all networks of a process.
     last = model.get_results()[1].input_value(0).get_node().get_friendly_name()
     ours = compute(found, (last,), "avg", draw_images())[last]

@@ -12,7 +12,7 @@ from keras_models import FIRST
 
 from dtl.features.network import conversion, openvino_classifier
 from dtl.features.network.openvino_network import OpenVinoNetwork, read_files
-from dtl.features.network.quiet_openvino import openvino
+from dtl.features.network.quiet_openvino import core
 from dtl.features.views import Views
 
 TWO = ((32, 32), (48, 48))
@@ -55,7 +55,7 @@ def test_a_classifier_is_the_network_and_the_head(
     assert np.ptp(expected, axis=0).min() > 0.05
 
     openvino_classifier.write(network, head, views, tmp_path / "classifier")
-    classifier = openvino.Core().compile_model(
+    classifier = core.compile_model(
         tmp_path / "classifier.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     names = ["image_32", "image_48"] if views.sizes else ["image"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +113,41 @@ def test_one_network_per_process(made: tuple[str, NetworkFile]) -> None:
     for thread in started:
         thread.join()
     assert len({*map(id, loaded)}) == 1
+
+
+SIGNALLED = """
+import gc, signal, sys, threading
+from pathlib import Path
+from dtl.features.network.openvino_network import OpenVinoNetwork, read_files
+
+def load():
+    model = read_files(*(Path(sys.argv[1] + suffix) for suffix in (".xml", ".bin")))
+    made = OpenVinoNetwork(model, "", "float32", 2)
+    made.prepare([(32, 32)])
+    return made
+
+networks = [load(), load()]
+networks.pop(0)
+networks.append(load())
+thread = threading.Thread(target=networks.clear)
+thread.start()
+thread.join()
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_networks_that_come_and_go_leave_signals_as_they_were(
+    made: tuple[str, NetworkFile],
+) -> None:
+    """OpenVINO takes the stack away on which a thread handles signals."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, made[0]], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "interrupted\n", (done.returncode, done.stderr)
 
 
 def test_files_that_are_gone_damaged_or_exchanged(

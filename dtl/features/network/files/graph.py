@@ -18,7 +18,7 @@ from dtl.features.network.files.layouts import find_channel_axis
 from dtl.features.network.files.source import NetworkSource, local_files
 from dtl.features.network.network_file import NetworkFile
 from dtl.features.network.openvino_network import count_values, write_model
-from dtl.features.network.quiet_openvino import openvino
+from dtl.features.network.quiet_openvino import core, openvino
 from dtl.features.values import Description, Layer, NetworkSpec
 
 _N_NAMED = 20
@@ -103,8 +103,6 @@ def describe(source: NetworkSource, layers: tuple[str, ...], pooling: str) -> De
 
 
 def _read(source: NetworkSource) -> openvino.Model:
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # its files go
     try:
         with local_files(source) as path:
             return core.read_model(path)
@@ -295,7 +293,7 @@ def _try(model: openvino.Model, url: str) -> None:
             raise UserError(_FIXED.format(url=url))
         hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         try:
-            found = openvino.Core().compile_model(trial, "CPU", hints)(batch)
+            found = core.compile_model(trial, "CPU", hints)(batch)
         except RuntimeError as error:
             raise UserError(
                 f"OpenVINO cannot run {url}: {_shorten(error)}. Export it with other operations "
