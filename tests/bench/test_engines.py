@@ -121,3 +121,30 @@ def test_int8_is_twice_as_fast_as_bfloat16(data: Path, tmp_path: Path) -> None:
     assert ours >= 0.97 * statistics.median(bare)
     assert ours >= 1.9 * rates["tensorflow bfloat16"]
     assert ours >= 3.7 * rates["tensorflow float32"]
+
+
+def test_what_a_worker_needs(data: Path, tmp_path: Path) -> None:
+    """Start-up and memory of a worker, each of its own cluster; the converted network is there."""
+    _choose(data, tmp_path / "photographs")
+    print("\n| engine, precision | until loaded, s | processor, s | PSS after the images, GiB |")
+    print("|---|---|---|---|")
+    memory: dict[tuple[str, str], float] = {}
+    for turn in range(2):  # the first converts, and quantizes
+        for engine, precision in (*WAYS, ("openvino", "bfloat16")):
+            c = config.build({
+                "images": {"url": str(tmp_path / "photographs")},
+                "features": {"weights": "random", "engine": engine, "precision": precision},
+            })  # fmt: skip
+            images = listing.list_images(c.images, c.seed)
+            spec = ExtractionSpec(c.features, c.images, c.seed, str(tmp_path / "network"))
+            with connection.connect(c.cluster) as client:
+                way = _Way(client, images, spec)
+                cpu_s = way._cpu_s()
+                if turn:
+                    way.run(str(tmp_path / f"{engine}-{precision}.zarr"))
+                    memory[engine, precision] = way.pss_gib()
+                    print(
+                        f"| {engine}, {precision} | {way.prepare_s:.1f} | {cpu_s:.1f} | "
+                        f"{way.pss_gib():.2f} |"
+                    )
+    assert memory["openvino", "int8"] < memory["tensorflow", "float32"]
