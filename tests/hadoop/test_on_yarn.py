@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,21 @@ def in_containers(hadoop: MiniCluster) -> list[int]:
     return processes_of(hadoop.home / "yarn" / "local" / "usercache")
 
 
-def container_of(hadoop: MiniCluster, name: str) -> int:
-    """The Python process of a container, by skein's name for it."""
+def processes_in(hadoop: MiniCluster, name: str) -> dict[int, bytes]:
+    """The processes of a container, by skein's name for it, with their command lines."""
+    found = {}
     for pid in in_containers(hadoop):
-        known = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        called = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if f"SKEIN_CONTAINER_ID={name}".encode() in known and b"dask_worker" in called:
-            return pid
-    raise LookupError(name)
+        with suppress(OSError):  # it has ended
+            known = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if f"SKEIN_CONTAINER_ID={name}".encode() in known:
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return found
+
+
+def container_of(hadoop: MiniCluster, name: str) -> int:
+    """The Python process of a worker's container."""
+    found = processes_in(hadoop, name).items()
+    return next(pid for pid, called in found if b"dask_worker" in called)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +166,14 @@ def test_real_photographs_and_a_worker_container_killed(
         before.update(done())
         killed.append(container_of(yarn, "dask.worker_0"))
         os.kill(killed[0], signal.SIGKILL)
+        other = processes_in(yarn, "dask.worker_1")
+        for pid in other:  # which could have ended the work by itself meanwhile
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: processes_in(yarn, "dask.worker_2"), "another worker", 120)
+        finally:
+            for pid in other:
+                os.kill(pid, signal.SIGCONT)
 
     def done() -> dict[str, Any]:
         fs, path = storage.filesystem(status)
