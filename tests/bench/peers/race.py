@@ -211,8 +211,12 @@ def race(chosen: Sequence[str]) -> dict[str, Contestant]:
             statistics.median(getattr(e, attribute) for e in contestant.ended)
             for attribute in ("wall_s", "loaded_s", "processor_s", "memory_mib")
         ]
-        print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in columns) + " |")
+        print(f"| {name} | " + " | ".join(map(_round, columns)) + " |")
     return field_
+
+
+def _round(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.1f}"  # dtl does not say when it has loaded
 
 
 def race_with_kills(names: Sequence[str]) -> None:
