@@ -258,7 +258,10 @@ class _Objective:
         self._seconds += total.step_s, total.merge_s
         n_train, _, loss = total.scores[0]
         kernel = self.kernel(x)
-        value = loss / n_train + 0.5 * self._l2 * float(np.square(kernel, dtype=np.float64).sum())
+        # Rows in float32, all of them in float64: a tenth of the time of float64 throughout.
+        rows = kernel.reshape(self._shape)
+        squares = np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64)
+        value = loss / n_train + 0.5 * self._l2 * float(squares)
         gradient = np.concatenate([total.kernel.ravel(), total.bias])
         gradient[: kernel.size] += np.float32(self._l2) * kernel
         return Point(x, float(value), gradient, total)
