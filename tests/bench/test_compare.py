@@ -189,7 +189,9 @@ def test_a_pass_of_lbfgs_is_no_slower_than_scikit_learns(
             took["L-BFGS", turn] = seconds / passes["L-BFGS"]
             _, seconds = measure(lambda: theirs.fit(x, y))
             took["scikit-learn", turn] = seconds / passes["scikit-learn"]
-    best = {way: np.minimum.reduce([took[way, turn] for turn in range(PASS_TURNS)]) for way in passes}
+    best = {
+        way: np.minimum.reduce([took[way, turn] for turn in range(PASS_TURNS)]) for way in passes
+    }
     print(f"\n{len(y)} x 4096 and validation rows, 257 classes, {os.cpu_count()} processors")
     for way, (wall, processor) in best.items():
         n = {"L-BFGS": len(ours.history), "scikit-learn": int(theirs.n_iter_[0])}[way]
