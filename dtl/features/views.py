@@ -59,7 +59,7 @@ class Views:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What the features follow from; empty for a single view of the network's own size.
+        """All that the features follow from; empty for a single view of the network's own size.
 
         Examples
         --------

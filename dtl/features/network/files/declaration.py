@@ -1,4 +1,4 @@
-"""What the input of a network's file wants, as a small TOML file beside it declares."""
+"""Declarations of what the input of a network's file wants, in a small TOML file beside it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _are_three(values: tuple[float, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Declaration(Section):
-    """What a network's input wants: values are (scale x pixel - mean) / deviation."""
+    """Form that a network's input wants: values are (scale x pixel - mean) / deviation."""
 
     size: tuple[int, ...] = option((),
         "height and width; where the file does not fix them",
