@@ -83,19 +83,17 @@ def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any)
         worker: client.submit(function, *args, workers=[worker], pure=False)
         for worker in known_workers(client)
     }
-    return {worker: _wait_for_result(client, worker, f) for worker, f in futures.items()}
+    return {worker: _wait_for_result(client, worker, f, _STILL_S) for worker, f in futures.items()}
 
 
 def run_on_one_worker(client: Client, function: Callable[..., Any], *args: Any) -> Any:
     """Run a function that takes minutes as a task on one worker; as `run_on_each_worker`."""
     worker = min(known_workers(client))
     future = client.submit(function, *args, workers=[worker], pure=False)
-    return _wait_for_result(client, worker, future, patience_s=_STILL_LONG_S)
+    return _wait_for_result(client, worker, future, _STILL_LONG_S)
 
 
-def _wait_for_result(
-    client: Client, worker: str, future: Future, patience_s: float = _STILL_S
-) -> Any:
+def _wait_for_result(client: Client, worker: str, future: Future, patience_s: float) -> Any:
     # A worker that restarts has another address, and Dask would wait for the old one for ever.
     began = time.monotonic()
     while True:

@@ -84,6 +84,7 @@ def int8(
     return out
 
 
+@pytest.mark.slow
 def test_features_are_kerass(many: Path, tmp_path: Path, float32: Path, processes: Client) -> None:
     store = FeatureStore.open(str(float32 / "f.zarr"))
     assert (store.read("status") == DONE).all()
@@ -163,6 +164,7 @@ def test_the_int8_network_of_another_run(
         source.find(str(tmp_path / "other" / "network" / "int8.xml"))
 
 
+@pytest.mark.slow
 @needs_vnni
 def test_a_network_whose_making_was_killed_is_made_again(
     many: Path, tmp_path: Path, int8: Path, threads: Client, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +182,7 @@ def test_a_network_whose_making_was_killed_is_made_again(
     featurize(settings(many, precision="auto"), tmp_path, threads)  # the store says which
 
 
+@pytest.mark.slow
 def test_damaged_files_are_told_and_repaired(
     many: Path, tmp_path: Path, float32: Path, threads: Client
 ) -> None:

@@ -463,6 +463,7 @@ def test_no_mistakes_at_all() -> None:
     assert "always, with 2 classes" in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_classes", "limit_mb"), [(257, 3), (1000, 6)])
 def test_size(n_classes: int, limit_mb: int) -> None:
     report = sample(n_classes=n_classes, n_rounds=3000, n_images=30)

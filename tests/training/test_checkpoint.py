@@ -211,6 +211,7 @@ def overfitting(make_store: MakeStore) -> tuple[FeatureStore, TrainConfig]:
     return store, replace(CONFIG, l2=0.0, epochs=20.0, schedule="constant")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_on", ["validation_loss", "validation_accuracy"])
 def test_stops_after_validations_without_a_better_one(
     make_store: MakeStore, threads: Client, stop_on: str, monkeypatch: pytest.MonkeyPatch

@@ -45,6 +45,7 @@ def compared(store: FeatureStore, threads: Client) -> Comparison:
     return comparison.compare(TrainingSpec(store, CONFIG, "fc2", 0), COMPARED, threads)
 
 
+@pytest.mark.slow
 def test_every_way_is_compared_with_the_optimum(store: FeatureStore, compared: Comparison) -> None:
     assert [c.name for c in compared.contenders] == [
         "L-BFGS", "SGD, 1 shard", "synchronous SGD, 4 shards", "averaged every 5, 4 shards",

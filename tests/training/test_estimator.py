@@ -103,6 +103,7 @@ def test_the_exact_solver_is_logistic_regression(digits: Any) -> None:
     assert (model.predict(x_test) == exact.predict(x_test)).mean() > 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", ["l2", "sqrt-l2"])
 def test_rows_of_unit_length_are_scikit_learns(digits: Any, normalize: str) -> None:
     x, x_test, y, _ = digits

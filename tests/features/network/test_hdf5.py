@@ -136,6 +136,7 @@ def test_storage_that_gives_nothing_is_no_damage(
     wait_until(lambda: not children(), "the process to end", 60)
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_its_reader(cases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = cases / "files" / "hang-legacy.h5"
     monkeypatch.setattr(hdf5, "_CPU_S", 3)
@@ -145,6 +146,7 @@ def test_a_file_that_hangs_its_reader(cases: Path, monkeypatch: pytest.MonkeyPat
     wait_until(lambda: not children(), "the process to end", 60)
 
 
+@pytest.mark.slow
 def test_the_limit_of_processor_time_is_the_process_own(
     cases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

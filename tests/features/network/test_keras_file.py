@@ -70,6 +70,7 @@ def test_tokens_are_averaged(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, images.mean((1, 2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "toml", "message"),
     [
@@ -91,6 +92,7 @@ def test_what_does_not_fit_is_refused(
         keras_file.load(save(model(), tmp_path, toml))
 
 
+@pytest.mark.slow
 def test_files_that_are_no_networks_are_refused_by_another_process(tmp_path: Path) -> None:
     found = save(small(), tmp_path)
     description = source.describe(found, ("relu",), "avg")
