@@ -397,6 +397,7 @@ def test_the_stages_example_runs(folder: Path, tmp_path: Path) -> None:
     assert "first image: " in done.stdout
 
 
+@pytest.mark.slow
 def test_the_scikit_learn_example_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code("from dtl import SoftmaxRegression")],

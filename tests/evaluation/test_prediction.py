@@ -89,6 +89,7 @@ def expected_classes(root: Path, head: Head) -> dict[str, str]:
     return {path: head.class_names[k] for path, k in zip(readable, best, strict=True)}
 
 
+@pytest.mark.slow
 def test_rows_are_the_heads_answers(
     root: Path, tmp_path: Path, head: Head, processes: Client
 ) -> None:

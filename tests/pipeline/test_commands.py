@@ -111,6 +111,7 @@ def test_the_saved_configuration_is_the_run(run: tuple[Path, Path, str], here: R
     assert "report: done before" in done.stderr
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_make_the_same_bits(
     run: tuple[Path, Path, str], tmp_path: Path, here: Run
 ) -> None:

@@ -280,6 +280,7 @@ def test_results_keep_both_heads(
 # --- on from a saved head ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [CONFIG, HIDDEN], ids=["softmax", "hidden"])
 def test_starts_from_a_head_as_the_same_function(
     make_store: MakeStore, threads: Client, tmp_path: Path, way: TrainConfig

@@ -183,6 +183,7 @@ def test_page_has_every_way_and_fetches_nothing(compared: Comparison) -> None:
     assert list(plots) == ["gaps"]
 
 
+@pytest.mark.slow
 def test_command_writes_a_table_and_is_not_run_again(
     make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,6 +260,7 @@ def test_same_bits_on_any_workers(threads: Client, one_thread: Client) -> None:
         assert all(np.array_equal(model.intercept_, models[0].intercept_) for model in models)
 
 
+@pytest.mark.slow
 def test_starts_threads_where_no_client_is_and_stops_them() -> None:
     code = """
 import contextlib, socket

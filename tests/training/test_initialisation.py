@@ -93,6 +93,7 @@ def test_learns_from_there_to_the_same_bits_in_worker_processes(
     assert other.to_bytes() == head.to_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
