@@ -89,6 +89,11 @@ def test_a_run_with_an_onnx_file(
     exported = here("export", "--model", tmp_path / "out", "--out", tmp_path / "c.xml")
     assert exported.returncode == 0, exported.stderr
     check_classifier(tmp_path / "c.xml", photographs, tmp_path / "p")
+    weights = tmp_path / "out" / "network" / "converted.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused = here("export", "--model", tmp_path / "out", "--out", tmp_path / "d.xml")
+    assert "are damaged, or those of another network" in refused.stderr
+    assert not list(tmp_path.glob("d.*"))
     derived = here(
         "derive", "--model", tmp_path / "out", "--out", tmp_path / "d", *network[2:], *THREADS
     )

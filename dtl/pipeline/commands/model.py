@@ -90,22 +90,32 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     if storage.exists(c.out) and not c.overwrite:
         raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
     extraction.check_head(head, spec)
-    names = f"{stem}.classes.json"
-    storage.write_bytes(names, json.dumps(head.class_names).encode())
-    {"keras": _export_keras, "xml": _export_openvino}[kind](spec, head, c.out)
+    {"keras": _export_keras, "xml": _export_openvino}[kind](spec, head, stem)
     print_line(
-        f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in {names}"
+        f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in "
+        f"{_name_classes(stem)}"
     )
 
 
-def _export_keras(spec: ExtractionSpec, head: Head, url: str) -> None:
+def _name_classes(stem: str) -> str:
+    return f"{stem}.classes.json"
+
+
+def _write_classes(stem: str, head: Head) -> None:
+    # Once there is a classifier, so that a refused one leaves nothing; before it, for it ends all.
+    storage.write_bytes(_name_classes(stem), json.dumps(head.class_names).encode())
+
+
+def _export_keras(spec: ExtractionSpec, head: Head, stem: str) -> None:
     from dtl.features.network import keras_network  # Keras, which no other command needs here
 
-    views = Views.of(spec.features)
-    storage.write_bytes(url, keras_network.export(spec.make_network_spec("float32"), head, views))
+    network, views = spec.make_network_spec("float32"), Views.of(spec.features)
+    exported = keras_network.export(network, head, views)
+    _write_classes(stem, head)
+    storage.write_bytes(f"{stem}.keras", exported)
 
 
-def _export_openvino(spec: ExtractionSpec, head: Head, url: str) -> None:
+def _export_openvino(spec: ExtractionSpec, head: Head, stem: str) -> None:
     from dtl.features import converted
     from dtl.features.network import openvino_classifier
 
@@ -115,8 +125,9 @@ def _export_openvino(spec: ExtractionSpec, head: Head, url: str) -> None:
     ):
         path = Path(folder) / "classifier"
         openvino_classifier.write(network, head, Views.of(spec.features), path)
+        _write_classes(stem, head)
         for suffix in (".bin", ".xml"):
-            storage.put(str(path.with_suffix(suffix)), f"{url.removesuffix('.xml')}{suffix}")
+            storage.put(str(path.with_suffix(suffix)), stem + suffix)
 
 
 def summarize(run: Run, _: argparse.Namespace) -> None:
