@@ -57,6 +57,11 @@ class StoredFeatures:
     def __len__(self) -> int:
         return len(self._arguments[2])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and features."""
+        return len(self), len(self._arguments[4].mean)
+
     def __getitem__(self, rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
         _, _, chunk, row, scaling = self._arguments
         if isinstance(rows, slice):

@@ -77,23 +77,27 @@ def shard_gradient(params: Params, shard: Shard) -> GradientSum:
     product, scores = buffers.empty(shape, np.float32), np.zeros((2, 3))
     with blas.one_blas_thread():
         for (x, labels), validation in shard.scan():
-            log_p, residual = _probabilities(params, x)
+            log_p, residual, total = _log_softmax(params, x)
+            residual /= total
             residual[np.arange(len(labels)), labels] -= 1
             rounded = buffers.empty(residual.shape, np.float32)
             rounded[...] = residual
             kernel_gradient += np.matmul(x.T, rounded, out=product)
             bias_gradient += residual.sum(axis=0)
             scores[0] += local_sgd.score_rows(log_p, labels)
-            log_p, _ = _probabilities(params, validation[0])
+            log_p, _, _ = _log_softmax(params, validation[0])
             scores[1] += local_sgd.score_rows(log_p, validation[1])
     losses = {shard.index: float(scores[0, 2] / shard.n_train)} if shard.n_train else {}
     return GradientSum(kernel_gradient, bias_gradient, scores, losses)
 
 
-def _probabilities(
+def _log_softmax(
     params: Params, features: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return logarithms of the probabilities and these, in memory that is used again."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return logarithms of probabilities; these, yet to be divided by their sum; and that (n, 1).
+
+    In memory that is used again; else `softmax.log_softmax` would do.
+    """
     kernel, bias = params["kernel"], params["bias"]
     shape = len(features), len(bias)
     log_p, p = (buffers.empty(shape, np.float64) for _ in range(2))
@@ -101,9 +105,8 @@ def _probabilities(
     log_p -= log_p.max(axis=1, keepdims=True)
     np.exp(log_p, out=p)
     total = p.sum(axis=1, keepdims=True)
-    p /= total
     log_p -= np.log(total)
-    return log_p, p
+    return log_p, p, total
 
 
 def add(a: GradientSum, b: GradientSum) -> GradientSum:
