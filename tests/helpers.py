@@ -218,7 +218,7 @@ def put(folder: Path, url: str) -> None:
 
 def all_files(url: str) -> dict[str, bytes]:
     """All files below a URL."""
-    return {path: storage.read_bytes(storage.join(url, path)) for path, *_ in storage.walk(url)}
+    return {f.path: storage.read_bytes(storage.join(url, f.path)) for f in storage.walk(url)}
 
 
 def random_head(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import operator
 import posixpath
 import unicodedata
 from collections import Counter
@@ -45,6 +46,7 @@ class ImageFiles:
     root: str  # URL that paths and tars are relative to
     paths: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # bytes
+    modified: list[int] = field(default_factory=list)  # as in `ImageList`
     left_out: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     # Folders of the files that are left out, and how many for each reason; tars as unpacked
     others: dict[str, Counter[str]] = field(default_factory=dict)
@@ -52,10 +54,13 @@ class ImageFiles:
     tar: list[int] = field(default_factory=list)  # as in `ImageList`, like `offset`
     offset: list[int] = field(default_factory=list)
 
-    def add(self, path: str, n_bytes: int, tar: int = -1, offset: int = 0) -> None:
+    def add(
+        self, path: str, n_bytes: int, modified: int = 0, *, tar: int = -1, offset: int = 0
+    ) -> None:
         """Add an image."""
         self.paths.append(path)
         self.sizes.append(n_bytes)
+        self.modified.append(modified)
         self.tar.append(tar)
         self.offset.append(offset)
 
@@ -90,7 +95,7 @@ class ImageFiles:
         return True
 
     def _take(self, rows: Sequence[int]) -> None:
-        for name in ("paths", "sizes", "tar", "offset"):
+        for name in ("paths", "sizes", "modified", "tar", "offset"):
             column = getattr(self, name)
             setattr(self, name, [column[row] for row in rows])
 
@@ -153,6 +158,7 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
         label=label[order],
         given_split=given_split[order],
         size_bytes=np.array(found.sizes, np.int64)[named][order],
+        modified=np.array(found.modified, np.int64)[named][order],
         class_names=class_names,
         left_out=tuple(sorted(found.left_out)),
         empty_folders=empty_folders,
@@ -314,7 +320,7 @@ def find_images(url: str) -> ImageFiles:
     named = formats.has_image_name(name)
     if not named and (reason := recognition.judge_name(name) or _judge(root, n_bytes)):
         raise UserError(f"{url} is {reason}. Give an image, a folder, or a tar of images.")
-    found.add(name, n_bytes)
+    found.add(name, n_bytes, storage.modified(root))
     return found
 
 
@@ -328,31 +334,30 @@ def _find_below(root: str) -> ImageFiles:
     if root.lower().endswith(".tar") and storage.is_file(root):
         root, name = root.rsplit("/", 1)
         found = ImageFiles(root)
-        _add_tars(found, [name])
+        _add_tars(found, [storage.Found(name, 0, modified=storage.modified(root))])
         return found
     found = ImageFiles(root)
-    unsure: list[str] = []
-    sizes: list[int] = []
-    tar_names: list[str] = []
+    unsure: list[storage.Found] = []
+    packed: list[storage.Found] = []
     try:
-        for path, size, problem in storage.walk(root, _judge_folder, with_empty=True):
-            if problem == storage.EMPTY:
-                found.others.setdefault(path, Counter())[problem] += 1
-            elif problem:
-                found.leave_out(path, problem)
+        for file in storage.walk(root, _judge_folder, with_empty=True):
+            path = file.path
+            if file.problem == storage.EMPTY:
+                found.others.setdefault(path, Counter())[file.problem] += 1
+            elif file.problem:
+                found.leave_out(path, file.problem)
             elif recognition.is_hidden(storage.base_name(path)):
                 found.leave_out(path, recognition.HIDDEN)
             elif path == IMAGES:
                 _check_complete(storage.join(root, path))
             elif formats.has_image_name(path):
-                found.add(path, size)
+                found.add(path, file.n_bytes, file.modified)
             elif path.lower().endswith(".tar"):
-                tar_names.append(path)
+                packed.append(file)
             elif reason := recognition.judge_name(path):
                 found.leave_out(path, reason)
             else:
-                unsure.append(path)
-                sizes.append(size)
+                unsure.append(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} Check `images.url`.") from None
     except NotADirectoryError as error:
@@ -360,13 +365,13 @@ def _find_below(root: str) -> ImageFiles:
             f"{error} Check `images.url`: expected a folder of class folders, or a tar."
         ) from None
     with ThreadPoolExecutor(_SNIFFERS) as pool:
-        reasons = pool.map(lambda path, n: _judge(storage.join(root, path), n), unsure, sizes)
-        for path, size, reason in zip(unsure, sizes, reasons, strict=True):
+        reasons = pool.map(lambda file: _judge(storage.join(root, file.path), file.n_bytes), unsure)
+        for file, reason in zip(unsure, reasons, strict=True):
             if reason:
-                found.leave_out(path, reason)
+                found.leave_out(file.path, reason)
             else:
-                found.add(path, size)
-    _add_tars(found, sorted(tar_names))
+                found.add(file.path, file.n_bytes, file.modified)
+    _add_tars(found, packed)
     return found
 
 
@@ -398,16 +403,20 @@ def _judge(url: str, n_bytes: int) -> str:
         return "cannot be read: its disk fails"
 
 
-def _add_tars(found: ImageFiles, names: list[str]) -> None:
+def _add_tars(found: ImageFiles, packed: list[storage.Found]) -> None:
+    packed.sort(key=operator.attrgetter("path"))
+    names = [file.path for file in packed]
     # Where all lie in one folder, that is no class.
     folders = [name.rpartition("/")[0] for name in names]
     above = posixpath.commonpath(folders) if folders and not found.paths else ""
     list_tar = functools.partial(_list_tar, found.root, above)
     with ThreadPoolExecutor(_SNIFFERS) as pool:
-        for name, folder, contents in zip(names, folders, pool.map(list_tar, names), strict=True):
+        listed = pool.map(list_tar, names)
+        for file, folder, contents in zip(packed, folders, listed, strict=True):
+            name, tar = file.path, len(found.tar_names)
             prefix = f"{folder}/" if folder else ""
             for path, n_bytes, offset in contents.images:
-                found.add(prefix + path, n_bytes, len(found.tar_names), offset)
+                found.add(prefix + path, n_bytes, file.modified, tar=tar, offset=offset)
             for path, reason, place in contents.left_out:
                 found.leave_out(f"{name}/{path}", reason, prefix + place)
             if contents.images:

@@ -78,7 +78,7 @@ def write_tars(
 
     `map_tasks` is the built-in `map`, or one on a cluster, which need not keep the order.
     """
-    written = {path for path, *_ in storage.walk(url)}
+    written = {file.path for file in storage.walk(url)}
     planned = enumerate(tars.plan_tars(images.size_bytes, config.shard_mib << 20))
     missing = [(tars.tar_name(k), rows) for k, rows in planned if tars.tar_name(k) not in written]
     plans = (plan_tar(storage.join(url, name), rows, images) for name, rows in missing)

@@ -30,6 +30,9 @@ class ImageList:
     given_split: NDArray[np.int8]  # (n_images,), index into `SPLITS` where folders give it, else -1
     size_bytes: NDArray[np.int64]  # (n_images,)
     class_names: tuple[str, ...]
+    # (n_images,): when each file, or its tar, was last changed, in microseconds since 1970; 0 if
+    # that is not known; empty where the list was not made from files
+    modified: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: tuple[tuple[str, str], ...] = ()  # path and reason of files that are no images
     empty_folders: tuple[tuple[str, str], ...] = ()  # without an image, so no classes; and why
     tar_names: tuple[str, ...] = ()  # tars that images lie in

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import IO, Any
 
 import fsspec
@@ -31,8 +32,8 @@ from dtl.storage.retries import ask, naming_full
 
 __all__ = [
     "TooLargeError", "asynchronous", "check_writable", "empty_folder", "exists", "is_file",
-    "local_copy", "open_at", "put", "read_bytes", "read_start", "remove", "replaces_atomically",
-    "sha256", "size", "write_bytes",
+    "local_copy", "modified", "open_at", "put", "read_bytes", "read_start", "remove",
+    "replaces_atomically", "sha256", "size", "write_bytes",
 ]  # fmt: skip
 
 _BLOCK_BYTES = 1 << 22
@@ -77,6 +78,24 @@ def size(url: str) -> int:
     if n_bytes is None:
         raise OSError(f"{url}: the server does not say how large it is. Download it first.")
     return int(n_bytes)
+
+
+def modified(url: str) -> int:
+    """Return when a file was last changed, in microseconds since 1970; 0 if that is not known."""
+    return read_time(_need_info(url))
+
+
+def read_time(entry: Mapping[str, Any]) -> int:
+    """Return of a file's entry when it was last changed, as `modified` does."""
+    for name in ("mtime", "LastModified", "modification_time", "modificationTime", "created"):
+        match entry.get(name):
+            case datetime() as time:
+                return round(time.timestamp() * 1e6)
+            case int() as milliseconds:  # HDFS's
+                return 1000 * milliseconds
+            case float() as seconds:
+                return round(seconds * 1e6)
+    return 0
 
 
 def sha256(url: str) -> str:

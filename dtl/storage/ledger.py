@@ -90,7 +90,7 @@ class Ledger:
         if storage.is_file(self.url):
             raise UserError(f"{self.url} is a file. Choose an empty folder, or a new one.")
         if storage.exists(self.url):
-            names = (path for path, *_ in storage.walk(self.url) if not path.startswith("."))
+            names = (f.path for f in storage.walk(self.url) if not f.path.startswith("."))
             if (inside := next(names, None)) is not None:
                 raise UserError(
                     f"{self.url} is not empty: it has {inside}. Choose an empty or a new folder."

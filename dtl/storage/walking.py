@@ -8,11 +8,12 @@ import operator
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dtl.config.errors import UserError
 from dtl.config.text import is_unicode, printable
-from dtl.storage.files import find_type
+from dtl.storage.files import find_type, read_time
 from dtl.storage.guards import check_guards
 from dtl.storage.places import filesystem, has_folders, join
 from dtl.storage.retries import ask
@@ -32,12 +33,14 @@ class _GoneError(OSError):
     """A folder that was removed while it was listed."""
 
 
-class Found(NamedTuple):
-    """A file below a folder, or a link that leads to none."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file below a folder, or a link that leads to none; equal whenever it was written."""
 
     path: str  # relative to the folder; printable where its name is not UTF-8
     n_bytes: int
     problem: str = ""  # why it cannot be read as a file; empty where it can
+    modified: int = field(default=0, compare=False)  # microseconds since 1970; 0 if unknown
 
 
 class _Folder(NamedTuple):
@@ -88,7 +91,7 @@ def walk(
             if not name:
                 yield Found(_show(f"{path}/"), 0, "a name with nothing between two slashes")
                 continue
-            is_folder, n_bytes, problem = _read_entry(fs, entry, place)
+            is_folder, n_bytes, modified, problem = _read_entry(fs, entry, place)
             if is_folder:
                 links_in = folder.links_in
                 if entry.get("islink"):
@@ -102,7 +105,7 @@ def walk(
                 n_bytes = 0
             if not problem and not is_unicode(path):
                 problem = "its name is not UTF-8"
-            yield Found(_show(path), n_bytes, problem)
+            yield Found(_show(path), n_bytes, problem, modified)
         waiting += reversed(below)
 
 
@@ -155,22 +158,23 @@ def _sort(folder: str, entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
     return sorted(named, key=operator.itemgetter(0))
 
 
-def _read_entry(fs: Any, entry: Mapping[str, Any], url: str) -> tuple[bool, int, str]:
-    """Return of an entry of a folder whether it is a folder itself, its size, and its problem."""
+def _read_entry(fs: Any, entry: Mapping[str, Any], url: str) -> tuple[bool, int, int, str]:
+    """Return of an entry of a folder whether it is a folder itself, and what `Found` has of it."""
     if not entry.get("islink"):
         problem = _name_kind(entry.get("mode", 0)) if entry["type"] == "other" else ""
-        return entry["type"] == "directory", int(entry["size"] or 0), problem
+        is_folder, n_bytes = entry["type"] == "directory", int(entry["size"] or 0)
+        return is_folder, n_bytes, read_time(entry), problem
     try:
         target = ask(fs, url, os.stat, entry["name"])
     except (FileNotFoundError, NotADirectoryError):
-        return False, 0, "a link to nowhere"
+        return False, 0, 0, "a link to nowhere"
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return False, 0, "a link to itself"
+            return False, 0, 0, "a link to itself"
         raise
     if stat.S_ISDIR(target.st_mode) or stat.S_ISREG(target.st_mode):
-        return stat.S_ISDIR(target.st_mode), target.st_size, ""
-    return False, 0, f"a link to {_name_kind(target.st_mode)}"
+        return stat.S_ISDIR(target.st_mode), target.st_size, round(target.st_mtime * 1e6), ""
+    return False, 0, 0, f"a link to {_name_kind(target.st_mode)}"
 
 
 def _name_kind(mode: int) -> str:

@@ -28,7 +28,7 @@ from dtl.storage import lock
 
 
 def stored(url: str) -> dict[str, bytes]:
-    return {path: storage.read_bytes(f"{url}/{path}") for path, *_ in storage.walk(url)}
+    return {f.path: storage.read_bytes(f"{url}/{f.path}") for f in storage.walk(url)}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_the_driver_killed_while_chunks_are_written(
     done = command("run", "--images", images, "--out", out, *CUT)
     assert done.returncode == 0, done.stderr
     same_results(folder, out)
-    assert not [path for path, *_ in storage.walk(out) if ".partial" in path]
+    assert not [found for found in storage.walk(out) if ".partial" in found.path]
 
 
 def refused(here: Run, images: str, out: str) -> str:

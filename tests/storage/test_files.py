@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_check_writable(root: str) -> None:
     url = storage.join(root, "out/deep")
     storage.check_writable(url)
     storage.write_bytes(storage.join(url, "a"), b"")  # S3 has no empty folders to walk through
-    assert [path for path, *_ in storage.walk(root)] == ["out/deep/a"]
+    assert [found.path for found in storage.walk(root)] == ["out/deep/a"]
 
 
 def test_an_unwritable_place(tmp_path: Path) -> None:
@@ -179,6 +180,14 @@ def test_walk(root: str) -> None:
     ]  # fmt: skip
     assert list(storage.walk(f"{root}/")) == found
     assert list(storage.walk(storage.join(root, "b"))) == [Found("1.jpg", 7), Found("2.jpg", 7)]
+
+
+def test_a_walk_tells_when_each_file_was_changed(root: str) -> None:
+    url, before = storage.join(root, "a/1.jpg"), time.time() - 2  # S3 knows the second
+    storage.write_bytes(url, b"1")
+    (found,) = storage.walk(root)
+    assert found.modified == storage.modified(url)
+    assert before <= found.modified / 1e6 <= time.time() + 2
 
 
 def test_walk_of_nothing(root: str) -> None:
