@@ -336,6 +336,8 @@ class Config(Section):
     out: str = option("", "folder for everything that the run makes", URL)
     seed: int = option(0, "seed of the order, the split, batches and random weights", at_least(0))
     overwrite: bool = option(False, "replace results that were made with other settings")
+    exact: bool = option(False,
+        "refuse features of another list of images, instead of taking in what is new")
     repair: bool = option(False,
         "read all files of features.zarr, and make again what is missing or damaged")
     retry_skipped: bool = option(False,

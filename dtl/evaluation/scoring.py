@@ -91,7 +91,7 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
 
 
 def _score_chunk(chunk: int, store: FeatureStore, head: Head, n_mistakes: int) -> _Tally:
-    split, labels = store.read("split", chunk), store.read("label", chunk)
+    split, labels = store.read_split(chunk), store.read("label", chunk)
     features = store.read(head.provenance["layer"], chunk)
     with blas.one_blas_thread():
         logits = head.logits(features)

@@ -43,21 +43,19 @@ class ArrayLayout(NamedTuple):
     shard_rows: int | None
     """Rows of a file of several chunks, a Zarr shard; None: each chunk is a file."""
     dimension_names: tuple[str, ...]
-    checksum: bool = True
-    """Whether each chunk carries one, so that flipped bytes are found."""
 
 
 class Arrays:
     """The arrays of a Zarr group, each file of which is checked as it is read.
 
     Whoever opens them may set: `advice`, which ends the message about a file that is missing or
-    damaged; `writes_all`, whether chunks of fill values are written, too, so that none is missing;
-    and `dtypes` that arrays must have.
+    damaged, and `dtypes` that arrays must have. Chunks of fill values are written, too, so that
+    none is missing.
     """
 
     def __init__(self, url: str, group: zarr.Group) -> None:
         self.url, self.group = url, group
-        self.advice, self.writes_all = "", True
+        self.advice = ""
         self.dtypes: Mapping[str, str] = {}
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._no_fill = _NoFill(_backing(url))
@@ -124,7 +122,7 @@ class Arrays:
             dtype=layout.dtype,
             chunks=(layout.chunk_rows, *others),
             shards=None if layout.shard_rows is None else (layout.shard_rows, *others),
-            compressors=ZstdCodec(level=1, checksum=layout.checksum),
+            compressors=ZstdCodec(level=1, checksum=True),  # which finds flipped bytes
             fill_value=layout.fill_value,
             dimension_names=layout.dimension_names,
         )
@@ -205,10 +203,22 @@ class Arrays:
                 parts.append(self._read_file(name, file, slice(start, stop), may_be_absent))
         return np.concatenate(parts) if parts else np.asarray(array[rows])
 
-    def write(self, name: str, rows: slice, values: Any, *, empty: bool | None = None) -> None:
-        """Write rows: all of a file, or of several; `empty` in place of `writes_all`."""
-        empty = self.writes_all if empty is None else empty
-        self.array(name).with_config({"write_empty_chunks": empty})[rows] = values
+    def write(self, name: str, rows: slice, values: Any) -> None:
+        """Write rows: all of a file, or of several."""
+        self.array(name).with_config({"write_empty_chunks": True})[rows] = values
+
+    def replace(self, name: str, values: Any) -> None:
+        """Write all rows of an array in place of those that are there."""
+        for file in range(len(self.files(name))):
+            self.remove_file(name, file)  # Zarr would read it to write it
+        self.write(name, slice(None), values)
+
+    def extend(self, name: str, n_rows: int) -> None:
+        """Give an array more rows, which have the fill value."""
+        self._arrays.clear()  # the others may still have fewer
+        array = self.array(name)
+        array.resize((n_rows, *array.shape[1:]))
+        self._arrays.clear()
 
     def _read_strictly(self, name: str, rows: slice) -> NDArray[Any]:
         array = self.array(name)
@@ -216,7 +226,7 @@ class Arrays:
         strict: zarr.Array[Any] = zarr.Array(zarr.AsyncArray(array.metadata, store_path=place))
         values = np.asarray(strict[rows])
         # A chunk may be missing inside of a file, too. Its fill value is one that no row has.
-        if self.writes_all and array.shards is not None and (values == array.fill_value).any():
+        if array.shards is not None and (values == array.fill_value).any():
             raise ValueError("a chunk in it is missing")
         return values
 

@@ -19,17 +19,25 @@ from dtl.images.values import NO_SPLIT, ImageList
 # second to close a file, however small.
 _ROWS_PER_FILE = 65_536
 
-FORMAT = 2
-"""Format of new stores: each chunk has a file with a checksum; ``instruction_set`` is there.
-
-Stores without the attribute ``format`` have no checksums, and no file for a chunk of fill values.
+FORMAT = 3
+"""Format of the stores that are read and written. Before 3 they knew no sizes and times of files,
+without which nothing tells whether an image has changed.
 """
 
-_LIST_COLUMNS = {"path": "str", "label": "int32", "given_split": "int8", "split": "int8"}
-_TASK_COLUMNS = {"content_hash": "uint64", "error": "str", "status": "int8"}
-_NEW_TASK_COLUMNS = {"instruction_set": "int8"}
-TAR_COLUMNS = {"shard": "int32", "offset": "int64", "size_bytes": "int64"}
-COLUMNS = _LIST_COLUMNS | _TASK_COLUMNS | _NEW_TASK_COLUMNS | TAR_COLUMNS
+GROWING, PLAN = "growing", "growth.parquet"
+"""The attribute ``dtl`` of a store that is taking in a longer list, and the file that says what it
+becomes: `dtl.features.growth`.
+"""
+
+_LIST_COLUMNS = {
+    "path": "str", "label": "int32", "given_split": "int8", "size_bytes": "int64",
+    "modified": "int64", "split": "int8",
+}  # fmt: skip
+TASK_COLUMNS = {
+    "content_hash": "uint64", "error": "str", "status": "int8", "instruction_set": "int8",
+}  # fmt: skip
+TAR_COLUMNS = {"shard": "int32", "offset": "int64"}
+COLUMNS = _LIST_COLUMNS | TASK_COLUMNS | TAR_COLUMNS
 """Types of all arrays but the layers."""
 
 _NO_ROW = -128
@@ -39,28 +47,26 @@ _NO_ROW = -128
 _ATTRIBUTES: Mapping[str, type] = {
     "settings": dict, "class_names": list, "weights_sha256": str, "weights": str, "seed": int,
     "root": str, "left_out": list, "n_left_out": int, "left_out_counts": dict,
-    "empty_folders": list, "versions": dict, "shards": list, "format": int,
+    "empty_folders": list, "versions": dict, "shards": list, "generations": list,
 }  # fmt: skip
 _NEEDED = ("settings", "class_names")
 
 _NEVER_REPLACED = "Choose another `out`, or remove it yourself: it is never replaced."
 
 
-def list_task_columns(format: int) -> dict[str, str]:
-    """List the columns that tasks write, chunk by chunk."""
-    return _TASK_COLUMNS | (_NEW_TASK_COLUMNS if format > 1 else {})
-
-
 def list_columns(images: ImageList) -> dict[str, NDArray[Any]]:
     """Return the columns that follow from the list, and the split before there is one."""
-    columns = {name: getattr(images, name) for name in ("path", "label", "given_split")}
+    names = [name for name in _LIST_COLUMNS if name != "split"]
+    columns = {name: getattr(images, name) for name in names}
+    if not len(images.modified):
+        columns["modified"] = np.zeros(len(images), np.int64)
     columns["split"] = np.full(len(images), NO_SPLIT, np.int8)
     return columns | (list_extents(images) if images.tar_names else {})
 
 
 def list_extents(images: ImageList) -> dict[str, NDArray[Any]]:
     """Return the columns that say where in tars the images lie."""
-    return {"shard": images.tar, "offset": images.offset, "size_bytes": images.size_bytes}
+    return {"shard": images.tar, "offset": images.offset}
 
 
 def lay_out(
@@ -68,27 +74,24 @@ def lay_out(
     layers: Mapping[str, int],
     dtype: str,
     chunk_images: int,
-    format: int = FORMAT,
 ) -> dict[str, ArrayLayout]:
     """Return the layout of every array of a store, for layers of n_features each."""
-    n_images, is_new = len(images), format > 1
+    n_images = len(images)
     by_driver = _LIST_COLUMNS | (TAR_COLUMNS if images.tar_names else {})
-    by_task = list_task_columns(format)
     file_rows = chunk_images * max(1, _ROWS_PER_FILE // chunk_images)
 
     def column(name: str, kind: str) -> ArrayLayout:
-        no_row = _NO_ROW if is_new else NO_SPLIT if name.endswith("split") else 0
-        fill = "" if kind == "str" else 0 if name in by_task else no_row
-        shard_rows = None if name in by_task else file_rows
-        return ArrayLayout((n_images,), kind, fill, chunk_images, shard_rows, ("image",), is_new)
+        fill = "" if kind == "str" else 0 if name in TASK_COLUMNS else _NO_ROW
+        shard_rows = None if name in TASK_COLUMNS else file_rows
+        return ArrayLayout((n_images,), kind, fill, chunk_images, shard_rows, ("image",))
 
     def layer(name: str, n_features: int) -> ArrayLayout:
         dimensions = ("image", f"{name}_feature" if len(layers) > 1 else "feature")
         # Whoever reads the array without dtl gets no zeros for a file that is missing, either.
-        shape, fill = (n_images, n_features), np.nan if is_new else 0
-        return ArrayLayout(shape, dtype, fill, chunk_images, None, dimensions, is_new)
+        shape = (n_images, n_features)
+        return ArrayLayout(shape, dtype, np.nan, chunk_images, None, dimensions)
 
-    columns = {name: column(name, kind) for name, kind in (by_driver | by_task).items()}
+    columns = {name: column(name, kind) for name, kind in (by_driver | TASK_COLUMNS).items()}
     return columns | {name: layer(name, n) for name, n in layers.items()}
 
 
@@ -133,8 +136,13 @@ def open_store(url: str, opening: str) -> Opened:
     attrs = Attributes(arrays.group.attrs, url)
     if attrs.get("dtl") == "unfinished" and not arrays.list_files("status"):
         raise FileNotFoundError(f"The feature store at {url} was interrupted while made.")
-    if attrs.get("dtl") not in ("features", "unfinished"):
+    if attrs.get("dtl") not in ("features", GROWING, "unfinished"):
         raise UserError(f"{url} is a Zarr group that dtl did not make. {_NEVER_REPLACED}")
+    if attrs.get("dtl") != "unfinished" and attrs.get("format") != FORMAT:
+        raise UserError(
+            f"{url} was made by another version of dtl: its format is {attrs.get('format', 1)}, "
+            f"and this version reads {FORMAT}. Compute the features again. {_NEVER_REPLACED}"
+        )
     for name, kind in _ATTRIBUTES.items():
         if (name in attrs or name in _NEEDED) and not isinstance(attrs[name], kind):
             raise DamagedError(
@@ -147,7 +155,6 @@ def open_store(url: str, opening: str) -> Opened:
         "bytes."
     )
     arrays.dtypes = COLUMNS
-    arrays.writes_all = attrs.get("format", 1) > 1
     return Opened(arrays, attrs)
 
 

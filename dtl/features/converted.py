@@ -193,6 +193,13 @@ def _describe_source(spec: ExtractionSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def is_there(spec: ExtractionSpec, sha256: str) -> bool:
+    """Return whether the network's files that features were computed with are still there."""
+    urls = [storage.join(spec.network_url, name) for name in (_CONVERTED, _INT8)]
+    found = [network_file.find(url) for url in urls] if spec.engine == "openvino" else []
+    return any(network is not None and network.sha256 == sha256 for network in found)
+
+
 def _provide_int8(
     client: Client,
     spec: ExtractionSpec,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
@@ -21,7 +22,8 @@ from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
 from dtl.features import extraction, splitting
 from dtl.features.extraction import Extractor
-from dtl.features.featurization import Chunk, begin_repair, fill, list_versions
+from dtl.features.featurization import Computed, fill, list_versions
+from dtl.features.repair import begin_repair
 from dtl.features.store import FeatureStore
 from dtl.features.values import (
     DONE,
@@ -165,16 +167,23 @@ def _trace_layers(
 
 
 def _derive_chunk(
-    store: FeatureStore, chunk: int, *, source: FeatureStore, layer: str, extractor: Extractor
-) -> Chunk:
+    store: FeatureStore,
+    chunk: int,
+    rows: NDArray[np.intp],
+    *,
+    source: FeatureStore,
+    layer: str,
+    extractor: Extractor,
+) -> Computed:
     from dtl.features.network import keras_network
 
     assert isinstance(extractor.network, NetworkSpec)
     network, layers = keras_network.load(extractor.network), tuple(store.fingerprint["layers"])
-    values = source.read(layer, chunk).astype(np.float32)
+    values = source.read(layer, chunk)[rows].astype(np.float32)
     with network.lock:
         computed = network.compute_from(layer, values, layers, extractor.batch_images)
-    unread = source.read("status", chunk) != DONE
+    unread = source.read("status", chunk)[rows] != DONE
     for array in computed.values():
         array[unread] = 0
-    return computed, source.read("content_hash", chunk), source.read("error", chunk)
+    others = {name: source.read(name, chunk)[rows] for name in ("content_hash", "error")}
+    return {**computed, **others}

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from distributed import Client
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dtl import storage
 from dtl.cluster import processors
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
-from dtl.config import ImagesConfig
-from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, claim
-from dtl.features import extraction, splitting
-from dtl.features.arrays import DamagedError
+from dtl.features import converted, extraction, growth, splitting
+from dtl.features.columns import TASK_COLUMNS
 from dtl.features.extraction import Extractor
+from dtl.features.repair import begin_repair, check_same_images
 from dtl.features.store import FeatureStore
-from dtl.features.values import PENDING, SKIPPED, ExtractionSpec, fingerprint_weights
-from dtl.images.reading import describe_costliest, open_images
+from dtl.features.values import PENDING, REMOVED, SKIPPED, ExtractionSpec, fingerprint_weights
+from dtl.images.reading import describe_costliest
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
 
-_MOST_LEFT_OUT = 20
-"""How many files that are no images the store names for each reason."""
-_MOST_EMPTY = 1000
-"""How many folders without an image the store names."""
-
-_TRIED_SIZE = (224, 224)
-"""To which images are decoded to see whether they can be read: a usual size."""
-
-Chunk = tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint64], ArrayLike]
-"""Features by layer, content hashes and errors of a chunk's rows."""
+Computed = dict[str, NDArray[Any]]
+"""Features by layer, ``content_hash`` and ``error`` of some of a chunk's rows."""
 
 
 def featurize(
@@ -72,7 +61,11 @@ def featurize(
     check_shared(client, listed.root, url)
     check_visible(client, *filter(None, (listed.root, spec.file_url)))
     precision = store.fingerprint["precision"] if store else None
-    extractor = extraction.prepare(client, spec, precision, listed, repair=repair)
+    needed: ImageList | None = listed
+    if store is not None and not repair:
+        # It was calibrated on the first list, of which the store may have grown since.
+        needed = None if converted.is_there(spec, store.attrs["weights_sha256"]) else listed
+    extractor = extraction.prepare(client, spec, precision, needed, repair=repair)
     if store is not None:
         # The same fingerprint may stand for other weights: Keras may offer new ones as "imagenet".
         wanted = fingerprint_weights(extractor.weights_sha256)
@@ -86,7 +79,7 @@ def featurize(
             "weights_sha256": extractor.weights_sha256,
             "seed": spec.seed,
             "root": listed.root,
-            **describe_left_out(listed),
+            **growth.describe_left_out(listed),
             "versions": list_versions(spec.engine, extractor.network.precision),
         }
         if extractor.quantization:
@@ -97,8 +90,9 @@ def featurize(
             url, listed, extractor.n_features, dtype=spec.features.dtype,
             chunk_images=spec.features.chunk_images, attrs=attrs,
         )  # fmt: skip
-    elif repair:
-        check = functools.partial(_check_same_images, root=listed.root, images=spec.images)
+    listed = growth.arrange(store, listed)
+    if repair:
+        check = functools.partial(check_same_images, root=listed.root, images=spec.images)
         split = begin_repair(store, listed, extractor.n_features, client, check)
     store.write_places(listed)
     compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
@@ -110,70 +104,30 @@ def featurize(
     return store
 
 
-def begin_repair(
-    store: FeatureStore,
-    images: ImageList,
-    n_features: Mapping[str, int],
-    client: Client,
-    check: Callable[..., object] | None = None,
-) -> dict[str, Any] | None:
-    """Mend what follows from the list, and make each chunk pending of which a file is no good.
-
-    Workers read all files. `check` of a chunk may refuse, before anything is changed, to compute it
-    again. Returns the options of the split if that has to be made again once the chunks are.
-    """
-    split = None
-    with contextlib.suppress(DamagedError):  # then it goes, and the next training splits
-        split = store.split_fingerprint
-    damaged = store.mend_columns(images, n_features)
-    chunks = []
-    layers = tuple(n_features)
-    with track("check", store.n_chunks, "chunks") as advance:
-        begun = store.list_begun()
-        for chunk, of_chunk in map_chunks(client, _list_damaged, begun, store=store, layers=layers):
-            advance(1)
-            damaged += of_chunk
-            chunks += [chunk] if of_chunk else []
-    if check is not None:
-        list(map_chunks(client, check, chunks, store=store))
-    for chunk in chunks:
-        store.forget_chunk(chunk)
-    for message in damaged:
-        log.info("mending: %s", message)
-    if not damaged:
-        log.info("repair: nothing is missing or damaged")
-    return split
-
-
-def find_readable(
-    store: FeatureStore, root: str, images: ImagesConfig, client: Client
-) -> list[int]:
-    """Find the chunks of which a skipped image can be read now; workers try."""
-    check_visible(client, root, store.url)
-    skipped = np.flatnonzero(store.read("status") == SKIPPED)
-    chunks = np.unique(skipped // store.chunk_images).tolist()
-    tried = map_chunks(client, _check_images, chunks, store=store, root=root, images=images)
-    return sorted(chunk for chunk, n_readable in tried if n_readable)
-
-
 def fill(
     store: FeatureStore,
-    compute: Callable[[FeatureStore, int], Chunk],
+    compute: Callable[[FeatureStore, int, NDArray[np.intp]], Computed],
     client: Client,
     *,
     max_skipped: float = 1.0,
     describe: Callable[[int], str] = "It computed chunk {}.".format,
 ) -> None:
-    """Compute and store the chunks that are pending; `compute` runs on workers.
+    """Compute and store the chunks that are pending.
 
-    As soon as more than the fraction `max_skipped` of all images is unreadable, stop and refuse.
-    `describe` says of a chunk what may have cost its workers their memory.
+    ``compute(store, chunk, rows)`` runs on workers, and gets the rows of one list. As soon as more
+    than the fraction `max_skipped` of all images is unreadable, stop and refuse. `describe` says of
+    a chunk what may have cost its workers their memory.
     """
     storage.remove_partials(store.url)  # half-written files of a killed process
     check_visible(client, store.url)
     status = store.read("status")
+    is_there = store.read("label") != REMOVED
     n_images, n_pending = len(status), int((status == PENDING).sum())
-    n_skipped = int((status == SKIPPED).sum())
+    chunk_of = np.arange(n_images) // store.chunk_images
+    n_skipped_of, n_pending_of = (
+        np.bincount(chunk_of[rows], minlength=store.n_chunks)
+        for rows in ((status == SKIPPED) & is_there, status == PENDING)
+    )
     if n_pending < n_images:
         log.info("%d of %d images are done; going on", n_images - n_pending, n_images)
     if n_pending:
@@ -185,30 +139,14 @@ def fill(
         client, _fill_chunk, store.pending_chunks(), store=store, compute=compute, describe=describe
     )
     with track("features", n_pending, "images") as advance:
-        for n_rows, n_unread in results:
-            n_skipped += n_unread
-            advance(n_rows, f"{n_skipped} skipped" if n_skipped else "")
-            if n_skipped > int(max_skipped * n_images):
+        for chunk, n_skipped_of[chunk] in results:
+            n_skipped = n_skipped_of.sum()
+            advance(int(n_pending_of[chunk]), f"{n_skipped} skipped" if n_skipped else "")
+            if n_skipped > int(max_skipped * is_there.sum()):
                 break
     if n_pending:
         storage.remove_partials(store.url)  # those of workers that were killed meanwhile
     store.check_skipped(max_skipped)
-
-
-def describe_left_out(listed: ImageList) -> dict[str, Any]:
-    """Return the attributes of a store for what is no image of a class: some names, all counts."""
-    counts: Counter[str] = Counter()
-    named = []
-    for path, reason in listed.left_out:
-        counts[reason] += 1
-        if counts[reason] <= _MOST_LEFT_OUT:
-            named.append([path, reason])
-    attrs: dict[str, Any] = {"n_left_out": len(listed.left_out), "left_out": named}
-    if len(named) < len(listed.left_out):
-        attrs["left_out_counts"] = dict(counts)
-    if listed.empty_folders:
-        attrs["empty_folders"] = [list(pair) for pair in listed.empty_folders[:_MOST_EMPTY]]
-    return attrs
 
 
 def list_versions(engine: str, precision: str) -> dict[str, str]:
@@ -219,61 +157,35 @@ def list_versions(engine: str, precision: str) -> dict[str, str]:
 
 
 def _fill_chunk(
-    chunk: int, *, store: FeatureStore, compute: Callable[[FeatureStore, int], Chunk]
+    chunk: int,
+    *,
+    store: FeatureStore,
+    compute: Callable[[FeatureStore, int, NDArray[np.intp]], Computed],
 ) -> tuple[int, int]:
-    """Compute and store one chunk, on a worker; return its number of rows, and of skipped ones."""
+    """Compute and store what is pending of a chunk, on a worker; return it, and what is skipped."""
     status = store.read("status", chunk)
     # Dask runs a task again when its worker is lost before its result was fetched.
     if (status == PENDING).any():
-        store.write_chunk(chunk, *compute(store, chunk))
+        parts = []
+        for rows in store.runs(chunk):
+            if (status[rows] == PENDING).any():
+                parts.append(compute(store, chunk, rows))
+                found = np.full(len(rows), processors.find_instruction_set(), np.int8)
+                parts[-1].setdefault("instruction_set", found)
+            else:
+                names = (*store.fingerprint["layers"], *TASK_COLUMNS.keys() - {"status"})
+                parts.append({name: store.read(name, chunk)[rows] for name in names})
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
+        columns = [whole.pop(name) for name in ("content_hash", "error", "instruction_set")]
+        store.write_chunk(chunk, whole, *columns)
         status = store.read("status", chunk)
-    return len(status), int((status == SKIPPED).sum())
+    return chunk, int(((status == SKIPPED) & (store.read("label", chunk) != REMOVED)).sum())
 
 
-def _list_damaged(
-    chunk: int, *, store: FeatureStore, layers: tuple[str, ...]
-) -> tuple[int, list[str]]:
-    return chunk, store.list_damaged(chunk, layers)
-
-
-def _check_images(
-    chunk: int, *, store: FeatureStore, root: str, images: ImagesConfig
-) -> tuple[int, int]:
-    """Refuse to compute a chunk again if an image is not as it was; count those readable now."""
-    stored = {}
-    for name in ("content_hash", "error", "status"):
-        with contextlib.suppress(DamagedError):
-            stored[name] = store.read(name, chunk)
-    path, n_readable = store.read("path", chunk), 0
-    was_skipped = np.zeros(len(path), bool)
-    if "status" in stored:
-        was_skipped = stored["status"] == SKIPPED
-    elif "error" in stored:
-        was_skipped = stored["error"] != ""
-    with open_images(store.files(root, chunk), [_TRIED_SIZE], images, n_ahead=16) as opened:
-        for row, (content_hash, error, _) in enumerate(opened):
-            if was_skipped[row]:
-                n_readable += not error
-            elif "content_hash" in stored and content_hash != stored["content_hash"][row]:
-                raise UserError(
-                    f"{storage.join(root, str(path[row]))} is not the file that features were made "
-                    f"of ({error or 'its bytes are others'}), so its chunk of {store.url} cannot "
-                    "be made again. Put it back, or choose another `out`."
-                )
-    return chunk, n_readable
-
-
-def _check_same_images(chunk: int, *, store: FeatureStore, root: str, images: ImagesConfig) -> None:
-    """Refuse to compute a chunk again if other images of it can be read than could before."""
-    _, n_readable = _check_images(chunk, store=store, root=root, images=images)
-    if n_readable:
-        raise UserError(
-            f"{n_readable} images of chunk {chunk} of {store.url} were skipped, and can be read "
-            "now, so a repair would not make it as it was. Run the featurize stage with "
-            "`retry_skipped` and without `repair`: that takes them in, and makes anew what "
-            "follows. Or choose another `out`."
-        )
-
-
-def _extract_chunk(store: FeatureStore, chunk: int, *, root: str, extractor: Extractor) -> Chunk:
-    return extraction.extract(store.files(root, chunk), extractor)
+def _extract_chunk(
+    store: FeatureStore, chunk: int, rows: NDArray[np.intp], *, root: str, extractor: Extractor
+) -> Computed:
+    files = store.files(root, chunk)
+    features, content_hash, errors = extraction.extract([files[row] for row in rows], extractor)
+    error = np.array(errors, np.dtypes.StringDType())
+    return {**features, "content_hash": content_hash, "error": error}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from dtl.config import SplitConfig
 from dtl.config.text import printable
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE, SKIPPED
+from dtl.features.values import SKIPPED
 from dtl.images import split
-from dtl.images.values import TRAIN
+from dtl.images.values import NO_SPLIT, TRAIN
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,11 @@ def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
     """Return all that the split of given features follows from."""
     names = ("method", "duplicates", "train", "validation", "test", "train_per_class")
     return {name: getattr(config, name) for name in names} | {"seed": seed}
+
+
+def without_growth(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a split, without what tells one that has grown from a fresh one."""
+    return {name: value for name, value in fingerprint.items() if name != "grown"}
 
 
 def repeat_split(store: FeatureStore, fingerprint: Mapping[str, Any] | None) -> None:
@@ -48,12 +54,20 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
         If the classes have too few readable images for the splits.
     """
     fingerprint = fingerprint_split(config, seed)
-    if store.split_fingerprint == fingerprint:
+    stored, n_before = store.split_before
+    is_same = stored is not None and without_growth(stored) == fingerprint
+    if is_same and n_before == store.n_images:
         return
-    images, content_hash = store.images(), store.read("content_hash")
-    usable = store.read("status") == DONE
-    rows = split.assign_splits(images, config, seed, content_hash=content_hash, usable=usable)
+    images, content_hash, usable = store.images(), store.read("content_hash"), store.read_usable()
+    before = store.read("split")[:n_before] if is_same else None
+    rows = split.assign_splits(
+        images, config, seed, content_hash=content_hash, usable=usable, before=before
+    )
+    if before is not None:
+        rows[:n_before] = np.where(before == NO_SPLIT, rows[:n_before], before)
+        fingerprint["grown"] = f"SHA-256 {hashlib.sha256(rows.tobytes()).hexdigest()}"
     store.write_split(rows, fingerprint)
+    rows = store.read_split()
     log.info("split: %s", split.describe(rows))
     n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], images.label[usable])
     if n_duplicates:
@@ -72,11 +86,12 @@ def list_unlearnt(store: FeatureStore) -> list[str]:
     """
     label, status = store.read("label"), store.read("status")
     n_classes = len(store.class_names)
-    n_read = np.bincount(label[status != SKIPPED], minlength=n_classes)
+    is_there = label >= 0
+    n_read = np.bincount(label[(status != SKIPPED) & is_there], minlength=n_classes)
     unread = n_read == 0
     untrained = np.zeros(n_classes, bool)
     if store.split_fingerprint is not None:
-        n_trained = np.bincount(label[store.read("split") == TRAIN], minlength=n_classes)
+        n_trained = np.bincount(label[store.read_split() == TRAIN], minlength=n_classes)
         untrained = (n_trained == 0) & ~unread
     said = {
         "No image could be read of": unread,

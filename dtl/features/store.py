@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dtl import storage
 from dtl.cluster import processors
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim, check_same, claim
 from dtl.config.secrets import hide, hide_options
 from dtl.config.text import printable
-from dtl.features.arrays import Arrays, DamagedError
+from dtl.features.arrays import Arrays
 from dtl.features.columns import (
     COLUMNS,
     FORMAT,
+    GROWING,
     TAR_COLUMNS,
     Attributes,
     Opened,
     lay_out,
     list_columns,
     list_extents,
-    list_task_columns,
     open_store,
     remove_store,
 )  # fmt: skip
-from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
+from dtl.features.values import DONE, PENDING, REMOVED, SKIPPED, ExtractionSpec
 from dtl.images import tars
-from dtl.images.layout import folders_are_splits
-from dtl.images.values import ImageList
+from dtl.images.values import NO_SPLIT, ImageList
 from dtl.storage import Extent
 
 
@@ -47,8 +44,10 @@ class FeatureStore:
     ================  ==========================  =================================================
     a layer's name    (n_images, n_features)      float32 or float16
     ``path``          (n_images,) str             relative to the listed root
-    ``label``         (n_images,) int32           index into ``class_names``
+    ``label``         (n_images,) int32           index into ``class_names``; -2: `REMOVED`
     ``given_split``   (n_images,) int8            the split that the source's folders give
+    ``size_bytes``    (n_images,) int64           of the file
+    ``modified``      (n_images,) int64           its last change, microseconds since 1970, or 0
     ``split``         (n_images,) int8            0 train, 1 validation, 2 test, -1 none
     ``content_hash``  (n_images,) uint64          of the file's bytes; 0 if they could not be read
     ``error``         (n_images,) str             why a row was skipped
@@ -58,8 +57,8 @@ class FeatureStore:
     ``instruction_set``, (n_images,) int8, is that of the processor that computed the row, as an
     index into `processors.INSTRUCTION_SETS`; no fingerprint has it.
 
-    Where images lie in tars, ``shard``, ``offset`` and ``size_bytes`` give the place, and the
-    attribute ``shards`` the tars: `ImageList`'s ``tar``, ``offset``, ``size_bytes``, ``tar_names``.
+    Where images lie in tars, ``shard`` and ``offset`` give the place, and the attribute ``shards``
+    the tars: `ImageList`'s ``tar``, ``offset`` and ``tar_names``.
 
     A chunk's ``status`` is written last: it says that the chunk is whole. The attributes hold
     ``class_names``, ``settings`` (the fingerprint of the features) and versions. Whoever reads a
@@ -114,20 +113,30 @@ class FeatureStore:
         FileNotFoundError
             If there is nothing, or a store whose making was interrupted: no work is in it yet.
         UserError
-            If something else is there, or a damaged store.
+            If something else is there, a damaged store, or one that is growing.
         """
         store = cls(url)
-        store._opened  # noqa: B018  (opens it)
+        if store.is_growing:
+            raise UserError(
+                f"{url} was interrupted while it took in a longer list of images. Run the "
+                "featurize stage first, which goes on with that."
+            )
         return store
 
     @classmethod
     def reuse(
-        cls, url: str, fingerprint: Mapping[str, Any], *, overwrite: bool = False
+        cls,
+        url: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        other_images: bool = False,
     ) -> FeatureStore | None:
         """Open the store of this fingerprint, whole or not; None where one is to be made.
 
         What only workers know is not compared where it is not in the fingerprint: ``precision``,
-        if it is automatic, and ``source_sha256``.
+        if it is automatic, and ``source_sha256``; nor is how it has ``grown``. With `other_images`
+        it may be of other images, and growing.
 
         Raises
         ------
@@ -137,11 +146,14 @@ class FeatureStore:
             As `open`, whatever `overwrite` says.
         """
         try:
-            store = cls.open(url)
+            store = cls(url) if other_images else cls.open(url)
+            stored = dict(store.fingerprint)
         except FileNotFoundError:
             return None
-        late = {"precision", "source_sha256"} - fingerprint.keys()
-        stored = {name: value for name, value in store.fingerprint.items() if name not in late}
+        for name in {"precision", "source_sha256", "grown"} - fingerprint.keys():
+            stored.pop(name, None)
+        if other_images:
+            stored["images"] = fingerprint["images"]
         found = claim(fingerprint, stored, url, overwrite=overwrite)
         return None if found is Claim.REPLACE else store
 
@@ -179,6 +191,11 @@ class FeatureStore:
         return int(self._array("status").shape[0])
 
     @property
+    def n_present(self) -> int:
+        """Number of images that are there: the rows without those that are gone."""
+        return int((self.read("label") != REMOVED).sum())
+
+    @property
     def chunk_images(self) -> int:
         """Rows per chunk; the last chunk may have fewer."""
         return int(self._array("status").chunks[0])
@@ -191,7 +208,7 @@ class FeatureStore:
     def n_features(self, layer: str) -> int:
         """Return the number of features of a layer."""
         # By the fingerprint, or a layer whose description is lost would be called unknown.
-        layers = {*(self.fingerprint.get("layers") or self._arrays.list_names())} - COLUMNS.keys()
+        layers = {*(self.fingerprint.get("layers") or self.arrays.list_names())} - COLUMNS.keys()
         if layer not in layers:
             shown = sorted(layers)
             raise UserError(f"No features of layer {layer!r} in {self.url}. It has: {shown}.")
@@ -217,55 +234,38 @@ class FeatureStore:
         """
         return self._read(name, None if chunk is None else self.rows(chunk))
 
-    def _read(self, name: str, rows: slice | None) -> NDArray[Any]:
-        may_be_absent = None
-        if name == "status" or self._format == 1:
-            may_be_absent = functools.partial(self._may_be_absent, name)
-        return self._arrays.read(name, rows, may_be_absent)
+    def read_split(self, chunk: int | None = None) -> NDArray[np.int8]:
+        """Read the split of one chunk's rows, or of all: of none for images that are gone."""
+        split, label = self.read("split", chunk), self.read("label", chunk)
+        return np.where(label == REMOVED, NO_SPLIT, split).astype(np.int8)
 
-    def _may_be_absent(self, name: str, file: int) -> bool:
-        """Return whether a file that is missing was never written, for it had only fill values."""
-        if name == "status":
-            return True  # the chunk is pending
-        rows = self._arrays.files(name)[file]
-        if name == "given_split":
-            folders = {str(path).partition("/")[0] for path in self.read("path")}
-            return not folders_are_splits(folders)
-        if name == "label":
-            first = self.class_names[0]
-            return all(first in str(path).split("/") for path in self._read("path", rows))
-        if name == "shard":
-            return len(self.attrs["shards"]) == 1
-        if name in ("path", "offset", "size_bytes"):
-            return False
-        if name == "split" and self.split_fingerprint is None:
-            return True
-        skipped = self._read("status", rows) == SKIPPED
-        return not skipped.any() if name == "error" else bool(skipped.all())
+    def read_usable(self) -> NDArray[np.bool_]:
+        """Return which rows have features of an image that is there."""
+        usable: NDArray[np.bool_] = (self.read("status") == DONE) & (self.read("label") != REMOVED)
+        return usable
+
+    def _read(self, name: str, rows: slice | None) -> NDArray[Any]:
+        return self.arrays.read(name, rows, _is_pending if name == "status" else None)
 
     def files(self, root: str, chunk: int | None = None) -> list[str | Extent]:
         """Locate the images of a chunk, or all of them, below a root."""
         tar_names = self.attrs.get("shards", [])
-        extents = [self.read(name, chunk) for name in TAR_COLUMNS] if tar_names else []
+        names = (*TAR_COLUMNS, "size_bytes") if tar_names else ()
+        extents = [self.read(name, chunk) for name in names]
         return tars.locate(root, map(str, self.read("path", chunk)), tar_names, *extents)
 
     def images(self) -> ImageList:
-        """Return the rows as a list of images; sizes are 0 where none lies in a tar."""
+        """Return the rows as a list of images, with those that are gone: see `REMOVED`."""
         tar_names = tuple(self.attrs.get("shards", ()))
-
-        def read(name: str, n_images: int = 0) -> NDArray[Any]:
-            return self.read(name) if tar_names else np.zeros(n_images, TAR_COLUMNS[name])
-
+        names = ("path", "label", "given_split", "size_bytes", "modified")
+        columns: dict[str, Any] = {name: self.read(name) for name in names}
+        if tar_names:
+            columns |= {"tar": self.read("shard"), "offset": self.read("offset")}
         return ImageList(
             root=str(self.attrs.get("root", "")),
-            path=self.read("path"),
-            label=self.read("label"),
-            given_split=self.read("given_split"),
-            size_bytes=read("size_bytes", self.n_images),
             class_names=self.class_names,
             tar_names=tar_names,
-            tar=read("shard"),
-            offset=read("offset"),
+            **columns,
         )
 
     def write_places(self, images: ImageList) -> None:
@@ -276,13 +276,40 @@ class FeatureStore:
             np.array_equal(self.read(name), column) for name, column in columns.items()
         ):
             return
-        layouts = lay_out(images, {}, "", self.chunk_images, self._format)
+        self.write_columns(images, columns)
+        self.arrays.group.attrs.update({"shards": tar_names, "root": hide(images.root)})
+        self.reopen()
+
+    def write_columns(self, images: ImageList, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Write whole columns; one that is not there yet is made."""
+        layouts = lay_out(images, {}, "", self.chunk_images)
         for name, column in columns.items():
-            if name not in self._arrays:
-                self._arrays.create_array(name, layouts[name])
-            self._arrays.write(name, slice(None), column)
-        self._group.attrs.update({"shards": tar_names, "root": hide(images.root)})
-        self._opening = uuid.uuid4().hex  # for other processes, too
+            if name not in self.arrays:
+                self.arrays.create_array(name, layouts[name])
+            self.arrays.replace(name, column)
+
+    def reopen(self) -> None:
+        """Forget what was read of the descriptions, which have changed; other processes do, too."""
+        self._opening = uuid.uuid4().hex
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether taking in a longer list was begun, and not finished."""
+        return bool(self.attrs["dtl"] == GROWING)
+
+    @property
+    def generations(self) -> tuple[int, ...]:
+        """Number of rows after each list of images that was taken in."""
+        return tuple(self.attrs.get("generations", (self.n_images,)))
+
+    def runs(self, chunk: int) -> list[NDArray[np.intp]]:
+        """Return the rows of a chunk, from its first on, that came with one list, list by list.
+
+        They are computed together, so that their bits do not depend on what came later.
+        """
+        rows = self.rows(chunk)
+        ends = [end for end in self.generations if rows.start < end < rows.stop]
+        return np.split(np.arange(rows.stop - rows.start), np.array(ends, np.intp) - rows.start)
 
     def write_chunk(
         self,
@@ -290,70 +317,33 @@ class FeatureStore:
         features: Mapping[str, NDArray[Any]],
         content_hash: NDArray[np.uint64],
         error: ArrayLike,
+        instruction_set: NDArray[np.int8] | None = None,
     ) -> None:
-        """Store a chunk, last of all that it is done."""
+        """Store all rows of a chunk, last of all that they are done.
+
+        Without `instruction_set` this process's processor has computed them.
+        """
         rows = self.rows(chunk)
         error = np.asarray(error, dtype=np.dtypes.StringDType())
-        columns = {"content_hash": content_hash, "error": error}
-        if self._format > 1:
-            columns["instruction_set"] = np.full(len(error), processors.find_instruction_set())
+        if instruction_set is None:
+            instruction_set = np.full(len(error), processors.find_instruction_set(), np.int8)
+        arrays: dict[str, NDArray[Any]] = {
+            **features, "content_hash": content_hash, "error": error,
+            "instruction_set": instruction_set,
+        }  # fmt: skip
         with ThreadPoolExecutor() as pool:  # HDFS takes half a second for each file
 
             def write(name: str, values: NDArray[Any]) -> None:
-                self._arrays.write(name, rows, values)
+                self.arrays.write(name, rows, values)
 
-            arrays: dict[str, NDArray[Any]] = {**features, **columns}
             list(pool.map(write, arrays.keys(), arrays.values()))
         status = np.where(error == "", DONE, SKIPPED).astype(np.int8)
-        self._arrays.write("status", rows, status)
+        self.arrays.write("status", rows, status)
 
     def forget_chunk(self, chunk: int) -> None:
         """Make a chunk pending, to compute it again: remove what says that it is done."""
-        self._arrays.remove_file("status", chunk)
-        if self._format > 1:
-            self._arrays.remove_file("instruction_set", chunk)
-
-    def list_begun(self) -> list[int]:
-        """List the chunks of which there is a ``status``, whole or damaged."""
-        return sorted(self._arrays.list_files("status"))
-
-    def list_damaged(self, chunk: int, layers: Iterable[str]) -> list[str]:
-        """Name what cannot be read of a done chunk, as the messages of `DamagedError`."""
-        found = []
-        for name in (*layers, *list_task_columns(self._format)):
-            try:
-                self.read(name, chunk)
-            except DamagedError as error:
-                found.append(str(error))
-        return found
-
-    def mend_columns(self, images: ImageList, layers: Mapping[str, int]) -> list[str]:
-        """Write again what is missing or damaged of the columns that follow from the list.
-
-        `layers` are of n_features each. Returns what was damaged. A split that was is forgotten.
-        """
-        found = []
-        dtype, chunk_images = self.fingerprint["dtype"], self.fingerprint["chunk_images"]
-        layouts = lay_out(images, layers, dtype, chunk_images, self._format)
-        for name, layout in layouts.items():
-            if not self._arrays.fits(name, layout):
-                found.append(storage.join(self.url, f"{name}/zarr.json"))
-                self._arrays.remove_array(name)
-                self._arrays.create_array(name, layout)
-        for name, column in list_columns(images).items():
-            for file, rows in enumerate(self._arrays.files(name)):
-                try:
-                    stored = self._read(name, rows)
-                    if name == "split" or np.array_equal(stored, column[rows]):
-                        continue
-                except DamagedError:
-                    pass
-                found.append(self._arrays.file_url(name, file))
-                if name == "split":
-                    self.forget_split()
-                self._arrays.remove_file(name, file)
-                self._arrays.write(name, rows, column[rows], empty=True)
-        return found
+        self.arrays.remove_file("status", chunk)
+        self.arrays.remove_file("instruction_set", chunk)
 
     @property
     def n_done(self) -> int:
@@ -367,31 +357,31 @@ class FeatureStore:
 
     def list_skipped(self) -> list[tuple[str, str]]:
         """List path and reason of every skipped image, sorted."""
-        rows = np.flatnonzero(self.read("status") == SKIPPED)
-        if not len(rows):
+        skipped = self.read("status") == SKIPPED
+        if not skipped.any():
             return []
+        rows = np.flatnonzero(skipped & (self.read("label") != REMOVED))
         path = self.read("path")
         found = []
         for chunk in np.unique(rows // self.chunk_images).tolist():
             error, first = self.read("error", chunk), self.rows(chunk).start
-            found += [(str(path[first + i]), str(error[i])) for i in np.flatnonzero(error != "")]
+            of_chunk = rows[(rows >= first) & (rows < first + len(error))]
+            found += [(str(path[row]), str(error[row - first])) for row in of_chunk]
         return sorted(found)
 
     def list_instruction_sets(self) -> list[str]:
         """List the instruction sets that computed the features, as far as that is known."""
-        if self._format == 1:
-            return []
         pending = {*self.pending_chunks()}
-        found = self._arrays.read("instruction_set", None, pending.__contains__)
+        found = self.arrays.read("instruction_set", None, pending.__contains__)
         return sorted(processors.INSTRUCTION_SETS[i] for i in np.unique(found) if i)
 
     def check_skipped(self, max_skipped: float) -> None:
         """Refuse a store in which too many images could not be read; name the first ones."""
         skipped = self.list_skipped()
-        if len(skipped) > int(max_skipped * self.n_images):
+        if len(skipped) > int(max_skipped * self.n_present):
             shown = "\n  ".join(f"{printable(path)}: {reason}" for path, reason in skipped[:5])
             raise UserError(
-                f"{len(skipped)} of {self.n_images} images could not be read, more than "
+                f"{len(skipped)} of {self.n_present} images could not be read, more than "
                 f"images.max_skipped = {max_skipped:g} allows:\n  {shown}\n"
                 "Mend or remove them, or raise `images.max_skipped`; what is done stays done."
             )
@@ -410,11 +400,8 @@ class FeatureStore:
         """Store the split of every row, and the split's fingerprint."""
         array = self._array("split")
         self.forget_split()  # so that no fingerprint stands beside rows of another
-        if len(split) == self.n_images:
-            for file in range(len(self._arrays.files("split"))):
-                self._arrays.remove_file("split", file)  # Zarr would read it to write it
-        self._arrays.write("split", slice(None), split, empty=True)
-        array.attrs.put({"settings": dict(fingerprint)})
+        self.arrays.replace("split", split)
+        array.attrs.put({"settings": dict(fingerprint), "n_rows": len(split)})
 
     def forget_split(self) -> None:
         """Remove the split's fingerprint: images are split again before a head is trained."""
@@ -422,24 +409,29 @@ class FeatureStore:
 
     @property
     def split_fingerprint(self) -> dict[str, Any] | None:
-        """All that the stored split follows from; None before there is one."""
-        found = self._arrays.read_attributes("split").get("settings")
-        return None if found is None else dict(found)
+        """All that the stored split follows from; None before there is one of all rows."""
+        fingerprint, n_rows = self.split_before
+        return fingerprint if n_rows == self.n_images else None
 
     @property
-    def _arrays(self) -> Arrays:
+    def split_before(self) -> tuple[dict[str, Any] | None, int]:
+        """The fingerprint of the split that is stored, and of how many rows it is."""
+        found = self.arrays.read_attributes("split")
+        fingerprint = found.get("settings")
+        return (None, 0) if fingerprint is None else (dict(fingerprint), int(found["n_rows"]))
+
+    @property
+    def arrays(self) -> Arrays:
+        """The files themselves."""
         return self._opened.arrays
 
-    @property
-    def _group(self) -> Any:
-        return self._arrays.group
-
-    @property
-    def _format(self) -> int:
-        return int(self.attrs.get("format", 1))
-
     def _array(self, name: str) -> Any:
-        return self._arrays.array(name)
+        return self.arrays.array(name)
+
+
+def _is_pending(_file: int) -> bool:
+    """Return whether a file of ``status`` may be missing: then the chunk is pending."""
+    return True
 
 
 def _appeared(url: str) -> OSError:

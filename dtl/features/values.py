@@ -24,6 +24,9 @@ from dtl.images.values import ImageList
 PENDING, DONE, SKIPPED = range(3)
 """The `status` of a row of the feature store."""
 
+REMOVED = -2
+"""The `label` of a row whose image is gone, or has changed: then another row has it anew."""
+
 NAMED_WEIGHTS = ("imagenet", "random")
 """Values of ``features.weights`` that name no file."""
 

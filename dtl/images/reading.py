@@ -65,7 +65,8 @@ def open_images(
 ) -> Iterator[Iterator[ReadImage]]:
     """Start to read and decode images in threads; yield an iterator of them in order.
 
-    Each is read and decoded once, and resized to every (height, width) of `sizes`. At most
+    Each is read and decoded once, and resized to every (height, width) of `sizes`; without any, it
+    is read, and not decoded. At most
     `n_ahead` are read and not yet taken. Neighbours in a tar are one request. `config` gives
     ``resize`` and ``max_pixels``. Images that are decoded at the same time fit into a quarter of
     the worker's memory; a larger one is decoded alone.
@@ -153,6 +154,8 @@ def _read_image(
         with _read_bytes(reader, row, file, c.max_pixels) as data:
             failures.reset()
             content_hash = formats.hash_content(data)
+            if not sizes:
+                return ReadImage(content_hash, "", ())
             try:
                 pixels = formats.decode_sizes(data, sizes, resize=c.resize, max_pixels=c.max_pixels)
             except ValueError as error:

@@ -110,6 +110,7 @@ def assign_splits(
     *,
     content_hash: NDArray[np.uint64] | None = None,
     usable: NDArray[np.bool_] | None = None,
+    before: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
     """Assign every row to a split: its index in `SPLITS`, or -1.
 
@@ -123,6 +124,10 @@ def assign_splits(
         Equal where files have the same bytes; all different unless given.
     usable : (n_images,) bool, optional
         False for rows without features, which take no part.
+    before : (n_before,) int8, optional
+        The split of the first rows, which stays, unless folders give another. Rows that have come
+        since go where a unit has rows already, usable or not, or its path was; the others where the
+        splits lack most of what they are to have.
 
     Raises
     ------
@@ -136,6 +141,9 @@ def assign_splits(
     _check_parts(config, len(usable_rows))
     # Sorted by path, so that the first of identical files does not depend on their rows.
     usable_rows = usable_rows[np.argsort(path[usable_rows].astype(object), kind="stable")]
+    if before is not None:  # those that have a split come first, and lead their unit
+        has_split = np.r_[before != NO_SPLIT, np.zeros(n_images - len(before), bool)]
+        usable_rows = usable_rows[np.argsort(~has_split[usable_rows], kind="stable")]
     hashes = content_hash[usable_rows]
     _, first, unit_of_row = np.unique(hashes, return_index=True, return_inverse=True)
     leader = usable_rows[first]
@@ -151,6 +159,8 @@ def assign_splits(
             )
     else:
         unit_split = np.full(len(leader), NO_SPLIT, np.int8)
+        if before is not None:
+            unit_split = _keep_splits(images, content_hash, before, usable_rows, unit_of_row)
         order = np.argsort(hash_keys(path[leader], seed, "split"), kind="stable")
         by_class = method == "stratified" or bool(config.train_per_class)
         groups = [order]
@@ -160,7 +170,11 @@ def assign_splits(
             groups = np.split(by_label, ends)[:-1]
         sizes = _divide_units([len(g) for g in groups], config, class_names if by_class else None)
         for group, size in zip(groups, sizes, strict=True):
-            unit_split[group[: size.sum()]] = np.repeat(np.arange(len(SPLITS)), size)
+            is_new = unit_split[group] == NO_SPLIT
+            have = np.bincount(unit_split[group[~is_new]], minlength=len(SPLITS))
+            lacking = _divide_rest(size - have, int(is_new.sum()))
+            chosen = group[is_new][: lacking.sum()]
+            unit_split[chosen] = np.repeat(np.arange(len(SPLITS)), lacking)
     if config.duplicates == "drop":
         split[leader] = unit_split
     else:
@@ -168,6 +182,45 @@ def assign_splits(
     if not (split == TRAIN).any():
         raise UserError("No image is left to train on. Change [split], or add images.")
     return split
+
+
+def _keep_splits(
+    images: ImageList,
+    content_hash: NDArray[np.uint64],
+    before: NDArray[np.int8],
+    usable_rows: NDArray[np.intp],
+    unit_of_row: NDArray[np.intp],
+) -> NDArray[np.int8]:
+    """Return the split that each unit has by its first row that had one, or by its path's; or -1.
+
+    Rows that are gone count, too: a head may have been trained on them.
+    """
+    had = np.flatnonzero(before != NO_SPLIT)
+    of_hash = dict(zip(content_hash[had[::-1]].tolist(), before[had[::-1]].tolist(), strict=True))
+    of_path = dict(zip(images.path[had].tolist(), before[had].tolist(), strict=True))
+    unit_split = np.full(unit_of_row.max(initial=-1) + 1, NO_SPLIT, np.int8)
+    for row, unit in zip(usable_rows.tolist(), unit_of_row.tolist(), strict=True):
+        if unit_split[unit] == NO_SPLIT:
+            by_path = of_path.get(images.path[row], NO_SPLIT)
+            unit_split[unit] = of_hash.get(int(content_hash[row]), by_path)
+    return unit_split
+
+
+def _divide_rest(lacking: NDArray[np.int64], n_units: int) -> NDArray[np.int64]:
+    """Divide at most `n_units` new units over splits that lack some, or have too many.
+
+    Examples
+    --------
+    >>> _divide_rest(np.array([6, 2, -2]), 6).tolist()
+    [5, 1, 0]
+    """
+    lacking = np.maximum(lacking, 0)
+    n_units = min(n_units, int(lacking.sum()))
+    exact = lacking * (n_units / max(int(lacking.sum()), 1))
+    counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    rest = np.argsort(counts - exact, kind="stable")[: n_units - counts.sum()]
+    counts[rest] += 1
+    return counts
 
 
 def count_duplicates(content_hash: NDArray[np.uint64], label: NDArray[np.int32]) -> tuple[int, int]:

@@ -43,6 +43,11 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.path)
 
+    def label_names(self) -> NDArray[Any]:
+        """Return the class name of each image, (n_images,) StringDType; empty for none."""
+        names = np.array([*self.class_names, ""], np.dtypes.StringDType())
+        return names[np.where(self.label >= 0, self.label, len(self.class_names))]
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all but the place: a copy elsewhere, or in tars, has the same one."""

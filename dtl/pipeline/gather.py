@@ -11,7 +11,6 @@ import numpy as np
 from dtl import config, storage
 from dtl.evaluation.values import Evaluation, Mistake
 from dtl.features.store import FeatureStore
-from dtl.features.values import DONE
 from dtl.head.model import Head
 from dtl.images import formats, split
 from dtl.images.values import SPLITS
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SHOWN_ELSEWHERE = {
     "class_names", "left_out", "n_left_out", "left_out_counts", "empty_folders", "dtl", "format",
-    "shards", "quantization",
+    "shards", "quantization", "generations",
 }  # fmt: skip
 
 
@@ -34,8 +33,8 @@ def gather_report(
     results: Results, settings: config.Config, store: FeatureStore, head: Head, scores: Evaluation
 ) -> ReportInput:
     """Gather what the report shows, with the pictures of the mistakes."""
-    usable = store.read("status") == DONE
-    label, rows = store.read("label"), store.read("split")
+    usable = store.read_usable()
+    label, rows = store.read("label"), store.read_split()
     n_classes = len(store.class_names)
     n_duplicates, n_conflicting = split.count_duplicates(
         store.read("content_hash")[usable], label[usable]

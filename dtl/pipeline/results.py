@@ -127,10 +127,15 @@ class Results:
 
     def remove_trained(self) -> None:
         """Remove all results that follow from the features, for the readable rows have changed."""
+        self.remove_outdated()
+        for name in ("history.parquet", "head-best.npz", "head-last.npz", "head.npz", "tuned.toml"):
+            storage.remove(self._place(name))
+
+    def remove_outdated(self) -> None:
+        """Remove what follows from the features, but heads, for there are other images now."""
         for name in (
-            "report.html", "evaluation.json", "checkpoint.npz", "head.npz", "head-best.npz",
-            "head-last.npz", "history.parquet", "compare.json", "compare.html", "tune.json",
-            "tune.html", "tune.npz", "tuned.toml",
+            "report.html", "evaluation.json", "checkpoint.npz", "compare.json", "compare.html",
+            "tune.json", "tune.html", "tune.npz",
         ):  # fmt: skip
             storage.remove(self._place(name))
 

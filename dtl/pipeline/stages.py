@@ -37,15 +37,21 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
     listing_s = time.monotonic() - started
     if splits:
         split.assign_splits(listed, c.split, c.seed)
-    store = FeatureStore.reuse(results.features, spec.fingerprint(listed), overwrite=c.overwrite)
+    # The others are of the rows that are there: as they were, or in place of them.
+    grows = not (c.exact or c.overwrite or c.repair or c.retry_skipped)
+    store = FeatureStore.reuse(
+        results.features, spec.fingerprint(listed), overwrite=c.overwrite, other_images=grows
+    )
     run.begin()
+    if store is not None and grows:
+        store = _take_in(run, store, listed)
     if store is not None and c.retry_skipped and not c.repair:
         _retry_skipped(run, store, listed)
     # A repair reads what may be damaged, and takes no time that counts as the stage's.
     n_before = _count_done(results) if store is not None and not c.repair else 0
     if store is not None and not c.repair and n_before == store.n_images:
         store.check_skipped(c.images.max_skipped)
-        log.info("features: done before, %d images", store.n_images)
+        log.info("features: done before, %d images", store.n_present)
         return store
     from dtl.features import featurization  # Dask, which a finished run does not need
 
@@ -76,12 +82,24 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
     return store
 
 
+def _take_in(run: Run, store: FeatureStore, listed: ImageList) -> FeatureStore:
+    """Give a store the rows of another list; remove what was found out on those that it had."""
+    from dtl.features import growth
+
+    attrs = {"root": listed.root, **growth.describe_left_out(listed)}
+    made_of = store.attrs["settings"]
+    store = growth.take_in(store, listed, attrs, run.options.images, lambda: run.client)
+    if store.attrs["settings"] != made_of:
+        run.results.remove_outdated()
+    return store
+
+
 def _retry_skipped(run: Run, store: FeatureStore, listed: ImageList) -> None:
     """Make chunks pending in which a skipped image can be read now; remove what followed."""
-    from dtl.features import featurization
+    from dtl.features import growth, repair
 
-    store.write_places(listed)
-    chunks = featurization.find_readable(store, listed.root, run.options.images, run.client)
+    store.write_places(growth.arrange(store, listed))
+    chunks = repair.find_readable(store, listed.root, run.options.images, run.client)
     if not chunks:
         log.info("no skipped image can be read now")
         return

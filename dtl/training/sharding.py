@@ -122,7 +122,7 @@ def chunk_moments(chunk: int, store: FeatureStore, layer: str, normalize: str) -
             f"Features must be finite. Received: NaN or infinity in chunk {chunk}, at "
             f"{store.read('path', chunk)[rows[0]]}. {_advise(store, layer)}"
         )
-    return Moments.of(scale_rows(features[store.read("split", chunk) == TRAIN], normalize))
+    return Moments.of(scale_rows(features[store.read_split(chunk) == TRAIN], normalize))
 
 
 def _advise(store: FeatureStore, layer: str) -> str:
@@ -147,7 +147,7 @@ def load_group(
     features_in: str = "memory",
 ) -> list[Shard]:
     """Load some of a store's shards; each has every `n_shards`-th chunk, from its index on."""
-    columns = store.read("split"), store.read("label")  # once: 100,000 chunks take seconds
+    columns = store.read_split(), store.read("label")  # once: 100,000 chunks take seconds
     return [
         load_shard(store, layer, range(i, store.n_chunks, n_shards), scaling, columns, features_in)
         for i in indices

@@ -93,7 +93,7 @@ class TrainingSpec:
     @cached_property
     def split(self) -> NDArray[np.int8]:
         """The split of every row."""
-        split: NDArray[np.int8] = self.store.read("split")
+        split: NDArray[np.int8] = self.store.read_split()
         return split
 
     @property

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from distributed import Client
-from helpers import MakeStore, all_files, contents
-from zarr.codecs import ZstdCodec
+from helpers import MakeStore, all_files
 
 from dtl import config, storage
 from dtl.config.errors import UserError
@@ -244,7 +242,7 @@ def test_a_layer_without_its_description_is_damaged(tmp_path: Path) -> None:
 
 
 def test_descriptions_are_compared_while_other_threads_read_more(tmp_path: Path) -> None:
-    arrays = FeatureStore.open(make(str(tmp_path / "features.zarr")).url)._arrays
+    arrays = FeatureStore.open(make(str(tmp_path / "features.zarr")).url).arrays
 
     class Meanwhile:
         """An array during whose comparison another thread reads one more."""
@@ -301,69 +299,14 @@ def test_training_and_evaluation_never_give_another_number(
 # --- stores of earlier versions -------------------------------------------------------------------
 
 
-def make_old(url: str, n: int = N_IMAGES, **changes: Any) -> FeatureStore:
-    """Write a store as versions without `format` did: no checksums, no files of fill values."""
-    listed = images(n, **changes)
-    attrs = {**ATTRS, "class_names": ["a", "b"], "dtl": "features", "shards": [*listed.tar_names]}
-    group = zarr.create_group(url, attributes=attrs)
-    kinds = {name: kind for name, kind in COLUMNS.items() if name != "instruction_set"}
-    for name, kind in kinds.items():
-        group.create_array(
-            name, shape=(n,), dtype=kind, chunks=(4,), compressors=ZstdCodec(level=1),
-            shards=None if name in TASK_COLUMNS else (65_536,),
-            fill_value=-1 if name.endswith("split") else "" if kind == "str" else 0,
-        )  # fmt: skip
-    group.create_array("fc2", shape=(n, 3), dtype="float32", chunks=(4, 3), fill_value=0)
-    columns = {
-        "path": listed.path,
-        "label": listed.label,
-        "given_split": listed.given_split,
-        "shard": listed.tar,
-        "offset": listed.offset,
-        "size_bytes": listed.size_bytes,
-    }
-    for name, column in columns.items():
-        if len(column):
-            group[name][:] = column
-    store = FeatureStore.open(url)
-    write_chunks(store)
-    store.write_split((np.arange(n) % 3).astype(np.int8), {"made": "by a test"})
-    return store
-
-
-def test_an_old_store_is_read_where_files_were_never_written(tmp_path: Path) -> None:
-    store = make_old(str(tmp_path / "features.zarr"), tars=("a.tar",))
-    names = {name for name in contents(tmp_path) if is_chunk(name)}
-    for absent in ("error/c/0", "given_split/c/0", "shard/c/0"):
-        assert f"features.zarr/{absent}" not in names
-    assert store.read("error").tolist().count("") == 9
-    assert store.read("error", 0).tolist() == [""] * 4
-    assert (store.read("given_split") == -1).all()
-    assert not store.read("shard").any()
-    assert store.list_skipped() == [("b/5.jpg", "damaged")]
-    assert store.list_instruction_sets() == []
-    assert store.pending_chunks() == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["fc2/c/1/0", "fc2/c/0/0", "content_hash/c/1", "error/c/1", "label/c/0", "path/c/0",
-     "split/c/0", "shard/c/0", "offset/c/0", "size_bytes/c/0"],
-)  # fmt: skip
-def test_an_old_store_with_a_lost_file_is_refused(tmp_path: Path, name: str) -> None:
-    store = make_old(str(tmp_path / "features.zarr"))
-    # Chunk 0 of the features is all zeros, and was not written: that of a network never is.
-    (tmp_path / "features.zarr" / name).unlink(missing_ok=True)
-    column, *_ = name.split("/")
-    for chunk in (0 if name == "fc2/c/0/0" else 1, None):
-        if (name, chunk) == ("fc2/c/1/0", None):
-            continue  # it names chunk 0
-        with pytest.raises(DamagedError, match=rf"{name} is missing\..*`repair`"):
-            FeatureStore.open(store.url).read(column, chunk)
-
-
-def test_an_old_store_of_split_folders_that_lost_them_is_refused(tmp_path: Path) -> None:
-    store = make_old(str(tmp_path / "features.zarr"))
-    store._array("path")[:] = np.array([f"train/a/{i}.jpg" for i in range(N_IMAGES)])
-    with pytest.raises(DamagedError, match="given_split/c/0 is missing"):
-        FeatureStore.open(store.url).read("given_split")
+def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
+    store = make(str(tmp_path / "features.zarr"))
+    description = tmp_path / "features.zarr" / "zarr.json"
+    whole = json.loads(description.read_text())
+    for format in (None, 2, 4):
+        whole["attributes"].pop("format", None)
+        if format is not None:
+            whole["attributes"]["format"] = format
+        description.write_text(json.dumps(whole))
+        with pytest.raises(UserError, match=rf"its format is {format or 1}, and .* reads 3\."):
+            FeatureStore.open(store.url)

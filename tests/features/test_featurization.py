@@ -17,7 +17,7 @@ from helpers import COLOURS, CUT, command, contents, draw, jpeg
 from dtl import config
 from dtl.config import Config, SplitConfig
 from dtl.config.errors import UserError
-from dtl.features import featurization, splitting
+from dtl.features import featurization, growth, repair, splitting
 from dtl.features.store import FeatureStore
 from dtl.features.values import DONE, PENDING, SKIPPED, ExtractionSpec
 from dtl.images import listing
@@ -79,13 +79,13 @@ def test_all_reasons_are_stored_of_many_files_that_are_left_out(pictures: Path) 
         (pictures / "blue" / f"{k:02d}.xml").touch()
     (pictures / "red" / "z.zip").touch()
     images = listed(settings(pictures))
-    stored = featurization.describe_left_out(images)
+    stored = growth.describe_left_out(images)
     assert stored["n_left_out"] == 31
     archive = "an archive: unpack it, or make a tar of its files"
     assert stored["left_out_counts"] == {"not an image": 30, archive: 1}
     assert len(stored["left_out"]) == 21
     assert stored["left_out"][-1] == ["red/z.zip", archive]
-    few = featurization.describe_left_out(replace(images, left_out=images.left_out[-3:]))
+    few = growth.describe_left_out(replace(images, left_out=images.left_out[-3:]))
     assert few == {"n_left_out": 3, "left_out": [list(pair) for pair in images.left_out[-3:]]}
 
 
@@ -179,7 +179,7 @@ def test_a_store_that_was_begun_with_other_weights_is_refused_or_begun_anew(
     store = featurize(c, url, processes)
     whole = contents(url)
     store._array("status")[store.rows(1)] = PENDING
-    store._group.attrs["weights_sha256"] = "0" * 64
+    store.arrays.group.attrs["weights_sha256"] = "0" * 64
     with pytest.raises(
         ValueError, match=r"SHA-256 of the weights: .*stored '0{64}'\n.*`overwrite`"
     ):
@@ -323,9 +323,9 @@ def test_skipped_images_that_can_be_read_now(
     featurization.featurize(str(url), images, spec(c), processes)
     store = FeatureStore.open(str(url))
     assert store.list_skipped() == [(str(path.relative_to(pictures)), "the file is gone")]
-    assert featurization.find_readable(store, images.root, c.images, processes) == []
+    assert repair.find_readable(store, images.root, c.images, processes) == []
     path.with_suffix(".away").rename(path)
-    assert featurization.find_readable(store, images.root, c.images, processes) == [1]
+    assert repair.find_readable(store, images.root, c.images, processes) == [1]
     store.forget_chunk(1)
     featurization.featurize(str(url), images, spec(c), processes)
     assert contents(url) == expected

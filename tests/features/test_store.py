@@ -169,8 +169,8 @@ def test_xarray_opens_it(
 ) -> None:
     url = str(tmp_path / "features.zarr")
     store = create(url, layers)
-    columns = ("path", "label", "given_split", "split", "content_hash", "error", "status",
-               "instruction_set")  # fmt: skip
+    columns = ("path", "label", "given_split", "size_bytes", "modified", "split", "content_hash",
+               "error", "status", "instruction_set")  # fmt: skip
     with xarray.open_zarr(url, consolidated=False) as dataset:
         assert dataset.sizes["image"] == 10
         assert {name: array.dims for name, array in dataset.items()} == dims | dict.fromkeys(
@@ -334,7 +334,7 @@ def test_a_store_is_pickled_without_its_data(root: str) -> None:
 def test_a_process_opens_a_store_once_and_sees_what_the_driver_changed(root: str) -> None:
     store = create(storage.join(root, "features.zarr"))
     before = pickle.dumps(store)
-    assert pickle.loads(before)._arrays is store._arrays
+    assert pickle.loads(before).arrays is store.arrays
     listed = images()
     n = np.arange(N_IMAGES)
     in_tars = replace(listed, tar_names=("a.tar",), tar=np.zeros(N_IMAGES, np.int32), offset=n)
@@ -368,7 +368,7 @@ def test_every_change_passes_the_guards(root: str) -> None:
     def refuse() -> None:
         raise LostLockError("lost")
 
-    stored = store._arrays
+    stored = store.arrays
     zeros = np.zeros(N_IMAGES, np.int64)
     moved = replace(images(), tar_names=("a.tar",), tar=zeros.astype(np.int32), offset=zeros)
     for change in (
@@ -377,7 +377,8 @@ def test_every_change_passes_the_guards(root: str) -> None:
         lambda: stored.group.attrs.update({"root": "/elsewhere"}),
         lambda: stored.create_array("new", ArrayLayout((2,), "int8", 0, 1, None, ("image",))),
         lambda: stored.write("split", slice(None), np.ones(store.n_images, np.int8)),
-        lambda: stored.write("split", slice(None), np.zeros(store.n_images, np.int8), empty=False),
+        lambda: stored.replace("split", np.zeros(store.n_images, np.int8)),
+        lambda: stored.extend("split", N_IMAGES + 1),
         lambda: FeatureStore.create(
             f"{store.url}/more", images(), {"fc2": 4}, dtype="float32", chunk_images=4, attrs={}
         ),

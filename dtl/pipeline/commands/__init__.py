@@ -54,7 +54,7 @@ def load(name: str) -> Any:
 _EVERY = "out overwrite seed cluster yarn storage"
 _EARLIER = "images features"
 _RUN = f"{_EVERY} {_EARLIER} split train"
-_AGAIN = "repair retry_skipped"
+_AGAIN = "exact repair retry_skipped"
 
 
 def _add_application(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ def featurize(run: Run, _: argparse.Namespace) -> None:
     """Compute the features of all images."""
     store = stages.featurize(run)
     _print_warnings(store)
-    print_line(f"Features of {store.n_images} images: {store.url}")
+    print_line(f"Features of {store.n_present} images: {store.url}")
 
 
 def train(run: Run, _: argparse.Namespace) -> None:
@@ -126,6 +126,7 @@ def _check_made_with(run: Run, store: FeatureStore, head: Head) -> None:
     c = run.options
     store.check_options(run.extraction)
     made = {name: head.provenance[name] for name in ("train", "split", "seed")}
+    made["split"] = splitting.without_growth(made["split"])
     options = run.training_spec(store).options | {"layer": c.layer}
     wanted = {
         "train": {name: options.get(name) for name in (*made["train"], *config.ADDED["train"])},
