@@ -47,7 +47,7 @@ _NO_ROW = -128
 _ATTRIBUTES: Mapping[str, type] = {
     "settings": dict, "class_names": list, "weights_sha256": str, "weights": str, "seed": int,
     "root": str, "left_out": list, "n_left_out": int, "left_out_counts": dict,
-    "empty_folders": list, "versions": dict, "shards": list, "generations": list,
+    "empty_folders": list, "versions": dict, "shards": list, "generations": list, "earlier": list,
 }  # fmt: skip
 _NEEDED = ("settings", "class_names")
 

@@ -146,6 +146,20 @@ def arrange(store: FeatureStore, listed: ImageList) -> ImageList:
     return _arrange(before, listed, _find_rows(before, listed))
 
 
+def has_been(store: FeatureStore, fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether a store had a fingerprint before it grew, and so has its rows, and more."""
+    of_images, of_others = _part(fingerprint)
+    same = of_others == _part(store.fingerprint)[1]
+    return same and of_images in store.attrs.get("earlier", ())
+
+
+def _part(fingerprint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part what a fingerprint says of the images and their order from the rest."""
+    names = [name for name in ("images", "grown") if name in fingerprint]
+    of_others = {name: value for name, value in fingerprint.items() if name not in names}
+    return {name: fingerprint[name] for name in names}, of_others
+
+
 def _find_rows(before: ImageList, listed: ImageList) -> NDArray[np.int64]:
     there = np.flatnonzero(before.label != REMOVED)
     row_of_path = dict(zip(before.path[there].tolist(), there.tolist(), strict=True))
@@ -252,6 +266,9 @@ def _describe(
         made["shards"] = list(listed.tar_names)
     if len(generations) > 1:
         made["generations"] = generations
+    if "grown" in settings and settings != store.fingerprint:
+        of_images, _ = _part(store.fingerprint)
+        made["earlier"] = [*store.attrs.get("earlier", ()), of_images]
     of_list = {"left_out", "n_left_out", "left_out_counts", "empty_folders", "shards", "root"}
     kept = {name: value for name, value in store.attrs.items() if name not in of_list - made.keys()}
     return kept | made  # in the order that they had

@@ -28,6 +28,14 @@ def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | {"seed": seed}
 
 
+def fingerprint_grown(
+    fingerprint: Mapping[str, Any], split: NDArray[np.int8]
+) -> dict[str, Any]:
+    """Return the fingerprint of a split that does not follow from its options alone."""
+    digest = hashlib.sha256(split.tobytes()).hexdigest()
+    return without_growth(fingerprint) | {"grown": f"SHA-256 {digest}"}
+
+
 def without_growth(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a split, without what tells one that has grown from a fresh one."""
     return {name: value for name, value in fingerprint.items() if name != "grown"}
@@ -65,7 +73,7 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     )
     if before is not None:
         rows[:n_before] = np.where(before == NO_SPLIT, rows[:n_before], before)
-        fingerprint["grown"] = f"SHA-256 {hashlib.sha256(rows.tobytes()).hexdigest()}"
+        fingerprint = fingerprint_grown(fingerprint, rows)
     store.write_split(rows, fingerprint)
     rows = store.read_split()
     log.info("split: %s", split.describe(rows))

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SHOWN_ELSEWHERE = {
     "class_names", "left_out", "n_left_out", "left_out_counts", "empty_folders", "dtl", "format",
-    "shards", "quantization", "generations",
+    "shards", "quantization", "generations", "earlier",
 }  # fmt: skip
 
 

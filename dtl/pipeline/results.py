@@ -35,6 +35,7 @@ class Results:
     ``head.npz``          `Head`: of the last round, or of the best validation (`train.keep`)
     ``head-best.npz``     `Head` of the best validation, if ``head.npz`` is another's
     ``head-last.npz``     `Head` of the last round, if ``head.npz`` is another's
+    ``head-before.npz``   `Head` that a training on a store that has grown started from
     ``checkpoint.npz``    `Checkpoint` of a training that is not finished
     ``history.parquet``   one `Round` per row
     ``evaluation.json``   `Evaluation`
@@ -59,6 +60,7 @@ class Results:
         self.tuning_page = self._place("tune.html")
         self.tuned = self._place("tuned.toml")
         self.checkpoint = self._place("checkpoint.npz")
+        self.head_before = self._place("head-before.npz")
         self.tuning_checkpoint = self._place("tune.npz")
         self.head_files = tuple(map(self._place, ("head.npz", "head-best.npz", "head-last.npz")))
 
@@ -92,6 +94,10 @@ class Results:
     def head(self) -> Head | None:
         """Read the head; None if there is none."""
         return self._read("head.npz", Head.from_bytes, *_OF_A_HEAD)
+
+    def keep_head(self) -> None:
+        """Keep the head as the one that the next training starts from."""
+        storage.write_bytes(self.head_before, storage.read_bytes(self.head_files[0]))
 
     def trained_head(self) -> Head:
         """Read the head, which must be there."""
@@ -128,7 +134,10 @@ class Results:
     def remove_trained(self) -> None:
         """Remove all results that follow from the features, for the readable rows have changed."""
         self.remove_outdated()
-        for name in ("history.parquet", "head-best.npz", "head-last.npz", "head.npz", "tuned.toml"):
+        for name in (
+            "history.parquet", "head-best.npz", "head-last.npz", "head.npz", "head-before.npz",
+            "tuned.toml",
+        ):  # fmt: skip
             storage.remove(self._place(name))
 
     def remove_outdated(self) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
+
+import numpy as np
 
 from dtl import storage
 from dtl.cluster import processors
@@ -19,7 +22,8 @@ from dtl.images.values import ImageList
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.training.checkpoint import Checkpoint, resume
-from dtl.training.values import Comparison, Tuning
+from dtl.training.spec import TrainingSpec, continues
+from dtl.training.values import Comparison, Round, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
@@ -119,10 +123,11 @@ def train(run: Run, store: FeatureStore) -> Head:
     """Split the images and train a head."""
     c, results = run.options, run.results
     splitting.split_images(store, c.split, c.seed)
-    spec = run.training_spec(store)
+    spec = _go_on(run, run.training_spec(store))
     head = reuse("training", results.head(), spec.provenance)
     if head is not None:
         return head
+    earlier = results.history() if spec.config.start_from == results.head_before else []
     started = time.monotonic()
     # A checkpoint that cannot be used is refused before a cluster is started.
     resume(results.checkpoint, spec.provenance, Checkpoint.from_bytes, overwrite=c.overwrite)
@@ -132,7 +137,41 @@ def train(run: Run, store: FeatureStore) -> Head:
     results.write_head(trained.head, trained.history, trained.other, c.train.keep)
     n_rounds = len(trained.history)
     results.add_timing("train", time.monotonic() - started, n_rounds, "rounds")
+    if earlier:
+        _tell_gain(earlier, trained.history[0])
     return trained.head
+
+
+def _go_on(run: Run, spec: TrainingSpec) -> TrainingSpec:
+    """Start from the head before, if there is one of the same store before that had grown."""
+    results, config, before = run.results, spec.config, run.results.head_before
+    head = results.head()
+    if config.start_from or config.hidden_start == "network" or head is None:
+        return spec
+    going_on = replace(spec, config=replace(config, start_from=before))
+    fits = (head.n_units, head.normalize) == (config.hidden_units, config.normalize)
+    fits = fits and head.provenance["layer"] == spec.layer
+    if fits and continues(head, spec.store):
+        results.keep_head()
+        return going_on
+    # It may be of this store as it is, and have been trained further from the one before.
+    started_from = head.provenance["start_sha256"]
+    if started_from and storage.exists(before) and started_from == storage.sha256(before):
+        return going_on
+    return spec
+
+
+def _tell_gain(earlier: list[Round], first: Round) -> None:
+    """Say how far the training before had come with what this one began with."""
+    name = "train_loss" if np.isnan(first.validation_loss) else "validation_loss"
+    losses = [getattr(r, name) for r in earlier]
+    reached = getattr(first, name)
+    n_needed = next((k for k, loss in enumerate(losses, 1) if loss <= reached), len(losses))
+    log.info(
+        "training started from the head before: after its first round the loss was %.4f, for which "
+        "the training before needed %d of its %d rounds",
+        reached, n_needed, len(losses),
+    )  # fmt: skip
 
 
 def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:

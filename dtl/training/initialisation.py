@@ -6,6 +6,8 @@ The last two come as a `Head`, whose features were scaled by other numbers, or n
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from distributed import Future
 
@@ -19,7 +21,7 @@ from dtl.head.model import Head
 from dtl.head.scaling import Scaling
 from dtl.head.softmax import Params
 from dtl.storage.ledger import read_parsed
-from dtl.training.spec import TrainingSpec, head_url
+from dtl.training.spec import TrainingSpec, continues, head_url
 
 
 def submit_head(spec: TrainingSpec, session: Session) -> Future | None:
@@ -126,6 +128,15 @@ def network_head(
     )
 
 
+def with_classes(head: Head, class_names: tuple[str, ...]) -> Head:
+    """Return a head for other classes: those that it does not know get scores below all others."""
+    known = {name: k for k, name in enumerate(head.class_names)}
+    columns = np.array([known.get(name, -1) for name in class_names])
+    kernel = np.where(columns >= 0, head.kernel[:, columns], 0).astype(np.float32)
+    bias = np.where(columns >= 0, head.bias[columns], head.bias.min()).astype(np.float32)
+    return replace(head, kernel=kernel, bias=bias, class_names=class_names)
+
+
 def _read_head(spec: TrainingSpec) -> Head:
     """Read the head that `train.start_from` names, and refuse one of other features or rows."""
     config, store = spec.config, spec.store
@@ -134,10 +145,14 @@ def _read_head(spec: TrainingSpec) -> Head:
     if head is None:
         raise FileNotFoundError(f"No such file: {url}. Check `train.start_from`.")
     # The features say of which images. In another split of the same ones, some that the head was
-    # trained on would be held out here, and scored as if it had not seen them.
+    # trained on would be held out here, and scored as if it had not seen them. Where a store has
+    # grown, the rows that it had are split as they were.
     names = ("features", "split", "layer")
     wanted = {name: spec.provenance[name] for name in names}
     made = {name: head.provenance.get(name) for name in names}
+    if continues(head, store):
+        wanted |= {"features": made["features"], "split": made["split"]}
+        head = with_classes(head, store.class_names)
     found = differences(
         wanted | {"hidden units": config.hidden_units, "normalize": config.normalize},
         made | {"hidden units": head.n_units, "normalize": head.normalize},

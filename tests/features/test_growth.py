@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from dtl.config.errors import UserError
 from dtl.features import growth
 from dtl.features.store import FeatureStore
 from dtl.features.values import REMOVED
+from dtl.head.model import Head
 from dtl.images import listing, split
 from dtl.images.values import NO_SPLIT, ImageList
 from dtl.storage.guards import guard
 from dtl.storage.lock import LostLockError
+from dtl.training import initialisation
 
 LAYER = "block1_pool"
 
@@ -230,11 +233,35 @@ def test_a_head_of_a_grown_store_is_trained_and_scored_on_what_is_there(
     again = here("run", "--images", pictures, "--out", out, *CUT, *THREADS)
     assert again.returncode == 0, again.stderr
     assert "training: done before" not in again.stderr
+    assert "training started from the head before: after its first round" in again.stderr
     later = FeatureStore.open(store.url)
     assert (later.read("split")[:27] == store.read("split")).all()
     assert later.read_split()[27] >= 0
     third = here("run", "--images", pictures, "--out", out, *CUT, *THREADS)
     assert "training: done before" in third.stderr
+    head, before = (
+        Head.from_bytes((out / f"{n}.npz").read_bytes()) for n in ("head", "head-before")
+    )
+    assert (
+        head.provenance["start_sha256"]
+        == sha256((out / "head-before.npz").read_bytes()).hexdigest()
+    )
+    assert before.provenance["features"]["grown"] == "27 rows of 2 lists"
+    assert head.provenance["features"]["grown"] == "28 rows of 3 lists"
+    anew = here("train", "--out", out, *THREADS, "--train.normalize", "l2")
+    assert "training started from" not in anew.stderr  # its rows are scaled otherwise
+
+
+def test_a_head_keeps_its_classes_among_others() -> None:
+    rng = np.random.default_rng(0)
+    head = Head(
+        kernel=rng.normal(size=(4, 3)).astype("f4"), bias=np.array([1, -2, 3], "f4"),
+        mean=np.zeros(4, "f4"), scale=np.ones(4, "f4"), class_names=("a", "b", "c"),
+    )  # fmt: skip
+    other = initialisation.with_classes(head, ("a", "aa", "c"))
+    x = rng.normal(size=(5, 4)).astype("f4")
+    np.testing.assert_array_equal(other.logits(x)[:, [0, 2]], head.logits(x)[:, [0, 2]])
+    assert (other.logits(x)[:, 1] == -2).all()
 
 
 # --- the split ------------------------------------------------------------------------------------

@@ -91,7 +91,6 @@ def test_images_that_were_skipped_are_tried_again_if_asked(
     assert "no skipped image can be read now" in again.stderr
     assert contents(out) == before
     (pictures / "red" / "3.jpg").write_bytes(good)
-    shutil.copystat(whole[0] / "red" / "3.jpg", pictures / "red" / "3.jpg")
     assert here(*run, "--exact").returncode == 0
     assert contents(out) == before  # a skipped image stays skipped unless it is asked for
     again = here(*run, "--retry-skipped")
@@ -101,6 +100,7 @@ def test_images_that_were_skipped_are_tried_again_if_asked(
     expected = kept(whole[1])
     for files in (found := kept(out), expected):
         del files["features.zarr/zarr.json"]  # which has the place of the pictures
+        del files["features.zarr/modified/c/0"]
     assert found == expected
     assert "retry_skipped = true" not in (out / "config.toml").read_text()
 
