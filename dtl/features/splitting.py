@@ -28,9 +28,7 @@ def fingerprint_split(config: SplitConfig, seed: int) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | {"seed": seed}
 
 
-def fingerprint_grown(
-    fingerprint: Mapping[str, Any], split: NDArray[np.int8]
-) -> dict[str, Any]:
+def fingerprint_grown(fingerprint: Mapping[str, Any], split: NDArray[np.int8]) -> dict[str, Any]:
     """Return the fingerprint of a split that does not follow from its options alone."""
     digest = hashlib.sha256(split.tobytes()).hexdigest()
     return without_growth(fingerprint) | {"grown": f"SHA-256 {digest}"}

@@ -34,6 +34,12 @@ def hash_keys(names: Sequence[str] | NDArray[Any], seed: int, use: str) -> NDArr
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
+def shuffle(path: NDArray[Any], seed: int) -> NDArray[np.intp]:
+    """Return the rows in a random order that is the same on any machine: ties go by the path."""
+    by_path = path.astype(object).argsort().argsort()
+    return np.lexsort((by_path, hash_keys(path, seed, "order")))
+
+
 def count_rows(n: int, parts: Sequence[float | int | str]) -> list[int]:
     """Return how many of n rows each split takes.
 

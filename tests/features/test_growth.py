@@ -321,3 +321,61 @@ def test_a_change_is_said_in_numbers() -> None:
     rows = np.array([0, 1, -1])
     said = str(growth.Change(rows, n_new=1204, n_changed=3, n_removed=17, n_relabelled=1))
     assert said == "1,204 new, 3 changed, 17 removed, 2 as before (1 of them in another class)"
+
+
+# --- compact --------------------------------------------------------------------------------------
+
+
+def test_a_compacted_store_has_the_files_of_a_fresh_one(
+    grown: tuple[Path, Path, dict[str, bytes]], tmp_path: Path, here: Run
+) -> None:
+    pictures, out, _ = grown
+    run = ("--images", pictures, *CUT, *THREADS)
+    assert here("featurize", *run, "--out", tmp_path / "fresh").returncode == 0
+    (pictures / "red" / "c.jpg").write_bytes(picture(30))
+    assert here("featurize", *run, "--out", out).returncode == 0
+    (pictures / "red" / "c.jpg").unlink()
+    assert here("featurize", *run, "--out", out).returncode == 0
+    compacted = ("compact", "--model", out, "--out", tmp_path / "compacted", *THREADS)
+    done = here(*compacted)
+    assert done.returncode == 0, done.stderr
+    found, expected = (
+        contents(tmp_path / name / "features.zarr") for name in ("compacted", "fresh")
+    )
+    assert found.keys() == expected.keys()
+    for name, data in expected.items():
+        if name.startswith(f"{LAYER}/c/"):
+            continue
+        assert found[name] == data, name
+    stores = [
+        FeatureStore.open(str(tmp_path / n / "features.zarr")) for n in ("compacted", "fresh")
+    ]
+    np.testing.assert_allclose(*(store.read(LAYER) for store in stores), rtol=1e-5, atol=1e-5)
+    before = contents(tmp_path / "compacted")
+    (tmp_path / "compacted/features.zarr/status/c/1").unlink()  # as if it had been killed
+    assert here(*compacted).returncode == 0
+    assert contents(tmp_path / "compacted") == before
+    done = here("featurize", *run, "--out", tmp_path / "compacted")
+    assert "features: done before, 25 images" in done.stderr
+
+
+def test_a_compacted_store_keeps_the_split(
+    grown: tuple[Path, Path, dict[str, bytes]], tmp_path: Path, here: Run
+) -> None:
+    pictures, out, _ = grown
+    run = ("run", "--images", pictures, *CUT, *THREADS)
+    assert here(*run, "--out", out).returncode == 0
+    (pictures / "red" / "c.jpg").write_bytes(picture(30))
+    assert here(*run, "--out", out).returncode == 0
+    done = here("compact", "--model", out, "--out", tmp_path / "compacted", *THREADS)
+    assert done.returncode == 0, done.stderr
+    assert here(*run, "--out", tmp_path / "compacted").returncode == 0
+    splits = []
+    for folder in (out, tmp_path / "compacted"):
+        store = FeatureStore.open(str(folder / "features.zarr"))
+        there = store.read("label") != REMOVED
+        splits.append(dict(zip(store.read("path")[there], store.read_split()[there], strict=True)))
+    assert splits[0] == splits[1]
+    refused = here("compact", "--model", out, "--out", out, *THREADS)
+    assert refused.returncode == 1
+    assert "is the store to read" in refused.stderr

@@ -161,6 +161,14 @@ COMMANDS = {
         checked=_RUN,
         starts_from="model",
     ),
+    "compact": Command(
+        "features that have grown, list by list, in the order of a fresh run",
+        "model.compact",
+        example="--model results --out compacted",
+        options=_EVERY,
+        checked=_RUN,
+        starts_from="model",
+    ),
     "export": Command(
         "network and head as one file: .keras, or .xml for OpenVINO",
         "model.export",

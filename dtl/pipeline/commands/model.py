@@ -70,6 +70,24 @@ def derive(run: Run, arguments: argparse.Namespace) -> None:
     print_line(f"Features of {store.n_images} images: {store.url}")
 
 
+def compact(run: Run, arguments: argparse.Namespace) -> None:
+    """Write a store that has grown anew, in the order of a fresh one."""
+    from dtl.features import compaction
+
+    model = Results(arguments.model)
+    source = model.store()
+    if storage.absolute(run.results.features) == storage.absolute(source.url):
+        raise UserError(f"{source.url} is the store to read. Choose another `out`.")
+    run.begin()
+    for name in storage.list_names(model.network):  # which later images need, too
+        network = storage.join(run.results.network, name)
+        storage.write_bytes(network, storage.read_bytes(storage.join(model.network, name)))
+    store = compaction.compact(
+        run.results.features, source, run.client, overwrite=run.options.overwrite
+    )
+    print_line(f"Features of {store.n_images} images: {store.url}")
+
+
 def export(run: Run, arguments: argparse.Namespace) -> None:
     """Write network and head as one classifier, and the names of the classes beside it."""
     from dtl.features import extraction
