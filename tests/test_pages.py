@@ -73,6 +73,8 @@ ELSEWHERE = {
         "tests/images/test_fetching.py::test_straight_to_hdfs",
     "dtl featurize --images photos --out early --features.layers fc1":
         "tests/features/test_derivation.py::test_fc1_becomes_fc2_and_predictions_bit_for_bit",
+    "dtl compact --model results --out compacted":
+        "tests/features/test_growth.py::test_a_compacted_store_has_the_files_of_a_fresh_one",
     "dtl derive --model early --out later --features.layers fc2,predictions":
         "tests/features/test_derivation.py::test_the_command",
     "dtl train --out later --train.layer fc2":
