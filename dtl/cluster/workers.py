@@ -11,6 +11,7 @@ from typing import Any
 
 from dask.utils import format_bytes
 from distributed import Client, Future, WorkerPlugin
+from distributed.comm import CommClosedError
 
 from dtl import storage
 from dtl.config.errors import UserError
@@ -158,7 +159,16 @@ class _Setup(WorkerPlugin):  # type: ignore[misc]
 
 def register_setup(client: Client, function: Callable[..., None], *args: Any) -> None:
     """Call a function once in every worker process, also in those that join later."""
-    client.register_plugin(_Setup(function, *args), name=function.__name__)
+    _register(client, _Setup(function, *args), function.__name__)
+
+
+def _register(client: Client, plugin: WorkerPlugin, name: str) -> None:
+    """Register a plugin on all workers, in place of one of this name."""
+    try:
+        client.register_plugin(plugin, name=name)
+    except CommClosedError:
+        # Dask keeps connections for the next request, and one may have ended meanwhile.
+        client.register_plugin(plugin, name=name)
 
 
 class _SlowStorage(WorkerPlugin):  # type: ignore[misc]
@@ -170,7 +180,7 @@ class _SlowStorage(WorkerPlugin):  # type: ignore[misc]
 def show_slow_storage(client: Client) -> None:
     """Log in this process which files the workers wait for; see `storage.tell_slow`."""
     client.subscribe_topic(_SLOW_TOPIC, lambda event: log.warning("%s", event[1]))
-    client.register_plugin(_SlowStorage(), name=_SLOW_TOPIC)
+    _register(client, _SlowStorage(), _SLOW_TOPIC)
 
 
 def check_shared(client: Client, *urls: str) -> None:

@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
 from helpers import local_cluster, wait_until, when_logged
 
 from dtl.cluster import workers
@@ -175,3 +177,30 @@ def test_a_folder_that_a_worker_does_not_see(processes: Client, tmp_path: Path) 
     message = rf"Worker tls://.* does not see {gone}\. Put it where every worker reads it: hdfs://"
     with pytest.raises(FileNotFoundError, match=message):
         check_visible(processes, str(there), str(gone))
+
+
+def test_a_connection_that_has_ended_is_no_failure_of_a_registration(
+    threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask takes one that it has kept; it may have ended since."""
+    whole, n_tried = Client.register_plugin, []
+
+    def once_ended(self: Client, *arguments: Any, **options: Any) -> Any:
+        n_tried.append(1)
+        if len(n_tried) == 1:
+            raise CommClosedError("ended")
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Client, "register_plugin", once_ended)
+    called: list[int] = []
+    _calls.append(called)
+    workers.register_setup(threads, _note)
+    assert len(called) >= 1
+    assert len(n_tried) == 2
+
+
+_calls: list[list[int]] = []
+
+
+def _note() -> None:
+    _calls[-1].append(1)
