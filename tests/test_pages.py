@@ -71,6 +71,8 @@ ELSEWHERE = {
     "python examples/stages.py photos stages": f"{SELF}::test_the_stages_example_runs",
     "dtl fetch caltech256 --to hdfs:///data/caltech256":
         "tests/images/test_fetching.py::test_straight_to_hdfs",
+    "dtl run --images photos --images.labels labels.csv --out results":
+        "tests/pipeline/test_run_with_labels.py::test_a_table_gives_the_bytes_of_the_folders",
     "dtl featurize --images photos --out early --features.layers fc1":
         "tests/features/test_derivation.py::test_fc1_becomes_fc2_and_predictions_bit_for_bit",
     "dtl compact --model results --out compacted":

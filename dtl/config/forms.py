@@ -69,7 +69,7 @@ class Option:
         if typing.get_origin(self.type) is tuple:
             return "A,B"
         names = {bool: "true|false", int: "N", float: "X"}
-        is_url = self.key in ("out", "images.url", "train.start_from")
+        is_url = self.key in ("out", "images.url", "images.labels", "train.start_from")
         forms = [names[member] for member in list_members(self.type) if member is not str]
         return "|".join(forms) or ("URL" if is_url else "TEXT")
 

@@ -116,11 +116,27 @@ class ImagesConfig(Section):
         "folder of class folders, of train/, validation/ and test/, or of tars; or a tar", URL)
     classes: Literal["auto", "top", "second"] = option("auto",
         "class folders; auto: refused if in doubt; top: those in url; second: those in its splits")
+    labels: str = option("",
+        "table of labels in place of class folders: .csv, .tsv, .jsonl or .parquet, also .gz", URL)
+    path_column: str = option("path",
+        "its column of paths relative to url, or of these without their extensions", NAME)
+    label_column: str = option("label", "its column of classes: texts or whole numbers", NAME)
+    split_column: str = option("split",
+        "its column of train, validation and test, if it has one; else folders give them", NAME)
     resize: Literal["stretch", "crop"] = option("stretch",
         "to the network's size: stretch, or scale the short side and crop the middle")
     max_pixels: int = option(100_000_000, "pixels above which an image is skipped", at_least(1))
     max_skipped: float = option(0.01, "fraction of unreadable images above which the run fails",
         Rule(lambda value: 0 <= value <= 1, "a fraction from 0 to 1"))
+
+    def _conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield bool(self.labels) and self.classes != "auto", (
+            f"images.classes = {self.classes} says which folders are classes, and images.labels = "
+            f"{hide(self.labels)} gives the classes itself. Leave one out.")
+        columns = (self.path_column, self.label_column, self.split_column)
+        yield len({*columns}) < len(columns), (
+            "images.path_column, images.label_column and images.split_column must be three columns."
+            f" Received: {', '.join(columns)}.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ class FeaturesConfig(Section):
     network: str = option("VGG16",
         "a model of keras.applications, or the URL of a .onnx, .keras or .xml file", URL)
     layers: tuple[str, ...] = option(("fc2",),
-        "layers to store, all computed in one pass", Rule(bool, "one layer or more"))
+        "layers to store, computed in one pass", Rule(bool, "one layer or more"))
     pooling: Literal["avg", "max", "flatten", "avg,max"] = option("avg",
         "how a layer with positions (height, width, channels) becomes one row; avg,max: both")
     views: tuple[str, ...] = option((),
@@ -211,7 +227,7 @@ class TrainConfig(Section):
     aggregation_depth: int = option(2, "levels of the tree that averages", at_least(1))
     optimizer: Literal["nesterov", "adam", "rmsprop", "adadelta"] = option("nesterov",
         "optimizer of the local steps, as in Keras; each needs its own learning rate")
-    learning_rate: float = option(0.02, "learning rate at first, after any warm-up", above(0))
+    learning_rate: float = option(0.02, "learning rate after any warm-up", above(0))
     schedule: Literal["cosine", "constant", "exponential", "steps"] = option("cosine",
         "learning rate over time: cosine ends at 0, exponential at a hundredth")
     learning_rate_steps: str = option("",

@@ -11,6 +11,7 @@ Position gives a folder its meaning. Without checks, ``training_set/`` beside ``
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -99,6 +100,56 @@ class Layout:
             n_folders = 2 + self.n_passed.get(folders[0], 0)
         return "/".join(folders[:n_folders]) if len(folders) >= n_folders else ""
 
+    def find_empty(
+        self, paths: Iterable[str], others: Mapping[str, Counter[str]], above: str = ""
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the folders that would be classes, if they had an image, and why they have none.
+
+        Parameters
+        ----------
+        paths : iterable of str
+            Images.
+        others : mapping
+            Other folders, and how many files were left out in them for each reason.
+        above : str
+            What the names of other folders begin with, unless they lie outside the source.
+        """
+        held = {compose(self.find_class_folder(path)) for path in paths} if others else set()
+        reasons: dict[str, Counter[str]] = {}
+        for folder, counts in others.items():
+            if not f"{folder}/".startswith(above):
+                continue
+            name = compose(self.find_class_folder(f"{folder}/".removeprefix(above)))
+            if name and name not in held:
+                reasons[name] = reasons.get(name, Counter()) + counts
+        return tuple((name, reasons[name].most_common(1)[0][0]) for name in sorted(reasons))
+
+
+def compose(name: str) -> str:
+    """Return a name as Unicode composes it; macOS decomposes accents."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def number_classes(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    r"""Return the class names, sorted as texts, and the label of each name.
+
+    A name keeps the form that it has. Where it has several (macOS decomposes accents), the class
+    gets the composed one.
+
+    Examples
+    --------
+    >>> number_classes({"dog", "cafe\u0301", "caf\xe9"})[0]
+    ('café', 'dog')
+    """
+    forms: dict[str, set[str]] = {}
+    for name in names:
+        forms.setdefault(compose(name), set()).add(name)
+    chosen = {
+        (min(alike) if len(alike) == 1 else composed): alike for composed, alike in forms.items()
+    }
+    class_names = tuple(sorted(chosen))
+    return class_names, {name: k for k, first in enumerate(class_names) for name in chosen[first]}
+
 
 def folders_are_splits(top_folders: Iterable[str]) -> bool:
     """Return whether a source's folders are splits rather than classes.
@@ -117,6 +168,17 @@ def is_split_name(folder: str) -> bool:
     return folder.lower() in _SPLIT_NAMES
 
 
+def read_split(word: str) -> int | None:
+    """Return the split that a word of a table names, as an index into `SPLITS`; None if none.
+
+    Examples
+    --------
+    >>> [read_split(word) for word in ("Train", "val", "dev", "test", "fold1")]
+    [0, 1, 1, 2, None]
+    """
+    return {**_SPLIT_NAMES, "dev": 1}.get(word.lower())
+
+
 class Tree:
     """Folders of a source.
 
@@ -133,6 +195,11 @@ class Tree:
             while folder:
                 folder, _, name = folder.rpartition("/")
                 self._below.setdefault(folder, set()).add(name)
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> Tree:
+        """Return the tree of the folders of some images."""
+        return cls(path.rpartition("/")[0] for path in paths)
 
     def below(self, folder: str) -> set[str]:
         """Return the names of the folders in a folder."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import operator
 import posixpath
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,12 @@ from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.text import printable
-from dtl.images import formats, recognition, split, tars
-from dtl.images.layout import Layout, Tree, check_classes, find_layout, find_top
+from dtl.images import formats, labels, recognition, split, tars
+from dtl.images.labels import LabelTable
+from dtl.images.layout import Layout, Tree, check_classes, find_layout, find_top, number_classes
 from dtl.images.values import ImageList
 from dtl.storage import Extent
-from dtl.storage.ledger import IMAGES, read_json
+from dtl.storage.ledger import IMAGES, LABELS, read_json
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ _SNIFFERS = 16
 _N_EXAMPLES = 3
 _MOST_FOLDERS = 10
 _NO_CLASS = "in no class folder"
+_NOT_IN_TABLE = "not in the table of labels"
+_NO_LABEL = "without a label in the table of labels"
 
 
 @dataclass
@@ -50,6 +52,7 @@ class ImageFiles:
     left_out: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     # Folders of the files that are left out, and how many for each reason; tars as unpacked
     others: dict[str, Counter[str]] = field(default_factory=dict)
+    is_packed: bool = False  # with a table of labels beside the tars
     tar_names: list[str] = field(default_factory=list)  # of the tars that have images
     tar: list[int] = field(default_factory=list)  # as in `ImageList`, like `offset`
     offset: list[int] = field(default_factory=list)
@@ -85,14 +88,17 @@ class ImageFiles:
                 return False  # a tar above the folder could not be named from there
             self.tar_names = [name.removeprefix(prefix) for name in self.tar_names]
             self.root = storage.join(self.root, top)
-        if len(rows) < len(self.paths):
-            inside = set(rows)
-            for row, path in enumerate(self.paths):
-                if row not in inside:
-                    self.left_out.append((path, _NO_CLASS))
-            self._take(rows)
+        self.keep(rows, lambda _: _NO_CLASS)
         self.paths = [path.removeprefix(prefix) for path in self.paths]
         return True
+
+    def keep(self, rows: Sequence[int], judge: Callable[[int], str]) -> None:
+        """Keep some of the images, and leave the others out for the reason that `judge` gives."""
+        if len(rows) < len(self.paths):
+            kept = set(rows)
+            others = (row for row in range(len(self.paths)) if row not in kept)
+            self.left_out += [(self.paths[row], judge(row)) for row in others]
+            self._take(rows)
 
     def _take(self, rows: Sequence[int]) -> None:
         for name in ("paths", "sizes", "modified", "tar", "offset"):
@@ -108,8 +114,9 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     """List the labelled images of a source, in a seeded random order.
 
     Names and sizes are read, the headers of tars, and the content of files without an image
-    extension that begin like one. `dtl.images.layout` finds what the folders mean. Names of classes
-    that differ only in how Unicode composes them are one class.
+    extension that begin like one. `dtl.images.layout` finds what the folders mean, or
+    `dtl.images.labels` reads a table. Names of classes that differ only in how Unicode composes
+    them are one class.
 
     Images that all lie in tars keep the tars' order, unless that is not random: so they can be read
     from start to end. Without `keep_order`, they get the order they had in folders.
@@ -117,54 +124,54 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If there is no such folder.
+        If there is no such folder, or no such table.
     UserError
         If there is no image, or only one class; if folders look like splits or parts of a data set
-        rather than classes; if a tar is damaged, or two images have one path.
+        rather than classes; if a table is damaged, or is of other images; if a tar is damaged, or
+        two images have one path.
     """
-    found = _find_below(_locate(config.url))
-    top, layout = _read_layout(found, config)
-    places = [layout.read(path) for path in found.paths]
-    named = np.array([name is not None for _, name in places], bool)
-    for path, ok in zip(found.paths, named, strict=True):
-        if not ok:
-            found.left_out.append((path, _NO_CLASS))
-    class_names, index = _number_classes({name for _, name in places if name is not None})
-    _check_number(class_names, config.url, found.left_out)
-    path_column = np.array(found.paths, np.dtypes.StringDType())[named]
-    label = np.array([index[c] for _, c in places if c is not None], np.int32)
-    given_split = np.array([s for s, c in places if c is not None], np.int8)
-    tar = np.array(found.tar, np.int32)[named]
-    in_order = keep_order and bool((tar >= 0).all())
-    if in_order and not _is_sorted(label, given_split, config.url):
-        order = np.arange(len(tar))
+    root = _locate(config.url)
+    table = labels.read_table(config) if config.labels else None  # before what may take long
+    found = _find_below(root)
+    if table is None and found.is_packed:
+        beside = storage.join(found.root, LABELS)
+        table = labels.read_table(ImagesConfig(url=found.root, labels=beside))
+    if table is None:
+        places, empty_folders = _read_folders(found, config)
     else:
-        # Ties in the hash are broken by the path, so that the order is the same on any machine.
-        order = np.lexsort(
-            (path_column.astype(object).argsort().argsort(),
-             split.hash_keys(path_column, seed, "order"))
-        )  # fmt: skip
-    in_tars = order if found.tar_names else order[:0]
+        places, empty_folders = _read_labels(found, table), ()
+    class_names, index = number_classes({name for _, name in places})
+    if len(class_names) == 1:
+        raise UserError(
+            f"Only one class, {class_names[0]!r}, below {found.root}. A classifier needs two: give "
+            "the folder above the class folders, or a table with more classes."
+            f"{_list_reasons(found.left_out)}"
+        )
+    label = np.array([index[name] for _, name in places], np.int32)
+    given_split = np.array([split_ for split_, _ in places], np.int8)
+    keep_order = keep_order and not _is_sorted(found, label, given_split, config.url)
     log.info(
         "%d images of %d classes below %s; %s",
-        len(order), len(class_names), config.url, describe_left_out(found.left_out),
+        len(label), len(class_names), config.url, describe_left_out(found.left_out),
     )  # fmt: skip
-    empty_folders = _find_empty_folders(found, top, layout)
     if empty_folders:
         log.warning("%s", describe_empty_folders(empty_folders))
+    path = np.array(found.paths, np.dtypes.StringDType())
+    order = np.arange(len(path)) if keep_order else _shuffle(path, seed)
+    in_tars = order if found.tar_names else order[:0]
     return ImageList(
         root=found.root,
-        path=path_column[order],
+        path=path[order],
         label=label[order],
         given_split=given_split[order],
-        size_bytes=np.array(found.sizes, np.int64)[named][order],
-        modified=np.array(found.modified, np.int64)[named][order],
+        size_bytes=np.array(found.sizes, np.int64)[order],
+        modified=np.array(found.modified, np.int64)[order],
         class_names=class_names,
         left_out=tuple(sorted(found.left_out)),
         empty_folders=empty_folders,
         tar_names=tuple(found.tar_names),
-        tar=tar[in_tars],
-        offset=np.array(found.offset, np.int64)[named][in_tars],
+        tar=np.array(found.tar, np.int32)[in_tars],
+        offset=np.array(found.offset, np.int64)[in_tars],
     )
 
 
@@ -175,10 +182,10 @@ def _read_layout(found: ImageFiles, config: ImagesConfig) -> tuple[str, Layout]:
     """Find out what the folders mean; return also the sole top folder that is gone through."""
     if config.classes == "top":
         return "", Layout()
-    tree = Tree(path.rpartition("/")[0] for path in found.paths)
+    tree = Tree.of(found.paths)
     top = find_top(tree)
     if top and found.enter(top):
-        tree = Tree(path.rpartition("/")[0] for path in found.paths)
+        tree = Tree.of(found.paths)
     else:
         top = ""
     layout = find_layout(tree)
@@ -192,44 +199,65 @@ def _read_layout(found: ImageFiles, config: ImagesConfig) -> tuple[str, Layout]:
     return top, layout
 
 
-def _number_classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    r"""Return the class names in order, and the label of each name that was found.
+def _read_folders(
+    found: ImageFiles, config: ImagesConfig
+) -> tuple[list[tuple[int, str]], tuple[tuple[str, str], ...]]:
+    """Return split and class of each image, and the folders without one; leave out the others."""
+    top, layout = _read_layout(found, config)
+    places = [layout.read(path) for path in found.paths]
+    found.keep([row for row, (_, name) in enumerate(places) if name], lambda _: _NO_CLASS)
+    if not found.paths:
+        raise UserError(
+            f"No images in class folders below {config.url} ({len(found.left_out)} other files). "
+            "Expected CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in "
+            "tars, too, or KEY.jpg with its class in KEY.cls or KEY.json; or a table of classes, "
+            f"`images.labels`.{_list_reasons(found.left_out)}"
+        )
+    kept = [(split_, name) for split_, name in places if name]
+    return kept, layout.find_empty(found.paths, found.others, f"{top}/" if top else "")
 
-    A name keeps the form that it has on disk. Where it has several (macOS decomposes accents), the
-    class gets the composed one.
 
-    Examples
-    --------
-    >>> _number_classes({"dog", "cafe\u0301", "caf\xe9"})[0]
-    ('café', 'dog')
+def _read_labels(found: ImageFiles, table: LabelTable) -> list[tuple[int, str]]:
+    """Return split and class of each image that a table labels; leave out the others.
+
+    Where most classes are those of the folders, the table corrects them: a sole top folder is gone
+    through as without it, so that the images keep their paths.
     """
-    forms: dict[str, set[str]] = {}
-    for name in names:
-        forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
-    chosen = {
-        (min(alike) if len(alike) == 1 else composed): alike for composed, alike in forms.items()
-    }
-    class_names = tuple(sorted(chosen))
-    return class_names, {name: k for k, first in enumerate(class_names) for name in chosen[first]}
-
-
-def _check_number(
-    class_names: tuple[str, ...], url: str, left_out: Sequence[tuple[str, str]]
-) -> None:
-    if not class_names:
+    paths = found.paths
+    top = "" if found.is_packed else find_top(Tree.of(paths))
+    every, missing = table.match(paths, top)
+    if len(missing) == len(table.places):
         raise UserError(
-            f"No images in class folders below {url} ({len(left_out)} other files). Expected "
-            "CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in tars, too, "
-            f"or KEY.jpg with its class in KEY.cls or KEY.json.{_list_reasons(left_out)}"
+            f"No row of {table.url} has an image below {found.root}. Give paths relative to it. "
+            f"The first row is {_name_some(missing[:1])}, the first image {_name_some(paths[:1])}."
         )
-    if len(class_names) == 1:
-        raise UserError(
-            f"Only one class, {class_names[0]!r}, below {url}. A classifier needs two: give the "
-            f"folder above the class folders.{_list_reasons(left_out)}"
-        )
+    if missing:
+        log.warning(
+            "%d of %d rows of %s have no image: %s",
+            len(missing), len(table.places), table.url, _name_some(missing),
+        )  # fmt: skip
+    rows = [row for row, place in enumerate(every) if place and place[1]]
+    found.keep(rows, lambda row: _NOT_IN_TABLE if every[row] is None else _NO_LABEL)
+    if not rows:
+        raise UserError(f"{table.url} has no labels for the images below {found.root}.")
+    above = f"{top}/" if top and all(path.startswith(f"{top}/") for path in found.paths) else ""
+    layout = find_layout(Tree.of(p.removeprefix(above) for p in paths if p.startswith(above)))
+    places = [(place[0], place[1]) for row in rows if (place := every[row]) and place[1]]
+    folders = [layout.read(path.removeprefix(above)) for path in found.paths]
+    same = sum(a[1] == b[1] for a, b in zip(places, folders, strict=True))
+    if above and 2 * same > len(rows):
+        found.enter(top)
+    if not table.has_splits:
+        places = [(split_, name) for (split_, _), (_, name) in zip(folders, places, strict=True)]
+    return places
 
 
-def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str) -> bool:
+def _is_sorted(
+    found: ImageFiles, label: NDArray[np.int32], given_split: NDArray[np.int8], url: str
+) -> bool:
+    """Return whether the images have no random order to keep; warn of tars that have another."""
+    if min(found.tar) < 0:
+        return True
     if not tars.is_clumped(label) and not tars.is_clumped(given_split):
         return False
     log.warning(
@@ -240,21 +268,10 @@ def _is_sorted(label: NDArray[np.int32], given_split: NDArray[np.int8], url: str
     return True
 
 
-def _find_empty_folders(found: ImageFiles, top: str, layout: Layout) -> tuple[tuple[str, str], ...]:
-    """Return the folders that would be classes, if they had an image, and why they have none."""
-    if not found.others:
-        return ()
-    compose = functools.partial(unicodedata.normalize, "NFC")
-    held = set(map(compose, {layout.find_class_folder(path) for path in found.paths}))
-    above = f"{top}/" if top else ""
-    reasons: dict[str, Counter[str]] = {}
-    for folder, counts in found.others.items():
-        if not f"{folder}/".startswith(above):
-            continue
-        name = compose(layout.find_class_folder(f"{folder}/".removeprefix(above)))
-        if name and name not in held:
-            reasons[name] = reasons.get(name, Counter()) + counts
-    return tuple((name, reasons[name].most_common(1)[0][0]) for name in sorted(reasons))
+def _shuffle(path: NDArray[Any], seed: int) -> NDArray[np.intp]:
+    # Ties in the hash are broken by the path, so that the order is the same on any machine.
+    rank = path.astype(object).argsort().argsort()
+    return np.lexsort((rank, split.hash_keys(path, seed, "order")))
 
 
 # --- what is said --------------------------------------------------------------------------------
@@ -279,11 +296,15 @@ def _list_reasons(left_out: Sequence[tuple[str, str]]) -> str:
     for path, reason in left_out:
         paths.setdefault(reason, []).append(path)
     lines = [
-        f"\n  {len(some)} {reason}: {', '.join(map(printable, sorted(some)[:_N_EXAMPLES]))}"
-        + (", ..." if len(some) > _N_EXAMPLES else "")
+        f"\n  {len(some)} {reason}: {_name_some(sorted(some))}"
         for reason, some in sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
     return "".join(lines)
+
+
+def _name_some(paths: Sequence[str]) -> str:
+    some = ", ".join(map(printable, paths[:_N_EXAMPLES])) or "none"
+    return some + ", ..." * (len(paths) > _N_EXAMPLES)
 
 
 def describe_empty_folders(empty_folders: Sequence[tuple[str, str]]) -> str:
@@ -318,7 +339,8 @@ def find_images(url: str) -> ImageFiles:
     found = ImageFiles(folder)
     n_bytes = storage.size(root)
     named = formats.has_image_name(name)
-    if not named and (reason := recognition.judge_name(name) or _judge(root, n_bytes)):
+    reason = "" if named else recognition.judge_name(name) or recognition.judge_file(root, n_bytes)
+    if reason:
         raise UserError(f"{url} is {reason}. Give an image, a folder, or a tar of images.")
     found.add(name, n_bytes, storage.modified(root))
     return found
@@ -350,6 +372,8 @@ def _find_below(root: str) -> ImageFiles:
                 found.leave_out(path, recognition.HIDDEN)
             elif path == IMAGES:
                 _check_complete(storage.join(root, path))
+            elif path == LABELS:
+                found.is_packed = True
             elif formats.has_image_name(path):
                 found.add(path, file.n_bytes, file.modified)
             elif path.lower().endswith(".tar"):
@@ -364,8 +388,9 @@ def _find_below(root: str) -> ImageFiles:
         raise NotADirectoryError(
             f"{error} Check `images.url`: expected a folder of class folders, or a tar."
         ) from None
+    judge = recognition.judge_file
     with ThreadPoolExecutor(_SNIFFERS) as pool:
-        reasons = pool.map(lambda file: _judge(storage.join(root, file.path), file.n_bytes), unsure)
+        reasons = pool.map(lambda file: judge(storage.join(root, file.path), file.n_bytes), unsure)
         for file, reason in zip(unsure, reasons, strict=True):
             if reason:
                 found.leave_out(file.path, reason)
@@ -385,22 +410,6 @@ def _check_complete(url: str) -> None:
             f"{url} says that its folder is not complete: the command that fills it was "
             "interrupted. Give that command again first; it goes on where it was."
         )
-
-
-def _judge(url: str, n_bytes: int) -> str:
-    """Return why a file is no image, as its content says; empty if it is one."""
-    try:
-        start = storage.read_start(url, formats.N_MAGIC_BYTES)
-        if not recognition.may_be_image(start):  # most are not, and so need no second request
-            return recognition.NO_IMAGE
-        with storage.Ranges(url) as file:
-            return recognition.judge_content(file.window().at, n_bytes)
-    except (FileNotFoundError, PermissionError):
-        return "cannot be read"
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return "cannot be read: its disk fails"
 
 
 def _add_tars(found: ImageFiles, packed: list[storage.Found]) -> None:

@@ -6,6 +6,7 @@ a chunk of the feature store is read from one tar or two, from start to end.
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
 import logging
@@ -22,9 +23,10 @@ from dtl.cluster.workers import check_shared, check_visible
 from dtl.config import PackConfig
 from dtl.config.errors import UserError
 from dtl.images import tars
-from dtl.images.values import ImageList
+from dtl.images.layout import Tree, compose, find_layout
+from dtl.images.values import SPLITS, ImageList
 from dtl.storage import Extent, read_ahead
-from dtl.storage.ledger import IMAGES, Ledger
+from dtl.storage.ledger import IMAGES, LABELS, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ def pack(
 ) -> None:
     """Write the listed images into tars, or the tars that are still missing.
 
-    A list of the tars has the same rows, labels and fingerprint as that of the images. All workers
+    A list of the tars has the same rows, labels and fingerprint as that of the images. Labels that
+    folders do not give lie in a table beside the tars, which `list_images` finds. All workers
     must be able to read the images and write the tars. `url` is empty, or `pack` began to fill it;
     `overwrite` replaces tars of other images or other sizes instead of refusing them.
 
@@ -61,9 +64,34 @@ def pack(
     check_visible(client, images.root)
     ledger = open_ledger(url, images, config)
     ledger.claim(overwrite=overwrite)
+    if not folders_give_labels(images):
+        storage.write_bytes(storage.join(url, LABELS), write_table(images))
     check_visible(client, url)
     write_tars(url, images, config, functools.partial(map_chunks, client))
     ledger.finish()
+
+
+def folders_give_labels(images: ImageList) -> bool:
+    """Return whether classes and splits of a list are those of the folders in its paths."""
+    paths = images.path.tolist()
+    layout = find_layout(Tree.of(paths))
+    class_names, splits = images.class_names, images.given_split.tolist()
+    return all(
+        layout.read(compose(path)) == (split, compose(class_names[label]))
+        for path, label, split in zip(paths, images.label.tolist(), splits, strict=True)
+    )
+
+
+def write_table(images: ImageList) -> bytes:
+    """Return a table of the paths, labels and splits of a list, as CSV."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "split"])
+    names = [*SPLITS, ""]  # at NO_SPLIT
+    columns = (images.path.tolist(), images.label.tolist(), images.given_split.tolist())
+    for path, label, split in zip(*columns, strict=True):
+        writer.writerow([path, images.class_names[label], names[split]])
+    return text.getvalue().encode()
 
 
 def open_ledger(url: str, images: ImageList, config: PackConfig) -> Ledger:

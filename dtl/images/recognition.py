@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -9,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from dtl import storage
 from dtl.images import formats
 
 ReadAt = Callable[[int, int], bytes]
@@ -84,6 +86,22 @@ def judge_name(path: str) -> str:
 def may_be_image(start: bytes) -> bool:
     """Return whether a file that starts with these bytes needs `judge_content`."""
     return formats.is_heic(start) or formats.begins_like_image(start)
+
+
+def judge_file(url: str, n_bytes: int) -> str:
+    """Return why a file is no image, as its content says; empty if it is one."""
+    try:
+        start = storage.read_start(url, formats.N_MAGIC_BYTES)
+        if not may_be_image(start):  # most are not, and so need no second request
+            return NO_IMAGE
+        with storage.Ranges(url) as file:
+            return judge_content(file.window().at, n_bytes)
+    except (FileNotFoundError, PermissionError):
+        return "cannot be read"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return "cannot be read: its disk fails"
 
 
 def judge_content(read_at: ReadAt, n_bytes: int) -> str:

@@ -159,8 +159,8 @@ def list_hdfs_urls(options: config.Config) -> list[str]:
     """List the places on HDFS that the options name."""
     features = options.features
     urls = (
-        options.images.url, options.out, features.weights, features.network,
-        options.train.start_from,
+        options.images.url, options.images.labels, options.out, features.weights,
+        features.network, options.train.start_from,
     )  # fmt: skip
     return [url for url in urls if url.startswith("hdfs://")]
 
@@ -186,7 +186,7 @@ def read_options(arguments: argparse.Namespace, command: Command) -> config.Conf
         read_from[earlier.config_file] = earlier.config()
         layers.append(read_from[earlier.config_file])
     if command.starts_from == "model":
-        layers.append({"out": "", "images": {"url": ""}, "train": {"layer": ""}})
+        layers.append({"out": "", "images": {"url": "", "labels": ""}, "train": {"layer": ""}})
     options = _build([*layers, file, given], read_from)
     storage.use_hdfs_client(options.storage.hdfs_client)
     return _with_absolute_urls(options)
@@ -227,7 +227,7 @@ def _with_absolute_urls(options: config.Config) -> config.Config:
     return replace(
         options,
         out=absolute(options.out),
-        images=replace(images, url=absolute(images.url)),
+        images=replace(images, url=absolute(images.url), labels=absolute(images.labels)),
         features=replace(features, network=network, weights=absolute(features.weights)),
         train=replace(train, start_from=absolute(train.start_from)),
     )

@@ -29,6 +29,9 @@ from dtl.config.text import printable
 IMAGES = "_dtl_images.json"
 """The ledger's name beside images that were packed or fetched."""
 
+LABELS = "_dtl_labels.csv"
+"""The name of a table of labels beside tars, if these are not what their folders say."""
+
 _MOST_BYTES = 1 << 33
 """More than any file has that is read whole: the checkpoint of a wide hidden layer."""
 

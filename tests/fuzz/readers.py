@@ -16,11 +16,13 @@ import mutations
 import numpy as np
 import samples
 
+from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
 from dtl.features.network.files import source
 from dtl.features.network.files.declaration import EXAMPLE
 from dtl.features.store import FeatureStore
 from dtl.images import formats
+from dtl.images.labels import read_table
 from dtl.images.listing import find_images
 from dtl.images.recognition import judge_content
 from dtl.pipeline import tables
@@ -105,6 +107,15 @@ def _read_sidecar(name: str, data: bytes, folder: Path) -> None:
     found = _find_in_tar(samples.make_tar({"a.jpg": b"1", name: data, "b.jpg": b"2"}), folder)
     assert len(found.paths) == 2
     assert not any(".." in path.split("/") or path.startswith("/") for path in found.paths)
+
+
+def _read_labels(kind: str, data: bytes, folder: Path) -> None:
+    (folder / f"labels.{kind}").write_bytes(data)
+    config = ImagesConfig(url=str(folder), labels=str(folder / f"labels.{kind}"))
+    for path, (split, name) in read_table(config).places.items():
+        assert not path.startswith(("/", "../"))
+        assert split in range(-1, 3)
+        assert name is None or name.strip() == name != ""
 
 
 def _mutate_npz(rng: random.Random, samples_: Sequence[bytes]) -> bytes:
@@ -235,6 +246,13 @@ READERS: Mapping[str, Reader] = {
     "tars": Reader(samples.archives, _read_tar, mutate=_mutate_tar, has_url=True),
     "cls": Reader(lambda: samples.CLASSES, functools.partial(_read_sidecar, "a.cls")),
     "json": Reader(lambda: samples.DESCRIPTIONS, functools.partial(_read_sidecar, "a.json")),
+    **{
+        f"labels {kind}": Reader(
+            functools.partial(samples.label_tables, kind), functools.partial(_read_labels, kind),
+            has_url=True,
+        )
+        for kind in ("csv", "jsonl", "parquet")
+    },
     "head": _of_npz(samples.heads, functools.partial(_read_result, "head.npz", _use_head)),
     "checkpoint": _of_npz(samples.checkpoints, functools.partial(_read_checkpoint, Checkpoint)),
     "search": _of_npz(samples.searches, functools.partial(_read_checkpoint, Search)),

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tomli_w
 from helpers import ROOT, gaussian_store
 from PIL import Image
@@ -45,6 +47,29 @@ def cases(folder: str, pattern: str = "*") -> list[bytes]:
     """Return files that failed in the field, where they lie beside the project."""
     found = sorted((_CASES / folder).glob(pattern))
     return [path.read_bytes() for path in found if path.stat().st_size <= _MOST_BYTES]
+
+
+LABELS = {"ant/0.jpg": "ant", "b\u00e9/1": "bee", "./2": "3"}
+
+
+def label_tables(kind: str) -> list[bytes]:
+    """Return tables of labels in a format."""
+    if kind == "parquet":
+        columns = {"path": [*LABELS], "label": [*LABELS.values()], "split": ["train", "test", None]}
+        numbers = {"label": [1, 2], "path": ["a", "b"]}
+        found = []
+        for table in (columns, numbers):
+            buffer = io.BytesIO()
+            pq.write_table(pa.table(table), buffer)
+            found.append(buffer.getvalue())
+        return found
+    if kind == "jsonl":
+        rows = [{"path": path, "label": name, "split": "dev"} for path, name in LABELS.items()]
+        numbers = [{"path": path, "label": k} for k, path in enumerate(LABELS)]
+        return ["\n".join(map(json.dumps, table)).encode() for table in (rows, numbers)]
+    lines = [f'"{path}",{name},val' for path, name in LABELS.items()]
+    text = "\r\n".join(["path,label,split", *lines])
+    return [text.encode(), text.replace(",", ";").encode("utf-8-sig"), text.encode("utf-16")]
 
 
 @functools.cache
