@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +156,7 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     if empty_folders:
         log.warning("%s", describe_empty_folders(empty_folders))
     path = np.array(found.paths, np.dtypes.StringDType())
-    order = np.arange(len(path)) if keep_order else _shuffle(path, seed)
+    order = np.arange(len(path)) if keep_order else split.shuffle(path, seed)
     in_tars = order if found.tar_names else order[:0]
     return ImageList(
         root=found.root,
@@ -266,12 +265,6 @@ def _is_sorted(
         url,
     )
     return True
-
-
-def _shuffle(path: NDArray[Any], seed: int) -> NDArray[np.intp]:
-    # Ties in the hash are broken by the path, so that the order is the same on any machine.
-    rank = path.astype(object).argsort().argsort()
-    return np.lexsort((rank, split.hash_keys(path, seed, "order")))
 
 
 # --- what is said --------------------------------------------------------------------------------
