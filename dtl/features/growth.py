@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import DifferentSettingsError, UserError
-from dtl.config.secrets import hide_options
+from dtl.config.secrets import hide, hide_options
 from dtl.config.text import printable
 from dtl.features.arrays import DamagedError
 from dtl.features.columns import GROWING, PLAN, list_columns
@@ -310,7 +310,7 @@ def _to_bytes(images: ImageList, split: NDArray[np.int8], attrs: Mapping[str, An
         columns |= {"tar": images.tar, "offset": images.offset}
     meta = {
         "attrs": attrs, "class_names": images.class_names, "tar_names": images.tar_names,
-        "root": images.root,
+        "root": hide(images.root),
     }  # fmt: skip
     table = pa.table(columns).replace_schema_metadata({"dtl": json.dumps(meta)})
     buffer = io.BytesIO()

@@ -124,8 +124,10 @@ def train(run: Run, store: FeatureStore) -> Head:
     c, results = run.options, run.results
     splitting.split_images(store, c.split, c.seed)
     spec = _go_on(run, run.training_spec(store))
-    head = reuse("training", results.head(), spec.provenance)
-    if head is not None:
+    stored = results.head()
+    if stored is not None and continues(stored, store):
+        log.info("training again, for there are other images than the head was trained on")
+    elif (head := reuse("training", stored, spec.provenance)) is not None:
         return head
     earlier = results.history() if spec.config.start_from == results.head_before else []
     started = time.monotonic()
