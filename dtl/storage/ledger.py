@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dtl import storage
@@ -49,6 +49,8 @@ class Ledger:
     url: str  # of the folder that is filled
     name: str  # of the file in it
     wanted: Mapping[str, Any]  # fingerprint of the result, of JSON's types
+    # How far a result that grows is: stored, and not compared. Other details make it not complete.
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def inspect(self, *, overwrite: bool = False) -> Claim:
         """Say what the folder holds; changes nothing.
@@ -56,30 +58,35 @@ class Ledger:
         Raises `DifferentSettingsError` if it was filled with other settings and `overwrite` is not
         set; `UserError` if it holds files and no ledger, or a damaged one, in any case.
         """
-        if (ledger := self._read()) is None:
+        if (ledger := self.read()) is None:
             self._check_empty()
             return Claim.ABSENT
         finished = ledger.pop("complete", None) is True
-        return claim(self.wanted, ledger, self.url, finished=finished, overwrite=overwrite)
+        details = {name: ledger.pop(name, None) for name in self.details}
+        return claim(
+            self.wanted, ledger, self.url, finished=finished and details == self.details,
+            overwrite=overwrite,
+        )  # fmt: skip
 
     def claim(self, *, overwrite: bool = False) -> Claim:
         """Make the folder ready to be filled, or to be filled further; as `inspect`, otherwise."""
         found = self.inspect(overwrite=overwrite)
         if found is Claim.REPLACE:
             # Not complete from the first file on that goes, whenever this process is killed.
-            self._write({**(self._read() or {}), "complete": False})
+            self._write({**(self.read() or {}), "complete": False})
             storage.empty_folder(self.url, keep=self.name)
         elif storage.exists(self.url):
             storage.remove_partials(self.url)
-        if found in (Claim.ABSENT, Claim.REPLACE):
-            self._write({**self.wanted, "complete": False})
+        if found in (Claim.ABSENT, Claim.REPLACE) or (self.details and found is Claim.BEGUN):
+            self._write({**self.wanted, **self.details, "complete": False})
         return found
 
     def finish(self) -> None:
         """Say in the ledger that the folder is whole."""
-        self._write({**self.wanted, "complete": True})
+        self._write({**self.wanted, **self.details, "complete": True})
 
-    def _read(self) -> dict[str, Any] | None:
+    def read(self) -> dict[str, Any] | None:
+        """Return what is stored; None without a ledger. A damaged one is a `UserError`."""
         return read_json(
             storage.join(self.url, self.name),
             "Put back a copy of it, choose another `out`, or empty the folder yourself.",

@@ -8,6 +8,7 @@ import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtl import storage
 from dtl.config import to_dict
@@ -22,6 +23,9 @@ from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.pipeline.tables import align_columns
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +46,13 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     log.info("%d images below %s; %s", len(found.paths), c.images.url, said)
     found.sort()
     run.claim_folder()
-    run.check_worker_memory()
+
+    def connect() -> Client:
+        run.check_worker_memory()
+        return run.client
+
     n_unread = prediction.predict(
-        run.results.url, found, head, spec, run.client, overwrite=c.overwrite
+        run.results.url, found, head, spec, connect, overwrite=c.overwrite
     )
     n_images = len(found.paths)
     print_line(f"Predictions for {n_images} images ({n_unread} unreadable): {run.results.url}")
