@@ -24,16 +24,23 @@ _THREADS = 16
 _SCORE = {"class": pa.string(), "probability": pa.float64()}
 SCHEMA = pa.schema({
     "path": pa.string(), **_SCORE, "top5": pa.list_(pa.struct(_SCORE)), "error": pa.string(),
-    "size_bytes": pa.int64(), "modified": pa.timestamp("us", "UTC"),
+    "size_bytes": pa.int64(), "modified": pa.timestamp("us", "UTC"), "content_hash": pa.string(),
 })  # fmt: skip
 
 
 class Version(NamedTuple):
-    """An image at the time when it was listed; the file was changed if any of this differs."""
+    """An image as it was listed; if nothing of this differs, its file is taken to be the same."""
 
     path: str
     size_bytes: int
     modified: int  # microseconds since 1970, of the file or its tar; 0 if unknown
+
+
+class Row(NamedTuple):
+    """What else a command has to know of a row."""
+
+    unread: bool
+    content_hash: str | None  # None without bytes
 
 
 class Part(NamedTuple):
@@ -53,6 +60,8 @@ class Changes(NamedTuple):
     as_before: int
 
     def __str__(self) -> str:
+        if not any(self[:3]):
+            return f"nothing new, {self.as_before:,} as before"
         return (
             f"{self.new:,} new, {self.changed:,} changed, {self.removed:,} removed, "
             f"{self.as_before:,} as before"
@@ -71,6 +80,31 @@ def hash_versions(images: Iterable[Version]) -> str:
     for image in images:
         digest.update(f"{image.path}\0{image.size_bytes}\0{image.modified}\n".encode())
     return digest.hexdigest()
+
+
+def match_touched(
+    stored: Mapping[int, Mapping[Version, Row]], listed: Iterable[Version]
+) -> dict[Version, tuple[Version, str]]:
+    """Match listed images of which only the time differs with their rows, and content hashes.
+
+    Examples
+    --------
+    >>> a, b = Version("a", 1, 5), Version("b", 2, 5)
+    >>> rows = {0: {a: Row(False, "c0ffee"), b: Row(False, "facade")}}
+    >>> match_touched(rows, [Version("a", 1, 6), b])[Version("a", 1, 6)]
+    (Version(path='a', size_bytes=1, modified=5), 'c0ffee')
+    """
+    rows = {
+        (image.path, image.size_bytes): (image, row.content_hash)
+        for part in stored.values()
+        for image, row in part.items()
+    }
+    touched = {}
+    for image in listed:
+        before, content_hash = rows.get(image[:2], (image, None))
+        if before != image and content_hash:
+            touched[image] = before, content_hash
+    return touched
 
 
 def compare(stored: Iterable[Version], listed: Iterable[Version]) -> Changes:
@@ -142,29 +176,36 @@ def name_part(url: str, number: int) -> str:
     return storage.join(url, f"part-{number:06d}.parquet")
 
 
-def read_parts(url: str) -> dict[int, dict[Version, bool]]:
-    """Read of the files in a dataset's folder which images they have, and which were unreadable.
+def read_parts(url: str) -> dict[int, dict[Version, Row]]:
+    """Read which rows the files in a dataset's folder have, by the files' numbers.
 
     Raises `UserError`, which says what to do, if one is damaged.
     """
     names = filter(None, map(_NAME.fullmatch, storage.list_names(url)))
     numbers = sorted(int(name[1]) for name in names)
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = pool.map(_read_versions, (name_part(url, number) for number in numbers))
+        parts = pool.map(_read_part, (name_part(url, number) for number in numbers))
         return dict(zip(numbers, parts, strict=True))
 
 
-def _read_versions(url: str) -> dict[Version, bool]:
-    columns = ["path", "size_bytes", "modified", "error"]
-    table = _read(url, columns)
-    modified = table["modified"].cast(pa.int64()).fill_null(0).to_pylist()
-    versions = map(Version, table["path"].to_pylist(), table["size_bytes"].to_pylist(), modified)
-    return dict(zip(versions, table["error"].is_valid().to_pylist(), strict=True))
+def _read_part(url: str) -> dict[Version, Row]:
+    table = _read(url, ["path", "size_bytes", "modified", "error", "content_hash"])
+    modified = table["modified"].cast(pa.int64()).fill_null(0)
+    columns = (
+        table["path"], table["size_bytes"], modified, table["error"].is_valid(),
+        table["content_hash"],
+    )  # fmt: skip
+    return {
+        Version(path, n_bytes, time): Row(unread, content_hash)
+        for path, n_bytes, time, unread, content_hash in zip(
+            *(column.to_pylist() for column in columns), strict=True
+        )
+    }
 
 
-def _read(url: str, columns: list[str] | None = None) -> pa.Table:
+def _read(url: str, names: Sequence[str] = SCHEMA.names) -> pa.Table:
     def parse(data: bytes) -> pa.Table:
-        return pq.read_table(io.BytesIO(data), columns=columns)
+        return pq.read_table(io.BytesIO(data), columns=[*names]).select(names)
 
     table = read_parsed(url, parse, "Remove it, and the same command makes it again.")
     if table is None:
@@ -173,10 +214,13 @@ def _read(url: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_rows(url: str, kept: Sequence[Version]) -> pa.Table:
-    """Read the rows of some images from a file, in their order."""
+    """Read the rows of some images from a file, in their order, with their times as given."""
     table = _read(url)
     row_of = {path: row for row, path in enumerate(table["path"].to_pylist())}
-    return table.take(np.array([row_of[image.path] for image in kept], np.int64))
+    table = table.take(np.array([row_of[image.path] for image in kept], np.int64))
+    field = SCHEMA.field("modified")
+    times = pa.array([image.modified or None for image in kept], field.type)
+    return table.set_column(table.schema.get_field_index(field.name), field, times)
 
 
 def write(url: str, table: pa.Table) -> None:
@@ -187,7 +231,7 @@ def write(url: str, table: pa.Table) -> None:
 
 
 def drop_rows(url: str, stored: Mapping[int, Collection[Version]], planned: Iterable[Part]) -> None:
-    """Remove rows that are not kept, and files without any."""
+    """Remove rows that are not kept, and files without any; give the others their files' times."""
 
     def drop(part: Part) -> None:
         place = name_part(url, part.number)
@@ -196,7 +240,11 @@ def drop_rows(url: str, stored: Mapping[int, Collection[Version]], planned: Iter
         else:
             storage.remove(place)
 
-    shorter = [part for part in planned if len(part.kept) < len(stored.get(part.number, ()))]
+    differing = [
+        part
+        for part in planned
+        if part.number in stored and set(part.kept) != set(stored[part.number])
+    ]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(drop, shorter):
+        for _ in pool.map(drop, differing):
             pass

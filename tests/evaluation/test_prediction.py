@@ -1,10 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
@@ -12,7 +18,7 @@ from helpers import contents
 
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
-from dtl.evaluation import prediction
+from dtl.evaluation import parts, prediction
 from dtl.evaluation.prediction import predict
 from dtl.features.network import keras_network
 from dtl.features.values import ExtractionSpec, NetworkSpec
@@ -97,8 +103,9 @@ def test_rows_are_the_heads_answers(
 ) -> None:
     assert run(tmp_path / "out", root, head, processes) == 2
     table = pq.read_table(tmp_path / "out")
-    columns = ["path", "class", "probability", "top5", "error", "size_bytes", "modified"]
-    assert table.column_names == columns
+    assert table.column_names == [
+        "path", "class", "probability", "top5", "error", "size_bytes", "modified", "content_hash"
+    ]  # fmt: skip
     rows = table.to_pylist()
     assert [row["path"] for row in rows] == listed(root)
     errors = {row["path"]: row["error"] for row in rows if row["path"] in BROKEN}
@@ -257,3 +264,223 @@ def test_features_that_would_mean_something_else_are_refused(
 def test_memory_of_one_process_is_refused(root: Path, head: Head, processes: Client) -> None:
     with pytest.raises(ValueError, match=r"memory://out: memory:// belongs to one process"):
         predict("memory://out", found(root), head, SPEC, lambda: processes)
+
+
+# --- lists that change ---------------------------------------------------------------------------
+
+
+def no_client() -> Client:
+    raise AssertionError("workers were started")
+
+
+def rows_of(out: Path) -> dict[str, dict[str, object]]:
+    rows = pq.read_table(out).to_pylist()
+    by_path = {row["path"]: row for row in rows}
+    assert len(by_path) == len(rows), "a path has two rows"
+    return by_path
+
+
+def assert_alike(out: Path, fresh: Path) -> None:
+    """The same rows, but for the last bits of probabilities: images were in other batches."""
+    found, expected = rows_of(out), rows_of(fresh)
+    assert found.keys() == expected.keys()
+    for path, row in expected.items():
+        top, others = row.pop("top5"), found[path].pop("top5")
+        assert found[path] == row | {"probability": pytest.approx(row["probability"], abs=1e-6)}
+        for one, other in zip(top or (), others or (), strict=True):
+            assert other == one | {"probability": pytest.approx(one["probability"], abs=1e-6)}
+
+
+@pytest.fixture
+def grow(root: Path, tmp_path: Path) -> Callable[[], None]:
+    """Takes three pictures away; the function puts them back, changes two and removes another."""
+    late = ["blue/1.jpg", "green/3.jpg", "red/0.jpg"]
+    data = {path: (root / path).read_bytes() for path in late}
+    for path in late:
+        (root / path).unlink()
+
+    def grow() -> None:
+        for path, photograph in data.items():
+            (root / path).write_bytes(photograph)
+        (root / "green" / "2.jpg").write_bytes(data["red/0.jpg"])
+        (root / "green" / "8.jpg").write_bytes(data["blue/1.jpg"])  # which was empty
+        (root / "red" / "5.jpg").unlink()
+
+    return grow
+
+
+@pytest.mark.slow
+def test_a_longer_list_classifies_what_is_new(
+    root: Path, tmp_path: Path, head: Head, processes: Client, grow: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "dtl")
+    out = tmp_path / "out"
+    assert run(out, root, head, processes) == 2
+    assert "as before" not in caplog.text
+    first = out / "part-000000.parquet"
+    written, before = first.stat().st_mtime_ns, pq.read_table(out).to_pylist()
+    grow()
+    assert run(out, root, head, processes) == 1
+    assert "predictions: 3 new, 2 changed, 1 removed, 20 as before" in caplog.text
+    assert "predictions: 5 of 5 images" in caplog.text
+    assert first.stat().st_mtime_ns == written
+    parts = sorted(out.glob("part-*.parquet"))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [8, 6, 8, 3]
+    after = rows_of(out)
+    assert [row for row in before if row == after.get(row["path"])] == [
+        row for row in before if row["path"] not in ("green/2.jpg", "green/8.jpg", "red/5.jpg")
+    ]
+    run(tmp_path / "fresh", root, head, processes)
+    assert_alike(out, tmp_path / "fresh")
+    # And once more, with nothing to do.
+    whole = contents(out)
+    assert predict(str(out), found(root), head, SPEC, no_client) == 1
+    assert "predictions: nothing new, 25 as before" in caplog.text
+    assert contents(out) == whole
+
+
+def test_a_killed_update_goes_on_to_the_same_bytes(
+    root: Path, tmp_path: Path, head: Head, processes: Client, grow: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    start, whole, killed = tmp_path / "start", tmp_path / "whole", tmp_path / "killed"
+    run(start, root, head, processes)
+    grow()
+    shutil.copytree(start, whole)
+    run(whole, root, head, processes)
+
+    def map_last(client: Client, function: object, tasks: Sequence[object], **others: Any) -> Any:
+        yield from map_chunks(client, function, tasks[-1:], **others)
+        raise KeyboardInterrupt
+
+    def write_nothing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    map_chunks = prediction.map_chunks
+    for module, name, replacement in (
+        (prediction, "map_chunks", map_last),
+        (parts, "write", write_nothing),
+        (prediction, "_classify", write_nothing),
+    ):
+        shutil.rmtree(killed, ignore_errors=True)
+        shutil.copytree(start, killed)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, replacement)
+            with pytest.raises(KeyboardInterrupt):
+                run(killed, root, head, processes)
+        assert json.loads((killed / "_dtl.json").read_text())["complete"] is False
+        assert len(rows_of(killed)) < 25 or module is parts
+        run(killed, root, head, processes)
+        assert contents(killed) == contents(whole)
+
+
+def test_a_shorter_list_needs_no_workers(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    out = tmp_path / "out"
+    run(out, root, head, processes)
+    before = rows_of(out)
+    for path in ("red/6.jpg", "red/7.jpg", "red/text.jpg", "blue/0.jpg"):
+        (root / path).unlink()
+        del before[path]
+    assert predict(str(out), found(root), head, SPEC, no_client) == 1
+    assert rows_of(out) == before
+    parts = sorted(out.glob("part-*.parquet"))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [7, 8, 7]
+    for path in listed(root / "red"):
+        (root / "red" / path).unlink()
+    predict(str(out), found(root), head, SPEC, no_client)
+    assert sorted(part.name for part in out.glob("part-*")) == [
+        "part-000000.parquet", "part-000001.parquet", "part-000002.parquet"
+    ]  # fmt: skip
+    assert rows_of(out).keys() == set(listed(root))
+
+
+def test_files_of_another_time_are_compared_by_content(
+    root: Path, tmp_path: Path, head: Head, processes: Client,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "dtl")
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    run(out, root, head, processes)
+    before = rows_of(out)
+    shutil.copytree(root, copy, copy_function=shutil.copyfile)
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "_prepare", no_client)  # no network is loaded
+        # The empty file has no hash, and no row that would change.
+        os.utime(copy / "green" / "8.jpg", ns=(0, (root / "green" / "8.jpg").stat().st_mtime_ns))
+        assert run(out, copy, head, processes) == 2
+    assert "25 files have another time" in caplog.text
+    assert "predictions: nothing new, 26 as before" in caplog.text
+    times = {path: round((copy / path).stat().st_mtime * 1e6) for path in before}
+    for path, row in rows_of(out).items():
+        assert round(row["modified"].timestamp() * 1e6) == times[path]
+        assert row == before[path] | {"modified": row["modified"]}
+    assert predict(str(out), found(copy), head, SPEC, no_client) == 2
+    # Another content of the same size is another image.
+    changed = copy / "red" / "text.jpg"
+    changed.write_bytes(bytes(reversed(changed.read_bytes())))
+    os.utime(changed, (1, 1))
+    run(out, copy, head, processes)
+    assert "0 new, 1 changed, 0 removed, 25 as before" in caplog.text
+    other = rows_of(out)["red/text.jpg"]["content_hash"]
+    assert other == f"{formats.hash_content(changed.read_bytes()):016x}"
+    assert other != before["red/text.jpg"]["content_hash"]
+
+
+def test_tars_that_are_packed_again_with_more_images(
+    root: Path, tmp_path: Path, head: Head, processes: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dtl")
+    out, packed = tmp_path / "out", tmp_path / "packed"
+    packed.mkdir()
+
+    def pack(paths: Sequence[str], time: int) -> None:
+        with tarfile.open(packed / "0.tar", "w") as tar:
+            for path in paths:
+                tar.add(root / path, path)
+        os.utime(packed / "0.tar", (time, time))
+
+    paths = listed(root)
+    pack(paths[:12], 1)
+    run(out, packed, head, processes)
+    pack([*reversed(paths[4:])], 2)
+    run(out, packed, head, processes)
+    assert "14 new, 0 changed, 4 removed, 8 as before" in caplog.text
+    run(tmp_path / "fresh", packed, head, processes)
+    assert_alike(out, tmp_path / "fresh")
+    assert predict(str(out), found(packed), head, SPEC, no_client) == 2
+
+
+def test_predictions_without_times_are_refused_or_replaced(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    ledger = {
+        "head": head.fingerprint, "images": "5e", "n_images": 26, "chunk_images": 8,
+        "complete": True,
+    }  # fmt: skip
+    (out / "_dtl.json").write_text(json.dumps(ledger))
+    pq.write_table(pa.table({"path": ["blue/0.jpg"]}), out / "part-000000.parquet")
+    with pytest.raises(UserError, match=r"an earlier dtl, .* or set `overwrite` to classify all"):
+        predict(str(out), found(root), head, SPEC, no_client)
+    run(out, root, head, processes, overwrite=True)
+    assert rows_of(out).keys() == set(listed(root))
+
+
+def test_a_part_that_is_no_good_is_named(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    out = tmp_path / "out"
+    run(out, root, head, processes)
+    before, part = contents(out), out / "part-000001.parquet"
+    pq.write_table(pa.table({"path": ["blue/0.jpg"]}), part)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"{part} is damaged: .* Remove it, and the same"):
+            predict(str(out), found(root), head, SPEC, no_client)
+        part.write_bytes(before[part.name][:100])
+    part.unlink()
+    run(out, root, head, processes)
+    assert contents(out) == before
