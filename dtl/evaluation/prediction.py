@@ -19,8 +19,9 @@ from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.config.provenance import Claim
+from dtl.config.secrets import hide_options
 from dtl.evaluation import parts
-from dtl.evaluation.parts import Row, Version
+from dtl.evaluation.parts import Part, Row, Version
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.values import ExtractionSpec, check_weights
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 _LEDGER = "_dtl.json"
 """Parquet readers skip names that begin with an underscore."""
+
+_DETAILS = ("listing", "first_part", "source")
+"""In the ledger: hash of the list, the first file that its new images go to, the images' URL."""
 
 _N_TOP = 5
 _READERS = 8
@@ -78,38 +82,75 @@ def predict(
     ------
     UserError
         If features would be made otherwise than the head's, the workers' network is not the
-        head's, or something else is at `url`. With `overwrite`, predictions of another head or of
-        other settings are replaced, and nothing else is.
+        head's, or something else is at `url`; if images of another source would lose their rows.
+        With `overwrite`, predictions of another head, settings or source are replaced, and nothing
+        else is.
     """
     extraction.check_head(head, spec)
-    listed, chunk_images = parts.list_versions(images), spec.features.chunk_images
-    ledger = Ledger(url, _LEDGER, {"head": head.fingerprint, "chunk_images": chunk_images})
-    earlier = _read_earlier(ledger, overwrite=overwrite)
-    on_disk = parts.read_parts(url) if earlier else {}
+    wanted = {"head": head.fingerprint, "chunk_images": spec.features.chunk_images}
     connect = _checking(connect, images.root, url)
-    places = dict(zip(listed, images.files(), strict=True))
-    stored = _recognise(on_disk, places, connect, chunk_images)
-    listing, first = parts.hash_versions(listed), max(stored, default=0)
-    if earlier.get("listing") == listing:  # perhaps a part of its plan is done
-        first = int(earlier["first_part"])
-    planned = parts.plan(stored, listed, first, chunk_images)
-    if stored:
-        before = (image for part in stored.values() for image in part)
-        log.info("predictions: %s", parts.compare(before, listed))
+    places = dict(zip(parts.list_versions(images), images.files(), strict=True))
+    update = _plan(Ledger(url, _LEDGER, wanted), places, spec, connect, overwrite=overwrite)
     tasks = [
         _Task(parts.name_part(url, number), kept, new, [places[image] for image in new])
-        for number, kept, new in planned
+        for number, kept, new in update.planned
         if new
     ]
     extractor = _prepare(head, spec, connect()) if tasks else None
-    ledger = replace(ledger, details={"listing": listing, "first_part": first})
-    ledger.claim(overwrite=overwrite)
-    parts.drop_rows(url, on_disk, planned)
-    n_unread = sum(stored[part.number][image].unread for part in planned for image in part.kept)
+    update.ledger.claim(overwrite=overwrite)
+    parts.drop_rows(url, update.on_disk, update.planned)
+    n_unread = update.count_unread()
     if extractor is not None:
         n_unread += _classify(url, tasks, head, extractor, connect())
-    ledger.finish()
+    update.ledger.finish()
     return n_unread
+
+
+class _Update(NamedTuple):
+    """A plan to go on, or to begin."""
+
+    ledger: Ledger
+    on_disk: dict[int, dict[Version, Row]]
+    stored: dict[int, dict[Version, Row]]  # with the times of files that were recognised
+    planned: list[Part]
+
+    def count_unread(self) -> int:
+        """Return how many rows that are kept have an error."""
+        kept = ((part.number, image) for part in self.planned for image in part.kept)
+        return sum(self.stored[number][image].unread for number, image in kept)
+
+
+def _plan(
+    ledger: Ledger,
+    places: Mapping[Version, str | Extent],
+    spec: ExtractionSpec,
+    connect: Callable[[], Client],
+    *,
+    overwrite: bool,
+) -> _Update:
+    """Compare a list with the rows that are there; changes nothing."""
+    earlier = _read_earlier(ledger, overwrite=overwrite)
+    on_disk = parts.read_parts(ledger.url) if earlier else {}
+    chunk_images = spec.features.chunk_images
+    stored = _recognise(on_disk, places, connect, chunk_images)
+    listed, source = [*places], hide_options(spec.images.url)
+    listing, first = parts.hash_versions(listed), max(stored, default=0)
+    if earlier.get("listing") == listing:  # perhaps a part of its plan is done
+        first = int(earlier.get("first_part", first))
+    if stored:
+        before = [image for part in stored.values() for image in part]
+        changes = parts.compare(before, listed)
+        old_source = earlier.get("source")
+        if changes.removed and old_source != source and not overwrite:
+            raise DifferentSettingsError(
+                f"{ledger.url} has predictions for {old_source}, of whose {len(before):,} images "
+                f"{changes.removed:,} are not in {source}. Choose another `out`, or set "
+                "`overwrite` to remove them."
+            )
+        log.info("predictions: %s", changes)
+    details = {"listing": listing, "first_part": first, "source": source}
+    planned = parts.plan(stored, listed, first, chunk_images)
+    return _Update(replace(ledger, details=details), on_disk, stored, planned)
 
 
 def _read_earlier(ledger: Ledger, *, overwrite: bool) -> dict[str, Any]:
@@ -121,8 +162,7 @@ def _read_earlier(ledger: Ledger, *, overwrite: bool) -> dict[str, Any]:
             "it cannot be told what is new. Choose another `out`, or set `overwrite` to classify "
             "all images again."
         )
-    # Without `details`, which say how far it is, and not which it is.
-    compared = replace(ledger, details=dict.fromkeys(("listing", "first_part")))
+    compared = replace(ledger, details=dict.fromkeys(_DETAILS))
     going_on = compared.inspect(overwrite=overwrite) in (Claim.BEGUN, Claim.FINISHED)
     return earlier if going_on else {}
 

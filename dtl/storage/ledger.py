@@ -6,7 +6,7 @@ A result is claimed before work on it begins, always in this way:
   ``Ledger(url, name, wanted).inspect(overwrite=...)`` says what is there and changes nothing;
   ``.claim(...)`` also makes the folder ready: a folder of other settings is emptied, half-written
   files go, and the ledger says "not complete". Write the pieces that are missing, then
-  ``.finish()``.
+  ``.finish()``. A folder that follows what changes (predictions) has that in `Ledger.details`.
 - A result that holds its own fingerprint (a feature store, a checkpoint, a head) is read by its
   owner, who passes the fingerprint to `dtl.config.provenance.claim`.
 - A file is read with `read_parsed`, a small JSON result with `read_json`: None where it is absent,

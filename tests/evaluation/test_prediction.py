@@ -397,6 +397,27 @@ def test_a_shorter_list_needs_no_workers(
     assert rows_of(out).keys() == set(listed(root))
 
 
+def test_predictions_of_another_source_are_not_lost(
+    root: Path, tmp_path: Path, head: Head, processes: Client
+) -> None:
+    def spec(source: Path) -> ExtractionSpec:
+        return ExtractionSpec(FEATURES, ImagesConfig(url=str(source)))
+
+    out, whole = tmp_path / "out", found(root)
+    predict(str(out), whole, head, spec(root), lambda: processes)
+    before, one = contents(out), listing.find_images(f"{root}/red/1.jpg")
+    message = f"has predictions for {root}, of whose 26 images 26 are not in {root}/red/1.jpg"
+    with pytest.raises(UserError, match=message):
+        predict(str(out), one, head, spec(root / "red" / "1.jpg"), no_client)
+    assert contents(out) == before
+    # The same images elsewhere are no loss.
+    shutil.copytree(root, tmp_path / "copy")
+    copied = found(tmp_path / "copy")
+    assert predict(str(out), copied, head, spec(tmp_path / "copy"), no_client) == 2
+    predict(str(out), one, head, spec(root / "red" / "1.jpg"), lambda: processes, overwrite=True)
+    assert rows_of(out).keys() == {"1.jpg"}
+
+
 def test_files_of_another_time_are_compared_by_content(
     root: Path, tmp_path: Path, head: Head, processes: Client,
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,

@@ -228,6 +228,10 @@ def test_predict(run: tuple[Path, Path, str], tmp_path: Path, here: Run) -> None
     assert len(rows) == 49
     right = sum(row["class"] == row["path"].split("/")[0] for row in rows)
     assert right > 44
+    again = here("predict", "--model", out, "--images", pictures, "--out", to, *THREADS)
+    assert "predictions: nothing new, 49 as before" in again.stderr
+    assert "dashboard" not in again.stderr
+    assert again.stdout == done.stdout
 
 
 def test_predict_one_image(run: tuple[Path, Path, str], tmp_path: Path, here: Run) -> None:

@@ -52,6 +52,22 @@ def test_other_settings_are_refused_or_replaced(tmp_path: Path) -> None:
     assert other.inspect() is Claim.BEGUN
 
 
+def test_details_are_stored_and_not_compared(tmp_path: Path) -> None:
+    fill(tmp_path, 0).finish()
+    for n_pieces in (1, 2):
+        ledger = Ledger(str(tmp_path), NAME, {"seed": 0}, {"n_pieces": n_pieces})
+        assert ledger.inspect() is Claim.BEGUN
+        assert (ledger.read() or {}).get("n_pieces") != n_pieces
+        assert ledger.claim() is Claim.BEGUN
+        assert ledger.read() == {"seed": 0, "n_pieces": n_pieces, "complete": False}
+        ledger.finish()
+        assert ledger.inspect() is ledger.claim() is Claim.FINISHED
+        assert ledger.read() == {"seed": 0, "n_pieces": n_pieces, "complete": True}
+    with pytest.raises(DifferentSettingsError, match="seed: asked for 2, stored 0\nGive"):
+        Ledger(str(tmp_path), NAME, {"seed": 2}, {"n_pieces": 1}).inspect()
+    assert (tmp_path / "piece").exists()
+
+
 def test_killed_while_the_other_pieces_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,7 @@ COMMANDS = {
         starts_from="out",
     ),
     "predict": Command(
-        "classify other images into a Parquet dataset",
+        "classify other images into a Parquet dataset; later, what is new",
         "model.predict",
         example="--model results --images others --out predictions",
         options=f"{_EVERY} {_EARLIER}",

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> None:
-    """Classify other images into a Parquet dataset."""
+    """Classify other images into a Parquet dataset, or what is new in a later list."""
     from dtl.evaluation import prediction
     from dtl.features import extraction
     from dtl.images import listing
