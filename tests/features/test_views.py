@@ -173,9 +173,10 @@ def test_predictions_are_of_the_same_views(
             "weights_sha256": extractor.weights_sha256,
         },
     )
-    prediction.predict(
-        str(tmp_path / "out"), ImageFiles(str(pictures), files), head, spec, processes
-    )
+    images = ImageFiles(str(pictures))
+    for file in files:
+        images.add(file, (pictures / file).stat().st_size)
+    prediction.predict(str(tmp_path / "out"), images, head, spec, lambda: processes)
     found = pq.read_table(tmp_path / "out").to_pylist()
     expected = [head.class_names[k] for k in head.logits(rows).argmax(axis=1)]
     assert [row["class"] for row in found] == expected
