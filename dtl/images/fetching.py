@@ -286,7 +286,7 @@ def _move_to_splits(listed: ImageList, settings: Config) -> ImageList:
 
 
 def _select(listed: ImageList, rows: Any) -> ImageList:
-    columns = ("path", "label", "given_split", "size_bytes", "tar", "offset")
+    columns = ("path", "label", "given_split", "size_bytes", "modified", "tar", "offset")
     return replace(listed, **{name: getattr(listed, name)[rows] for name in columns})
 
 

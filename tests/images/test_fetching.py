@@ -211,6 +211,13 @@ def test_split_folders(small: Fetch, tmp_path: Path) -> None:
     assert few.count("001.ak47") == few.count("198.spider") == 2
 
 
+def test_every_column_has_the_rows_of_the_data_set(archive: Path) -> None:
+    listed = fetching._list_archive(str(archive), CALTECH, 0)
+    names = ("path", "label", "given_split", "size_bytes", "modified", "tar", "offset")
+    assert {len(getattr(listed, name)) for name in names} == {len(PHOTOGRAPHS)}
+    assert (listed.modified > 0).all()
+
+
 def test_tars(small: Fetch, tmp_path: Path) -> None:
     small(tmp_path / "folders")
     small(tmp_path / "tars", {"pack": {"shard_mib": 1}}, layout="tars")
