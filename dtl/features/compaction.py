@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,20 +83,13 @@ def order_rows(source: FeatureStore) -> tuple[ImageList, NDArray[np.int64]]:
     if images.tar_names:  # then images may have the order that they lie in
         orders.append(np.lexsort((images.offset[there], images.tar[there])))
     for order in orders:
-        fresh = _select(images, there[order])
+        fresh = images.take(there[order])
         if fresh.description == source.fingerprint["images"]:
             return fresh, there[order].astype(np.int64)
     raise UserError(
         f"{source.url} is of a list in another order than listings have now. Compute its features "
         "again, into another `out`."
     )
-
-
-def _select(images: ImageList, rows: NDArray[np.intp]) -> ImageList:
-    names = ["path", "label", "given_split", "size_bytes", "modified"]
-    names += ["tar", "offset"] if images.tar_names else []
-    columns: dict[str, Any] = {name: getattr(images, name)[rows] for name in names}
-    return replace(images, **columns)
 
 
 def _plan(store: FeatureStore, rows: NDArray[np.int64]) -> list[_Task]:

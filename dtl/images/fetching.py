@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -269,7 +269,7 @@ def _list_archive(archive: str, dataset: Dataset, seed: int) -> ImageList:
     if left_out:
         lines = "\n  ".join(f"{path}: {why}" for path, why in sorted(left_out))
         log.info("%d members of the archive are left out:\n  %s", len(left_out), lines)
-    return _select(listed, known)
+    return listed.take(known)
 
 
 def _move_to_splits(listed: ImageList, settings: Config) -> ImageList:
@@ -279,15 +279,10 @@ def _move_to_splits(listed: ImageList, settings: Config) -> ImageList:
     rows = split.assign_splits(
         listed, settings.split, settings.seed, content_hash=np.array(hashes, np.uint64)
     )
-    kept = _select(replace(listed, given_split=rows), rows != NO_SPLIT)
+    kept = replace(listed, given_split=rows).take(rows != NO_SPLIT)
     path = [f"{SPLITS[k]}/{path}" for k, path in zip(kept.given_split, kept.path, strict=True)]
     log.info("split: %s", split.describe(rows))
     return replace(kept, path=np.array(path, np.dtypes.StringDType()))
-
-
-def _select(listed: ImageList, rows: Any) -> ImageList:
-    columns = ("path", "label", "given_split", "size_bytes", "modified", "tar", "offset")
-    return replace(listed, **{name: getattr(listed, name)[rows] for name in columns})
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.path)
+
+    def take(self, rows: NDArray[Any]) -> ImageList:
+        """Return some of the images, of these rows."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {
+            name: column[rows]
+            for name, column in columns.items()
+            if isinstance(column, np.ndarray) and len(column)  # those that are there
+        }
+        return replace(self, **chosen)
 
     def label_names(self) -> NDArray[Any]:
         """Return the class name of each image, (n_images,) StringDType; empty for none."""
