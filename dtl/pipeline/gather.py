@@ -63,6 +63,8 @@ def gather_report(
         n_conflicting=n_conflicting,
         timings=results.timings(),
         warnings=list_warnings(store),
+        n_lists=len(store.generations),
+        n_removed=store.n_images - store.n_present,
         quantization=store.attrs.get("quantization", {}),
         tuning=select_tuning(results.tuning(), head.provenance),
     )

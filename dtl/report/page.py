@@ -57,6 +57,9 @@ class ReportInput:
     timings : dict of stage to {"seconds": float, "n": int, "unit": str}
     warnings : sequence of str
         Facts that a reader must know before any number.
+    n_lists, n_removed : int
+        Lists of images that the features were computed of, one after the other, and images that
+        have been removed or changed since.
     tuning : Tuning, optional
         The search for options on the same features.
     quantization : mapping
@@ -77,6 +80,8 @@ class ReportInput:
     n_conflicting: int
     timings: Mapping[str, Mapping[str, Any]]
     warnings: Sequence[str] = ()
+    n_lists: int = 1
+    n_removed: int = 0
     tuning: Tuning | None = None
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)

@@ -237,6 +237,9 @@ def test_a_head_of_a_grown_store_is_trained_and_scored_on_what_is_there(
     later = FeatureStore.open(store.url)
     assert (later.read("split")[:27] == store.read("split")).all()
     assert later.read_split()[27] >= 0
+    page = (out / "report.html").read_text()
+    assert "They came in 3 lists, and no image changed sides when others came" in page
+    assert "; 3 images have been removed or changed since." in page
     third = here("run", "--images", pictures, "--out", out, *CUT, *THREADS)
     assert "training: done before" in third.stderr
     head, before = (
