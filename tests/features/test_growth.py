@@ -255,6 +255,27 @@ def test_a_head_of_a_grown_store_is_trained_and_scored_on_what_is_there(
     assert "training started from" not in anew.stderr  # its rows are scaled otherwise
 
 
+def test_averaging_starts_anew_where_a_class_is_new_and_the_exact_solver_goes_on(
+    tmp_path: Path, here: Run
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    draw(pictures, COLOURS, 5)
+    settings = ("--images", pictures, "--out", out, *CUT, *THREADS)
+    assert here("run", *settings).returncode == 0
+    for name, solver, seed in (("grey", "averaging", 40), ("pink", "lbfgs", 50)):
+        (pictures / name).mkdir()
+        for i in range(4):
+            (pictures / name / f"{i}.jpg").write_bytes(picture(seed + i))
+        again = here("run", *settings, "--train.solver", solver)
+        assert again.returncode == 0, again.stderr
+        anew = "training starts anew, for the head before lacks 1 classes" in again.stderr
+        assert anew == (solver == "averaging")
+        head = Head.from_bytes((out / "head.npz").read_bytes())
+        assert (head.provenance["start_sha256"] == "") == anew
+        assert ("training started from the head before" in again.stderr) != anew
+        assert "training: done before" in here("run", *settings, "--train.solver", solver).stderr
+
+
 def test_a_head_keeps_its_classes_among_others() -> None:
     rng = np.random.default_rng(0)
     head = Head(
