@@ -243,7 +243,7 @@ def admin(hadoop: MiniCluster, *arguments: str) -> None:
 def test_names_with_odd_characters(hadoop: MiniCluster) -> None:
     url = f"{hadoop.url}/odd/a #1 %20 ä?.jpg"
     storage.write_bytes(url, b"odd")
-    assert [path for path, *_ in storage.walk(f"{hadoop.url}/odd")] == ["a #1 %20 ä?.jpg"]
+    assert [found.path for found in storage.walk(f"{hadoop.url}/odd")] == ["a #1 %20 ä?.jpg"]
     assert storage.read_bytes(url) == b"odd"
 
 
