@@ -60,13 +60,13 @@ def compute(store: FeatureStore, chunk: int, rows: np.ndarray) -> dict[str, np.n
 def make(url: str, lists: Sequence[ImageList], client: Client) -> FeatureStore:
     """A store that has taken in one list after the other."""
     attrs = {"weights": "random", "weights_sha256": "abc", "seed": 0, "root": "/photos"}
-    settings = {"layers": ["fc2"], "dtype": "float32", "chunk_images": 8}
+    settings = {"layers": ["fc2"], "dtype": "float32", "chunk_images": 16}
     for images in lists:
         of_list = growth.describe_left_out(images)
         if not storage.exists(url):
             made = {"settings": settings | {"images": images.description}, **attrs, **of_list}
             store = FeatureStore.create(
-                url, images, {"fc2": 3}, dtype="float32", chunk_images=8, attrs=made
+                url, images, {"fc2": 3}, dtype="float32", chunk_images=16, attrs=made
             )
         else:
             store = growth.take_in(
@@ -84,12 +84,12 @@ LISTS = [range(40), range(50), range(5, 50), range(2, 91, 2), [*range(2, 91, 2),
 @most_backends
 def test_a_store_grows_and_is_compacted_on_every_backend(root: str, threads: Client) -> None:
     url = storage.join(root, "grown.zarr")
-    store = make(url, [listed(names) for names in LISTS], threads)
+    store = make(url, [listed(names) for names in LISTS[2:]], threads)  # fewer, for HDFS is slow
     there = store.read("label") != REMOVED
     path, fc2 = store.read("path"), store.read("fc2")
     assert sorted(path[there].tolist()) == sorted(listed(LISTS[-1]).path.tolist())
     assert (fc2 == features_of(path)).all()
-    assert store.generations == (40, 50, 73, 75)  # what was gone and is back has new rows
+    assert store.generations == (45, 68, 70)  # what was gone and is back has new rows
     assert {p for p, _ in store.list_skipped()} == set()
     assert (store.read_split()[there] >= 0).all()
     compacted = compaction.compact(storage.join(root, "compacted.zarr"), store, threads)
