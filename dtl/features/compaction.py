@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +13,11 @@ from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config.errors import UserError
 from dtl.features.columns import TASK_COLUMNS
-from dtl.features.splitting import fingerprint_grown
+from dtl.features.splitting import fingerprint_grown, without_growth
 from dtl.features.store import FeatureStore
 from dtl.features.values import REMOVED
 from dtl.images import split
 from dtl.images.values import ImageList
-
-log = logging.getLogger(__name__)
 
 _TASK_BYTES = 256 << 20
 """Features that a task gathers: rows lie anywhere, so that each task reads all of the source."""
@@ -51,7 +48,7 @@ def compact(
     check_shared(client, source.url, url)
     check_visible(client, source.url)
     images, rows = order_rows(source)
-    settings = {name: value for name, value in source.fingerprint.items() if name != "grown"}
+    settings = without_growth(source.fingerprint)
     attrs = {name: value for name, value in source.attrs.items() if name not in _OF_GROWTH}
     attrs["settings"] = settings
     store = FeatureStore.reuse(url, settings, overwrite=overwrite)

@@ -167,7 +167,7 @@ def _fill_chunk(
     # Dask runs a task again when its worker is lost before its result was fetched.
     if (status == PENDING).any():
         parts = []
-        for rows in store.runs(chunk):
+        for rows in growth.list_runs(store, chunk):
             if (status[rows] == PENDING).any():
                 parts.append(compute(store, chunk, rows))
                 found = np.full(len(rows), processors.find_instruction_set(), np.int8)

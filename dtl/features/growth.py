@@ -146,6 +146,16 @@ def arrange(store: FeatureStore, listed: ImageList) -> ImageList:
     return _arrange(before, listed, _find_rows(before, listed))
 
 
+def list_runs(store: FeatureStore, chunk: int) -> list[NDArray[np.intp]]:
+    """Return the rows of a chunk, from its first on, that came with one list, list by list.
+
+    They are computed together, so that their bits do not depend on what came later.
+    """
+    rows = store.rows(chunk)
+    ends = [end for end in store.generations if rows.start < end < rows.stop]
+    return np.split(np.arange(rows.stop - rows.start), np.array(ends, np.intp) - rows.start)
+
+
 def has_been(store: FeatureStore, fingerprint: Mapping[str, Any]) -> bool:
     """Return whether a store had a fingerprint before it grew, and so has its rows, and more."""
     of_images, of_others = _part(fingerprint)

@@ -71,8 +71,12 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     )
     if before is not None:
         rows[:n_before] = np.where(before == NO_SPLIT, rows[:n_before], before)
-        fingerprint = fingerprint_grown(fingerprint, rows)
-    store.write_split(rows, fingerprint)
+        store.extend_split(rows, fingerprint_grown(fingerprint, rows))
+    elif "grown" in store.fingerprint:
+        # Only the rows tell it from one that was made before the store grew.
+        store.write_split(rows, fingerprint_grown(fingerprint, rows))
+    else:
+        store.write_split(rows, fingerprint)
     rows = store.read_split()
     log.info("split: %s", split.describe(rows))
     n_duplicates, n_conflicting = split.count_duplicates(content_hash[usable], images.label[usable])

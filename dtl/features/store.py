@@ -302,15 +302,6 @@ class FeatureStore:
         """Number of rows after each list of images that was taken in."""
         return tuple(self.attrs.get("generations", (self.n_images,)))
 
-    def runs(self, chunk: int) -> list[NDArray[np.intp]]:
-        """Return the rows of a chunk, from its first on, that came with one list, list by list.
-
-        They are computed together, so that their bits do not depend on what came later.
-        """
-        rows = self.rows(chunk)
-        ends = [end for end in self.generations if rows.start < end < rows.stop]
-        return np.split(np.arange(rows.stop - rows.start), np.array(ends, np.intp) - rows.start)
-
     def write_chunk(
         self,
         chunk: int,
@@ -403,6 +394,18 @@ class FeatureStore:
         self.arrays.replace("split", split)
         array.attrs.put({"settings": dict(fingerprint), "n_rows": len(split)})
 
+    def extend_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
+        """Store the split of every row, of which the first ones stay as they are.
+
+        Until the fingerprint is written, last, the stored split is that of these: no kill loses it,
+        and so holds out an image that a head was trained on.
+        """
+        before, _ = self.split_before
+        earlier = [*self.earlier_splits, before]
+        self.arrays.write("split", slice(None), split)
+        made = {"settings": dict(fingerprint), "n_rows": len(split), "earlier": earlier}
+        self._array("split").attrs.put(made)
+
     def forget_split(self) -> None:
         """Remove the split's fingerprint: images are split again before a head is trained."""
         self._array("split").attrs.put({})
@@ -412,6 +415,11 @@ class FeatureStore:
         """All that the stored split follows from; None before there is one of all rows."""
         fingerprint, n_rows = self.split_before
         return fingerprint if n_rows == self.n_images else None
+
+    @property
+    def earlier_splits(self) -> list[dict[str, Any]]:
+        """Fingerprints of the splits that the stored one was extended from, the first one first."""
+        return list(self.arrays.read_attributes("split").get("earlier", ()))
 
     @property
     def split_before(self) -> tuple[dict[str, Any] | None, int]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import TrainConfig, to_fingerprint
 from dtl.config.errors import UserError
-from dtl.features import growth, splitting
+from dtl.features import growth
 from dtl.features.store import FeatureStore
 from dtl.features.values import describe_weights
 from dtl.head import schedules
@@ -177,11 +177,10 @@ class Trained:
 
 def continues(head: Head, store: FeatureStore) -> bool:
     """Return whether a head was trained on a store, and its split, before both grew."""
-    split, of_head = store.split_fingerprint, head.provenance.get("split")
-    if split is None or of_head is None:
+    splits = [store.split_fingerprint, *store.earlier_splits]
+    if splits[0] is None or head.provenance.get("split") not in splits:
         return False
-    is_same = splitting.without_growth(of_head) == splitting.without_growth(split)
-    return is_same and growth.has_been(store, head.provenance.get("features", {}))
+    return growth.has_been(store, head.provenance.get("features", {}))
 
 
 def head_url(url: str) -> str:

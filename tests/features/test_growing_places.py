@@ -21,6 +21,7 @@ from dtl.features.values import REMOVED
 from dtl.images import split
 from dtl.images.values import NO_SPLIT, ImageList
 from dtl.storage import lock
+from dtl.storage.guards import guard
 
 most_backends = pytest.mark.parametrize("root", ["file", "memory", "hdfs", "s3"], indirect=True)
 
@@ -113,6 +114,56 @@ def test_the_split_of_what_was_there_never_moves(tmp_path: Path, threads: Client
             p: k for p, k in before.items() if "13" not in p
         }
         before = now
+
+
+def test_a_split_that_is_killed_while_it_grows_stays_where_it_was(
+    tmp_path: Path, threads: Client
+) -> None:
+    lists = [listed(range(40)), listed(range(60))]
+    whole = make(str(tmp_path / "whole.zarr"), lists, threads).read("split")
+    n_killed = 0
+    for most in range(100):
+        url = str(tmp_path / f"{most}.zarr")
+        store = make(url, lists[:1], threads)
+        first = store.read("split")
+        attrs = growth.describe_left_out(lists[1])
+        store = growth.take_in(store, lists[1], attrs, ImagesConfig(), pytest.fail)
+        featurization.fill(store, compute, threads)
+        left = [most]
+
+        def count(left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise lock.LostLockError("killed")
+
+        config = SplitConfig(method="random")
+        try:
+            with guard(url, count):
+                splitting.split_images(store, config, 0)
+        except lock.LostLockError:
+            n_killed += 1
+        again = FeatureStore.open(url)
+        assert (again.read("split")[:40] == first).all()
+        splitting.split_images(again, config, 0)
+        assert (again.read("split") == whole).all()
+        if left[0] >= 0:
+            break
+    assert n_killed >= 2
+
+
+def test_no_head_goes_on_where_images_have_changed_sides(tmp_path: Path, here: Run) -> None:
+    """Another split between takes away what the first one had: the next is a fresh one."""
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    draw(pictures, COLOURS, 6)
+    run = ("run", "--images", pictures, "--out", out, *CUT, *THREADS)
+    assert here(*run).returncode == 0
+    shutil.copy(pictures / "red/0.jpg", pictures / "red/9.jpg")
+    assert here("featurize", *run[1:]).returncode == 0
+    store = FeatureStore.open(str(out / "features.zarr"))
+    splitting.split_images(store, SplitConfig(method="random"), 0)
+    done = here(*run)
+    assert done.returncode == 0, done.stderr
+    assert "training started from the head before" not in done.stderr
 
 
 def test_damage_of_a_store_that_has_grown_is_mended_or_named(tmp_path: Path, here: Run) -> None:
