@@ -36,6 +36,8 @@ _LIST_COLUMNS = {
 TASK_COLUMNS = {
     "content_hash": "uint64", "error": "str", "status": "int8", "instruction_set": "int8",
 }  # fmt: skip
+COMPUTED_COLUMNS = ("content_hash", "error", "instruction_set")
+"""What a task writes beside features and status, in the order that `write_chunk` takes them."""
 TAR_COLUMNS = {"shard": "int32", "offset": "int64"}
 COLUMNS = _LIST_COLUMNS | TASK_COLUMNS | TAR_COLUMNS
 """Types of all arrays but the layers."""

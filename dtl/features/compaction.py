@@ -12,7 +12,7 @@ from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible
 from dtl.config.errors import UserError
-from dtl.features.columns import TASK_COLUMNS
+from dtl.features.columns import COMPUTED_COLUMNS
 from dtl.features.splitting import fingerprint_grown, without_growth
 from dtl.features.store import FeatureStore
 from dtl.features.values import REMOVED
@@ -103,7 +103,7 @@ def _plan(store: FeatureStore, rows: NDArray[np.int64]) -> list[_Task]:
 def _gather(task: _Task, *, store: FeatureStore, source: FeatureStore) -> int:
     """Write some chunks, on a worker; return their number of rows."""
     layers = store.fingerprint["layers"]
-    names = (*layers, *TASK_COLUMNS.keys() - {"status"})
+    names = (*layers, *COMPUTED_COLUMNS)
     found: dict[str, NDArray[Any]] = {}
     chunk_of = task.rows // source.chunk_images
     for chunk in np.unique(chunk_of).tolist():
@@ -120,6 +120,6 @@ def _gather(task: _Task, *, store: FeatureStore, source: FeatureStore) -> int:
         part = slice(start, start := start + rows_of.stop - rows_of.start)
         store.write_chunk(
             chunk, {name: found[name][part] for name in layers},
-            *(found[name][part] for name in ("content_hash", "error", "instruction_set")),
+            *(found[name][part] for name in COMPUTED_COLUMNS),
         )  # fmt: skip
     return len(task.rows)

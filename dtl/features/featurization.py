@@ -19,7 +19,7 @@ from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
 from dtl.config.provenance import Claim, claim
 from dtl.features import converted, extraction, growth, splitting
-from dtl.features.columns import TASK_COLUMNS
+from dtl.features.columns import COMPUTED_COLUMNS
 from dtl.features.extraction import Extractor
 from dtl.features.repair import begin_repair, check_same_images
 from dtl.features.store import FeatureStore
@@ -173,10 +173,10 @@ def _fill_chunk(
                 found = np.full(len(rows), processors.find_instruction_set(), np.int8)
                 parts[-1].setdefault("instruction_set", found)
             else:
-                names = (*store.fingerprint["layers"], *TASK_COLUMNS.keys() - {"status"})
+                names = (*store.fingerprint["layers"], *COMPUTED_COLUMNS)
                 parts.append({name: store.read(name, chunk)[rows] for name in names})
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[-1]}
-        columns = [whole.pop(name) for name in ("content_hash", "error", "instruction_set")]
+        columns = [whole.pop(name) for name in COMPUTED_COLUMNS]
         store.write_chunk(chunk, whole, *columns)
         status = store.read("status", chunk)
     return chunk, int(((status == SKIPPED) & (store.read("label", chunk) != REMOVED)).sum())
