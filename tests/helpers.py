@@ -32,7 +32,7 @@ from dtl.features.store import FeatureStore
 from dtl.head.model import WEIGHTS, Head
 from dtl.head.scaling import scale_rows
 from dtl.head.softmax import Params, log_softmax, residuals
-from dtl.images.formats import decode
+from dtl.images.decoding.formats import decode
 from dtl.images.values import ImageList
 
 ROOT = Path(__file__).parents[1]

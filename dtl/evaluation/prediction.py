@@ -28,9 +28,9 @@ from dtl.features.values import ExtractionSpec, check_weights
 from dtl.head import blas
 from dtl.head.model import Head
 from dtl.head.softmax import log_softmax
-from dtl.images import formats
+from dtl.images.decoding import formats
+from dtl.images.decoding.reading import describe_costliest
 from dtl.images.listing import ImageFiles
-from dtl.images.reading import describe_costliest
 from dtl.storage import Extent
 from dtl.storage.ledger import Ledger
 

@@ -36,7 +36,7 @@ from dtl.features.values import (
     fingerprint_network,
 )
 from dtl.images import tars
-from dtl.images.reading import open_images
+from dtl.images.decoding.reading import open_images
 from dtl.images.values import ImageList
 from dtl.storage import Extent
 

@@ -29,7 +29,7 @@ from dtl.features.values import (
 )
 from dtl.features.views import Views
 from dtl.head.model import Head
-from dtl.images.reading import open_images
+from dtl.images.decoding.reading import open_images
 from dtl.images.values import ImageList
 from dtl.storage import Extent
 

@@ -24,7 +24,7 @@ from dtl.features.extraction import Extractor
 from dtl.features.repair import begin_repair, check_same_images
 from dtl.features.store import FeatureStore
 from dtl.features.values import PENDING, REMOVED, SKIPPED, ExtractionSpec, fingerprint_weights
-from dtl.images.reading import describe_costliest
+from dtl.images.decoding.reading import describe_costliest
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)

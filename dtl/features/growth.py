@@ -227,7 +227,7 @@ def _hash_files(
 def _hash_some(
     task: tuple[int, list[str | Extent]], *, config: ImagesConfig
 ) -> tuple[int, NDArray[np.uint64]]:
-    from dtl.images.reading import open_images
+    from dtl.images.decoding.reading import open_images
 
     start, files = task
     with open_images(files, (), config, n_ahead=16) as images:

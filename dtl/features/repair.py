@@ -20,7 +20,7 @@ from dtl.features.arrays import DamagedError
 from dtl.features.columns import TASK_COLUMNS, lay_out, list_columns
 from dtl.features.store import FeatureStore
 from dtl.features.values import REMOVED, SKIPPED
-from dtl.images.reading import open_images
+from dtl.images.decoding.reading import open_images
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)

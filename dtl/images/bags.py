@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import ImagesConfig
-from dtl.images.reading import open_images
+from dtl.images.decoding.reading import open_images
 from dtl.images.tars import locate_listed
 from dtl.images.values import ImageList
 from dtl.storage import Extent

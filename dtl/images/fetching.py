@@ -30,7 +30,8 @@ from dtl.cluster.progress import track
 from dtl.config import Config, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.provenance import Claim
-from dtl.images import formats, listing, packing, split, tars
+from dtl.images import listing, packing, split, tars
+from dtl.images.decoding import formats
 from dtl.images.values import NO_SPLIT, SPLITS, ImageList
 from dtl.storage import read_ahead
 from dtl.storage.ledger import IMAGES, Ledger

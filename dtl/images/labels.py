@@ -24,7 +24,8 @@ from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.text import printable
-from dtl.images import formats, tars
+from dtl.images import tars
+from dtl.images.decoding import formats
 from dtl.images.layout import compose, read_split
 from dtl.images.values import NO_SPLIT, SPLITS
 from dtl.storage.ledger import read_parsed

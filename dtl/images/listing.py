@@ -18,7 +18,8 @@ from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
 from dtl.config.text import printable
-from dtl.images import formats, labels, recognition, split, tars
+from dtl.images import labels, split, tars
+from dtl.images.decoding import formats, recognition
 from dtl.images.labels import LabelTable
 from dtl.images.layout import Layout, Tree, check_classes, find_layout, find_top, number_classes
 from dtl.images.values import ImageList

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config.text import is_unicode, printable
-from dtl.images import formats, recognition
+from dtl.images.decoding import formats, recognition
 from dtl.images.layout import is_split_name
 from dtl.images.values import ImageList
 from dtl.storage import Extent

@@ -12,7 +12,8 @@ from dtl import config, storage
 from dtl.evaluation.values import Evaluation, Mistake
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
-from dtl.images import formats, split
+from dtl.images import split
+from dtl.images.decoding import formats
 from dtl.images.values import SPLITS
 from dtl.pipeline.results import Results
 from dtl.pipeline.stages import list_warnings

@@ -23,7 +23,8 @@ from dtl import config
 from dtl.cluster import connection
 from dtl.features import extraction, featurization
 from dtl.features.values import ExtractionSpec, FileSpec
-from dtl.images import formats, listing
+from dtl.images import listing
+from dtl.images.decoding import formats
 from dtl.images.values import ImageList
 
 N_IMAGES = int(os.environ.get("DTL_BENCH_IMAGES", "1536"))

@@ -18,7 +18,8 @@ from dtl import config
 from dtl.cluster import connection
 from dtl.features import featurization
 from dtl.features.values import ExtractionSpec
-from dtl.images import formats, listing
+from dtl.images import listing
+from dtl.images.decoding import formats
 
 N_IMAGES = 1024
 N_TURNS = 3

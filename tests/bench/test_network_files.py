@@ -26,7 +26,7 @@ from dtl.features.network.keras_network import Network
 from dtl.features.network.openvino_network import OpenVinoNetwork, read_files
 from dtl.features.network.quiet_openvino import openvino
 from dtl.features.values import NetworkSpec
-from dtl.images import formats
+from dtl.images.decoding import formats
 
 N_PER_CLASS = 10
 BATCH_IMAGES = 16

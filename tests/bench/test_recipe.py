@@ -23,7 +23,7 @@ from dtl.features.network.quiet_keras import keras
 from dtl.features.values import NetworkSpec
 from dtl.head.scaling import Moments, scale_rows
 from dtl.images import listing, tars
-from dtl.images.reading import open_images
+from dtl.images.decoding.reading import open_images
 
 LAYERS = ("block5_pool",)
 BATCH = 16

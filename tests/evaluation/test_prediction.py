@@ -23,7 +23,8 @@ from dtl.evaluation.prediction import predict
 from dtl.features.network import keras_network
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.head.model import Head
-from dtl.images import formats, listing
+from dtl.images import listing
+from dtl.images.decoding import formats
 from dtl.images.listing import ImageFiles
 from dtl.storage import lock
 

@@ -20,7 +20,7 @@ from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.features.extraction import Extractor, extract, prepare
 from dtl.features.network import keras_network
 from dtl.features.values import ExtractionSpec, NetworkSpec
-from dtl.images import formats
+from dtl.images.decoding import formats
 
 SPEC = NetworkSpec(layers=("block1_pool",), weights="random")
 """VGG16 after its first block: real, and quick to compute."""

@@ -57,7 +57,7 @@ def test_rows_are_the_listed_images_through_the_network(
 ) -> None:
     from dtl.features.network import keras_network
     from dtl.features.values import NetworkSpec
-    from dtl.images import formats
+    from dtl.images.decoding import formats
 
     c = settings(pictures)
     store = featurize(c, tmp_path / "f.zarr", processes)

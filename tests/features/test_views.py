@@ -25,7 +25,8 @@ from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec, NetworkSpec
 from dtl.features.views import Views
 from dtl.head.model import Head
-from dtl.images import formats, listing
+from dtl.images import listing
+from dtl.images.decoding import formats
 from dtl.images.listing import ImageFiles
 
 SPEC = NetworkSpec(layers=("block1_pool",), weights="random")

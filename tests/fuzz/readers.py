@@ -21,10 +21,10 @@ from dtl.config.errors import UserError
 from dtl.features.network.files import source
 from dtl.features.network.files.declaration import EXAMPLE
 from dtl.features.store import FeatureStore
-from dtl.images import formats
+from dtl.images.decoding import formats
+from dtl.images.decoding.recognition import judge_content
 from dtl.images.labels import read_table
 from dtl.images.listing import find_images
-from dtl.images.recognition import judge_content
 from dtl.pipeline import tables
 from dtl.pipeline.arguments import parse_arguments
 from dtl.pipeline.commands import COMMANDS

@@ -10,8 +10,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dtl.config import ImagesConfig, PackConfig
-from dtl.images import bags, formats, listing, packing
+from dtl.images import bags, listing, packing
 from dtl.images.bags import LabelledImage
+from dtl.images.decoding import formats
 from dtl.images.values import ImageList
 
 SIZE = (20, 30)

@@ -24,7 +24,8 @@ from dtl.evaluation.values import Mistake
 from dtl.features import featurization, splitting
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
-from dtl.images import formats, listing, packing, tars
+from dtl.images import listing, packing, tars
+from dtl.images.decoding import formats
 from dtl.images.values import ImageList
 from dtl.pipeline import command_line
 from dtl.pipeline.gather import gather_report

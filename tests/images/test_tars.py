@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from dtl import storage
 from dtl.config import ImagesConfig
-from dtl.images import formats, tars
+from dtl.images import tars
+from dtl.images.decoding import formats
 from dtl.images.listing import find_images, list_images
 from dtl.images.values import ImageList
 

@@ -15,7 +15,8 @@ from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.evaluation.values import Mistake
 from dtl.features.store import FeatureStore
-from dtl.images import formats, listing
+from dtl.images import listing
+from dtl.images.decoding import formats
 from dtl.pipeline.gather import read_pictures
 
 IMAGES = {

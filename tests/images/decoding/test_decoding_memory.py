@@ -31,8 +31,8 @@ import numpy as np
 from PIL import Image
 from dtl.cluster import memory
 from dtl.config import ImagesConfig
-from dtl.images import formats
-from dtl.images.reading import open_images
+from dtl.images.decoding import formats
+from dtl.images.decoding.reading import open_images
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
-from dtl.images import formats, recognition
+from dtl.images.decoding import formats, recognition
 from dtl.images.listing import find_images, list_images
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dtl import storage
-from dtl.images import formats
+from dtl.images.decoding import formats
 
 ReadAt = Callable[[int, int], bytes]
 """Reads at most so many bytes of a file from an offset."""

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from dtl.config.errors import UserError
-from dtl.images.formats import (
+from dtl.images.decoding.formats import (
     N_MAGIC_BYTES,
     begins_like_image,
     decode,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtl.images.formats import decode
+from dtl.images.decoding.formats import decode
 
 GREY = np.array([0.299, 0.587, 0.114])
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from dtl import storage
 from dtl.config import ImagesConfig
-from dtl.images import formats
-from dtl.images.reading import ReadImage, describe_costliest, open_images
+from dtl.images.decoding import formats
+from dtl.images.decoding.reading import ReadImage, describe_costliest, open_images
 from dtl.storage import Extent
 
 
@@ -141,7 +141,7 @@ def test_no_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, pictures: Path)
     def decode(*_: object, **__: object) -> np.ndarray:
         raise MemoryError("No memory to decode an image.")
 
-    monkeypatch.setattr("dtl.images.formats.decode_sizes", decode)
+    monkeypatch.setattr("dtl.images.decoding.formats.decode_sizes", decode)
     file = str(next(pictures.glob("*/*.jpg")))
     with pytest.raises(MemoryError) as caught:
         read(file)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtl.images import containers
-from dtl.images.formats import decode, thumbnail
+from dtl.images.decoding import containers
+from dtl.images.decoding.formats import decode, thumbnail
 
 RNG = np.random.default_rng(0)
 PIXELS = np.kron(RNG.integers(0, 256, (6, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))

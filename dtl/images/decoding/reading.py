@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.cluster import memory
 from dtl.config import ImagesConfig
-from dtl.images import formats
+from dtl.images.decoding import formats
 from dtl.storage import Extent, read_ahead
 
 _READERS = 8

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dtl.cluster import memory
 from dtl.config.errors import UserError
-from dtl.images import containers
+from dtl.images.decoding import containers
 
 Image.init()
 
