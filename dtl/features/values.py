@@ -82,10 +82,12 @@ class FileSpec:
 class Network(Protocol):
     """A network in the memory of a process, on any engine; hold `lock` while a chunk is computed.
 
-    `weights_sha256` is of its weights, or of the files that it was converted to.
+    `weights_sha256` is of its weights, or of the files that it was converted to; `on_cpu` says
+    whether it computes on the processors that decode images, too.
     """
 
     weights_sha256: str
+    on_cpu: bool
     lock: threading.Lock
 
     def compute(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -216,10 +216,10 @@ def test_reads_a_window_ahead_while_another_chunk_is_in_the_network(
     with keras_network.load(SPEC).lock:
         chunk.start()
         deadline = time.monotonic() + 300
-        while n_read < 6 and time.monotonic() < deadline:
+        while n_read < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        assert n_read == 6
+        assert n_read == 8
         assert not done
     chunk.join()
     assert n_read == len(urls) == 24

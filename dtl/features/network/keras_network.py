@@ -37,7 +37,7 @@ class Network:
     def __init__(self, spec: NetworkSpec) -> None:
         self.spec = spec
         self.description = describe(spec.name, spec.layers, spec.pooling)
-        self.lock = threading.Lock()
+        self.lock, self.on_cpu = threading.Lock(), not GPUS
         with _dtype_policy(spec.precision):
             self.model = cut(make_with_weights(spec), spec.layers, spec.pooling)
         self._on_pixels: dict[tuple[int, ...], keras.Model] = {}

@@ -35,7 +35,7 @@ class OpenVinoNetwork:
     def __init__(
         self, model: openvino.Model, weights_sha256: str, precision: str, batch_images: int
     ) -> None:
-        self.weights_sha256 = weights_sha256
+        self.weights_sha256, self.on_cpu = weights_sha256, True
         self.lock = threading.Lock()
         self._model, self._precision, self._batch_images = model, precision, batch_images
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}

@@ -47,6 +47,25 @@ _MOST_IN_A_ROW = 4
 """Files in a row that may fail; if more do, it is the storage that fails."""
 
 
+_decoding = threading.Event()
+"""Set where images may be decoded: always, but while `pause_decoding` forbids it."""
+_decoding.set()
+
+
+@contextlib.contextmanager
+def pause_decoding() -> Iterator[None]:
+    """Begin to decode no image of this process; files are read all the same.
+
+    For work that takes all processors in parts that wait for each other, as networks do: a decoder
+    beside it holds all parts up.
+    """
+    _decoding.clear()
+    try:
+        yield
+    finally:
+        _decoding.set()
+
+
 class ReadImage(NamedTuple):
     """An image file that was read."""
 
@@ -156,6 +175,7 @@ def _read_image(
             content_hash = formats.hash_content(data)
             if not sizes:
                 return ReadImage(content_hash, "", ())
+            _decoding.wait()
             try:
                 pixels = formats.decode_sizes(data, sizes, resize=c.resize, max_pixels=c.max_pixels)
             except ValueError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.images.decoding import formats
-from dtl.images.decoding.reading import ReadImage, describe_costliest, open_images
+from dtl.images.decoding.reading import ReadImage, describe_costliest, open_images, pause_decoding
 from dtl.storage import Extent
 
 
@@ -36,6 +38,32 @@ def test_pixels_and_hashes_in_order(pictures: Path, resize: str) -> None:
         assert image.error == ""
         expected = formats.decode(file.read_bytes(), (30, 20), resize=resize)
         np.testing.assert_array_equal(image.pixels[0], expected, strict=True)
+
+
+def test_a_pause_holds_up_decoding_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(next(pictures.glob("*/*.jpg")))
+    was_read, read_bytes = threading.Event(), storage.ranges.read_bytes
+
+    def read_and_tell(url: str, most_bytes: int | None) -> bytes:
+        data = read_bytes(url, most_bytes)
+        was_read.set()
+        return data
+
+    monkeypatch.setattr("dtl.storage.ranges.read_bytes", read_and_tell)
+    decoded = threading.Event()
+    decode = formats.decode_sizes
+    monkeypatch.setattr(
+        formats, "decode_sizes", lambda *a, **k: (decoded.set(), decode(*a, **k))[1]
+    )
+    with contextlib.ExitStack() as stack:
+        with pause_decoding():
+            opened = open_images([file], [(30, 20)], ImagesConfig(), n_ahead=1)
+            images = stack.enter_context(opened)
+            assert was_read.wait(60)
+            time.sleep(0.05)
+            assert not decoded.is_set()
+        assert next(images).error == ""
+        assert decoded.is_set()
 
 
 def test_a_file_that_is_gone_or_no_image(tmp_path: Path) -> None:
