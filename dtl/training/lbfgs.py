@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from distributed import Future
@@ -257,7 +258,7 @@ class _Recorder:
         scores, validation = self._waiting
         if validation is not None:
             scores = scores + self._objective.session.result(validation)
-        fields = local_sgd.combine_scores([[scores]], self._has_validation)
+        fields: dict[str, Any] = local_sgd.combine_scores([[scores]], self._has_validation)
         self._history[-1] = replace(self._history[-1], **fields)
 
     def finish(self) -> list[Round]:
