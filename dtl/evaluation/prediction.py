@@ -258,7 +258,7 @@ def _write_part(
 ) -> tuple[int, int]:
     """Write a file, on a worker; return the number of images that were classified or unreadable."""
     head = _load_head(head_url, head_sha256)
-    features, hashes, errors = extraction.extract(task.files, extractor)
+    features, hashes, errors, _ = extraction.extract(task.files, extractor)
     with blas.one_blas_thread():
         logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
     probability = np.exp(log_softmax(logits))

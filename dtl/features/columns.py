@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config.errors import UserError
 from dtl.features.arrays import ArrayLayout, Arrays, DamagedError
+from dtl.images.decoding.figures import FIGURES
 from dtl.images.values import NO_SPLIT, ImageList
 
 # Columns that the driver writes at once lie in files of about this many rows: HDFS takes half a
 # second to close a file, however small.
 _ROWS_PER_FILE = 65_536
 
-FORMAT = 3
+FORMAT = 4
 """Format of the stores that are read and written. Before 3 they knew no sizes and times of files,
-without which nothing tells whether an image has changed.
+without which nothing tells whether an image has changed; before 4 no figures of the pictures.
 """
 
 GROWING, PLAN = "growing", "growth.parquet"
@@ -35,8 +36,9 @@ _LIST_COLUMNS = {
 }  # fmt: skip
 TASK_COLUMNS = {
     "content_hash": "uint64", "error": "str", "status": "int8", "instruction_set": "int8",
+    "figures": "float32",
 }  # fmt: skip
-COMPUTED_COLUMNS = ("content_hash", "error", "instruction_set")
+COMPUTED_COLUMNS = ("content_hash", "error", "instruction_set", "figures")
 """What a task writes beside features and status, in the order that `write_chunk` takes them."""
 TAR_COLUMNS = {"shard": "int32", "offset": "int64"}
 COLUMNS = _LIST_COLUMNS | TASK_COLUMNS | TAR_COLUMNS
@@ -85,6 +87,9 @@ def lay_out(
     def column(name: str, kind: str) -> ArrayLayout:
         fill = "" if kind == "str" else 0 if name in TASK_COLUMNS else _NO_ROW
         shard_rows = None if name in TASK_COLUMNS else file_rows
+        if name == "figures":  # in one file: HDFS takes half a second to close each
+            shape = (n_images, len(FIGURES))
+            return ArrayLayout(shape, kind, np.nan, chunk_images, None, ("image", "figure"))
         return ArrayLayout((n_images,), kind, fill, chunk_images, shard_rows, ("image",))
 
     def layer(name: str, n_features: int) -> ArrayLayout:

@@ -317,7 +317,7 @@ def _read_pixels(
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     """Read images; return which could be read, and the pixels of those."""
     with open_images(files, [size], config, n_ahead=48) as opened:
-        pixels = [image for _, _, image in opened]
+        pixels = [image.pixels for image in opened]
     readable = np.array([len(image) > 0 for image in pixels], bool)
     if not readable.any():
         raise UserError(

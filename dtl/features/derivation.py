@@ -185,5 +185,5 @@ def _derive_chunk(
     unread = source.read("status", chunk)[rows] != DONE
     for array in computed.values():
         array[unread] = 0
-    others = {name: source.read(name, chunk)[rows] for name in ("content_hash", "error")}
+    others = {name: source.read(name, chunk)[rows] for name in ("content_hash", "error", "figures")}
     return {**computed, **others}

@@ -8,7 +8,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import Client
@@ -31,6 +31,7 @@ from dtl.features.values import (
 )
 from dtl.features.views import Views
 from dtl.head.model import Head
+from dtl.images.decoding.figures import FIGURES
 from dtl.images.decoding.reading import open_images, pause_decoding
 from dtl.images.values import ImageList
 from dtl.storage import Extent
@@ -174,19 +175,21 @@ def check_head(head: Head, spec: ExtractionSpec) -> None:
     )  # fmt: skip
 
 
-def extract(
-    files: Sequence[str | Extent], extractor: Extractor
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint64], list[str]]:
-    """Compute the features of image files, on a worker; calls in one process take turns.
+class Extracted(NamedTuple):
+    """Features of image files, and what else was found of them."""
 
-    Returns
-    -------
-    features : dict of layer name to (n_images, n_features) float32
-        Zeros where an image could not be read.
-    content_hash : (n_images,) uint64
-        64 bits of the bytes' BLAKE2b; 0 where there are none.
-    errors : list of str
-        Why an image cannot be used; empty if it can.
+    features: dict[str, NDArray[np.float32]]
+    """(n_images, n_features) by layer; zeros where an image could not be read."""
+    content_hash: NDArray[np.uint64]
+    """(n_images,): 64 bits of the bytes' BLAKE2b; 0 where there are none."""
+    errors: list[str]
+    """Why an image cannot be used; empty if it can."""
+    figures: NDArray[np.float32]
+    """(n_images, 5): `FIGURES`; NaN where an image could not be read."""
+
+
+def extract(files: Sequence[str | Extent], extractor: Extractor) -> Extracted:
+    """Compute the features of image files, on a worker; calls in one process take turns.
 
     Raises
     ------
@@ -202,6 +205,7 @@ def extract(
     n_images, batch_images = len(files), extractor.batch_images
     content_hash = np.zeros(n_images, np.uint64)
     errors = [""] * n_images
+    figures = np.full((n_images, len(FIGURES)), np.nan, np.float32)
     features = {
         layer: np.zeros((n_images, n), np.float32) for layer, n in extractor.n_features.items()
     }
@@ -218,7 +222,8 @@ def extract(
                     batches = [np.zeros((batch_images, *s, 3), np.uint8) for s in extractor.sizes]
                     rows = range(start, min(start + batch_images, n_images))
                     for row in rows:
-                        content_hash[row], errors[row], pixels = taken[row - first]
+                        image = taken[row - first]
+                        content_hash[row], errors[row], pixels, figures[row] = image
                         for batch, resized in zip(batches, pixels, strict=False):  # or unreadable
                             batch[row - start] = resized
                     for layer, values in extractor.views.compute(network, batches).items():
@@ -226,7 +231,7 @@ def extract(
     unread = [row for row, error in enumerate(errors) if error]
     for values in features.values():
         values[unread] = 0
-    return features, content_hash, errors
+    return Extracted(features, content_hash, errors, figures)
 
 
 def _choose_precision(wanted: str, available: Sequence[Sequence[str]]) -> str:

@@ -30,7 +30,7 @@ from dtl.images.values import ImageList
 log = logging.getLogger(__name__)
 
 Computed = dict[str, NDArray[Any]]
-"""Features by layer, ``content_hash`` and ``error`` of some of a chunk's rows."""
+"""Features by layer, ``content_hash``, ``error`` and ``figures`` of some of a chunk's rows."""
 
 
 def featurize(
@@ -186,6 +186,9 @@ def _extract_chunk(
     store: FeatureStore, chunk: int, rows: NDArray[np.intp], *, root: str, extractor: Extractor
 ) -> Computed:
     files = store.files(root, chunk)
-    features, content_hash, errors = extraction.extract([files[row] for row in rows], extractor)
-    error = np.array(errors, np.dtypes.StringDType())
-    return {**features, "content_hash": content_hash, "error": error}
+    found = extraction.extract([files[row] for row in rows], extractor)
+    error = np.array(found.errors, np.dtypes.StringDType())
+    return {
+        **found.features, "content_hash": found.content_hash, "error": error,
+        "figures": found.figures,
+    }  # fmt: skip

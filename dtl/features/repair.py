@@ -152,7 +152,7 @@ def _check_images(
     elif "error" in stored:
         was_skipped = stored["error"] != ""
     with open_images(store.files(root, chunk), [_TRIED_SIZE], images, n_ahead=16) as opened:
-        for row, (content_hash, error, _) in enumerate(opened):
+        for row, (content_hash, error, *_) in enumerate(opened):
             if is_gone[row]:
                 continue
             if was_skipped[row]:

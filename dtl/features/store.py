@@ -32,6 +32,7 @@ from dtl.features.columns import (
 )  # fmt: skip
 from dtl.features.values import DONE, PENDING, REMOVED, SKIPPED, ExtractionSpec
 from dtl.images import tars
+from dtl.images.decoding.figures import FIGURES
 from dtl.images.values import NO_SPLIT, ImageList
 from dtl.storage import Extent
 
@@ -52,6 +53,7 @@ class FeatureStore:
     ``content_hash``  (n_images,) uint64          of the file's bytes; 0 if they could not be read
     ``error``         (n_images,) str             why a row was skipped
     ``status``        (n_images,) int8            0 pending, 1 done, 2 skipped
+    ``figures``       (n_images, 5) float32       `FIGURES`; NaN where the image was not read
     ================  ==========================  =================================================
 
     ``instruction_set``, (n_images,) int8, is that of the processor that computed the row, as an
@@ -309,18 +311,22 @@ class FeatureStore:
         content_hash: NDArray[np.uint64],
         error: ArrayLike,
         instruction_set: NDArray[np.int8] | None = None,
+        figures: NDArray[np.float32] | None = None,
     ) -> None:
         """Store all rows of a chunk, last of all that they are done.
 
-        Without `instruction_set` this process's processor has computed them.
+        Without `instruction_set` this process's processor has computed them; without `figures`
+        they are not known.
         """
         rows = self.rows(chunk)
         error = np.asarray(error, dtype=np.dtypes.StringDType())
         if instruction_set is None:
             instruction_set = np.full(len(error), processors.find_instruction_set(), np.int8)
+        if figures is None:
+            figures = np.full((len(error), len(FIGURES)), np.nan, np.float32)
         arrays: dict[str, NDArray[Any]] = {
             **features, "content_hash": content_hash, "error": error,
-            "instruction_set": instruction_set,
+            "instruction_set": instruction_set, "figures": figures,
         }  # fmt: skip
         with ThreadPoolExecutor() as pool:  # HDFS takes half a second for each file
 

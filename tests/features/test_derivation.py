@@ -63,7 +63,8 @@ def test_fc1_becomes_fc2_and_predictions_bit_for_bit(tmp_path: Path, processes: 
     found = derive(source, c, tmp_path / "derived.zarr", processes)
     assert np.ptp(expected.read("fc2")) > 0.1
     assert np.allclose(expected.read("predictions").sum(axis=1), 1, atol=0.01)
-    for name in ("fc2", "predictions", "path", "label", "status", "error", "content_hash"):
+    columns = ("path", "label", "status", "error", "content_hash", "figures")
+    for name in ("fc2", "predictions", *columns):
         np.testing.assert_array_equal(found.read(name), expected.read(name), strict=True)
     assert found.fingerprint == expected.fingerprint
     assert found.attrs["weights_sha256"] == expected.attrs["weights_sha256"]

@@ -93,8 +93,18 @@ def test_good_images_among_broken_ones(
     files, reasons = mixed
     assert len(files) == 18
     assert len(files) % extractor.batch_images == 2
-    features, content_hash, errors = extract([str(file) for file in files], extractor)
+    features, content_hash, errors, figures = extract([str(file) for file in files], extractor)
     assert list(features) == ["block1_pool"]
+    assert figures.shape == (18, 5)
+    assert figures.dtype == np.float32
+    for file, found in zip(files, figures, strict=True):
+        if file.name in reasons:
+            assert np.isnan(found).all()
+        else:
+            resized = formats.decode_sizes(
+                file.read_bytes(), [(224, 224)], resize="stretch", max_pixels=1 << 20
+            )
+            assert found.tolist() == np.float32(resized.figures).tolist()
     assert features["block1_pool"].shape == (18, 64)
     assert features["block1_pool"].dtype == np.float32
     assert content_hash.shape == (18,)
@@ -118,7 +128,7 @@ def test_equal_bytes_have_equal_hashes(pictures: Path, extractor: Extractor) -> 
     copy.write_bytes((pictures / "red" / "3.jpg").read_bytes())
     truncated.write_bytes((pictures / "red" / "3.jpg").read_bytes()[:-300])
     files = [pictures / "red" / "3.jpg", copy, truncated, pictures / "red" / "4.jpg"]
-    features, content_hash, _ = extract([str(file) for file in files], extractor)
+    features, content_hash, *_ = extract([str(file) for file in files], extractor)
     assert content_hash[0] == content_hash[1]
     assert len(set(content_hash.tolist())) == 3
     # On another place of a batch, so to rounding.
@@ -132,7 +142,7 @@ def test_any_number_of_images_in_any_batches(
 ) -> None:
     files = sorted(pictures.glob("*/*.jpg"))[:n_images]
     urls = [str(file) for file in files]
-    features, content_hash, errors = extract(urls, replace(extractor, batch_images=batch_images))
+    features, content_hash, errors, _ = extract(urls, replace(extractor, batch_images=batch_images))
     assert features["block1_pool"].shape == (n_images, 64)
     assert errors == [""] * n_images
     assert len(set(content_hash.tolist())) == n_images
@@ -149,7 +159,7 @@ def test_unread_images_are_zeros_though_the_network_makes_something_of_black(
     spec = replace(SPEC, weights=str(pictures / "w.npz"))
     other = replace(extractor, network=spec, weights_sha256=keras_network.load(spec).weights_sha256)
     files = [pictures / "gone.jpg", *sorted(pictures.glob("red/*.jpg"))[:3], pictures / "w.npz"]
-    features, _, errors = extract([str(file) for file in files], other)
+    features, _, errors, _ = extract([str(file) for file in files], other)
     assert [error != "" for error in errors] == [True, False, False, False, True]
     expected = np.zeros((5, 64), np.float32)
     expected[1:4] = 1
@@ -164,7 +174,7 @@ def test_several_layers(pictures: Path) -> None:
         network.description.n_features,
     )  # fmt: skip
     file = pictures / "red" / "0.jpg"
-    features, _, _ = extract([str(file)] * 2, extractor)
+    features, *_ = extract([str(file)] * 2, extractor)
     batch = formats.decode(file.read_bytes(), (224, 224))[None]
     for layer, expected in network.compute(batch).items():
         assert np.allclose(features[layer], expected, rtol=1e-4, atol=1e-3)
@@ -184,7 +194,7 @@ def test_storage_that_fails_is_an_error_and_no_row(
             extract(urls[:1], extractor)
     assert caught.value.__notes__ == [f"while reading {urls[0]}"]
     # The next call goes on: nothing is held. One file that fails alone is a row.
-    _, _, errors = extract(urls, extractor)
+    _, _, errors, _ = extract(urls, extractor)
     assert errors == ["", "is a directory, each time it was read"]
 
 

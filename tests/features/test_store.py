@@ -175,7 +175,7 @@ def test_xarray_opens_it(
         assert dataset.sizes["image"] == 10
         assert {name: array.dims for name, array in dataset.items()} == dims | dict.fromkeys(
             columns, ("image",)
-        )
+        ) | {"figures": ("image", "figure")}
         assert dataset.attrs["class_names"] == ["a", "b"]
         assert {array.chunks[0] for array in dataset.values()} == {(4, 4, 2)}
         np.testing.assert_array_equal(dataset["path"].values, store.read("path"))

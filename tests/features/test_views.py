@@ -93,7 +93,7 @@ def test_features_are_those_of_the_views_combined(
     files = sorted(pictures.glob("red/*.jpg"))[:2]
     (pictures / "broken.jpg").write_bytes(b"no picture")
     given = [str(files[0]), str(pictures / "broken.jpg"), str(files[1])]
-    features, _, errors = extract(given, make_extractor(views))
+    features, _, errors, _ = extract(given, make_extractor(views))
     assert [error != "" for error in errors] == [False, True, False]
     found = features["block1_pool"]
     assert found.dtype == np.float32

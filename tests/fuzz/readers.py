@@ -203,7 +203,8 @@ def _read_columns(url: str) -> dict[str, Any]:
     assert store.list_skipped() == []
     assert isinstance(store.fingerprint, dict)
     assert store.split_fingerprint is not None
-    names = ("fc2", "path", "label", "given_split", "split", "content_hash", "error", "status")
+    names = ("fc2", "path", "label", "given_split", "split", "content_hash", "error", "figures",
+             "status")  # fmt: skip
     chunks = [store.read("fc2", chunk) for chunk in range(store.n_chunks)]
     return {name: store.read(name) for name in names} | {"by chunk": np.concatenate(chunks)}
 

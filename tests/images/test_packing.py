@@ -253,7 +253,7 @@ def test_features_and_head_have_the_same_bits(
         for name, url in {"a": pictures, "b": tmp_path / "tars", "c": tmp_path / "three"}.items()
     }
     names = ("path", "label", "given_split", "split", "content_hash", "error", "status",
-             "block1_pool")  # fmt: skip
+             "figures", "block1_pool")  # fmt: skip
     for name in names:
         expected = stores["a"].read(name)
         for other in "bc":

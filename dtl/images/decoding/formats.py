@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,8 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dtl.cluster import memory
 from dtl.config.errors import UserError
-from dtl.images.decoding import containers
+from dtl.images.decoding import colours, containers
+from dtl.images.decoding.figures import Figures, compute_figures
 
 Image.init()
 
@@ -40,33 +40,10 @@ _HEIC_BRANDS = frozenset(
 )
 _AVIF_BRANDS = frozenset([b"avif", b"avis"])
 
-_USED_BITS = (8, 10, 12, 16)
-"""Bits that cameras and scanners use of 16 or 32."""
-
-_WITH_KNOWN_WHITE = ("PPM", "JPEG2000")
-"""Formats whose header says how many bits are used; Pillow scales them to 16."""
-
-_DARK = 16
-"""Upper byte of 16 bits below which an image in colours uses 12 bits or fewer."""
-
-_WITH_HALVES = ("TIFF", "PNG")
-_OTHER_ORDER = {
-    "RGB;16B": "RGB;16L",
-    "RGB;16L": "RGB;16B",
-    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
-}
-"""Orders of two bytes: Pillow keeps the upper one, which is the lower in the other order."""
-
-_MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 281, 341
-"""Tags of a TIFF."""
-
 _USUAL_SIZE = (448, 448)
 """Size that a JPEG is scaled to for most networks."""
 
 _LARGE_BYTES = 64 << 20
-
-_STRIP_PIXELS = 1 << 20
-"""Pixels that are laid over white at a time: it takes several times their memory."""
 
 
 def has_image_name(path: str) -> bool:
@@ -113,16 +90,25 @@ def is_heic(start: bytes) -> bool:
     return bool(brands & _HEIC_BRANDS) and not brands & _AVIF_BRANDS
 
 
+class Picture(NamedTuple):
+    """A decoded image in several sizes, and its figures."""
+
+    pixels: tuple[NDArray[np.uint8], ...]
+    """(height, width, 3) in RGB, by size."""
+    figures: Figures
+    """Of the first size."""
+
+
 def decode(
     data: bytes, size: tuple[int, int], *, resize: str = "stretch", max_pixels: int = 100_000_000
 ) -> NDArray[np.uint8]:
     """Decode an image file to RGB (height, width, 3) of one size; see `decode_sizes`."""
-    return decode_sizes(data, [size], resize=resize, max_pixels=max_pixels)[0]
+    return decode_sizes(data, [size], resize=resize, max_pixels=max_pixels).pixels[0]
 
 
 def decode_sizes(
     data: bytes, sizes: Sequence[tuple[int, int]], *, resize: str, max_pixels: int
-) -> tuple[NDArray[np.uint8], ...]:
+) -> Picture:
     """Decode an image file once, for the largest size, to RGB of each of the sizes.
 
     EXIF orientation is honoured, transparency lies over white, and an animation gives its first
@@ -139,10 +125,6 @@ def decode_sizes(
     max_pixels : int
         A larger image is refused before anything is decompressed.
 
-    Returns
-    -------
-    tuple of (height, width, 3) uint8
-
     Raises
     ------
     UserError
@@ -157,18 +139,23 @@ def decode_sizes(
     height, width = (2 * max(sides) for sides in zip(*sizes, strict=True))
     wanted = _Wanted((width, height), max_pixels)
 
-    def fit(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if resize == "crop":
-            return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
-        return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+            return ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+        return image.resize(size[::-1], Image.Resampling.BILINEAR)
 
-    return _process(data, wanted, lambda image: tuple(fit(image, size) for size in sizes))
+    def finish(image: Image.Image, in_file: tuple[int, int]) -> Picture:
+        fitted = [fit(image, size) for size in sizes]
+        figures = compute_figures(fitted[0], in_file)
+        return Picture(tuple(map(np.asarray, fitted)), figures)
+
+    return _process(data, wanted, finish)
 
 
 def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:
     """Make a small JPEG of an image file, its longer side at most `side` pixels; see `decode`."""
 
-    def shrink(image: Image.Image) -> bytes:
+    def shrink(image: Image.Image, _: tuple[int, int]) -> bytes:
         image.thumbnail((side, side))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=80)
@@ -237,8 +224,11 @@ class _DecodingError(Exception):
 
 
 _Result = TypeVar("_Result")
-_Finish: TypeAlias = Callable[[Image.Image], _Result]
-"""Makes of the image in RGB, upright, all that is to be kept of it."""
+_Finish: TypeAlias = Callable[[Image.Image, tuple[int, int]], _Result]
+"""Makes of the image in RGB, and its width and height in the file, all that is to be kept of it.
+
+Both are upright; a JPEG's image may be scaled down.
+"""
 
 
 def _process(data: bytes, wanted: _Wanted, finish: _Finish[_Result]) -> _Result:
@@ -275,7 +265,7 @@ def _has_all_pixels(endings: containers.Endings, wanted: _Wanted) -> bool:
 
     def read(data: bytes) -> int:
         try:
-            return _decode(data, unscaled, lambda image: hash_content(image.tobytes()))
+            return _decode(data, unscaled, lambda image, _: hash_content(image.tobytes()))
         except _DecodingError:
             return -1
 
@@ -323,19 +313,25 @@ def _decode_once(
                 n_bytes = containers.estimate_inner_bytes(data, inner_sizes)
                 stack.enter_context(budget.hold(n_bytes))
             opened = _identify(data)
-            containers.check_pixels(*opened.size, wanted.max_pixels)
+            in_file = opened.size
+            containers.check_pixels(*in_file, wanted.max_pixels)
             containers.check_tile(opened, wanted.max_pixels)
             if not inner_sizes:
                 n_pixels = opened.width * opened.height
                 opened.draft(None, wanted.least_size)
                 n_bytes = containers.estimate_bytes(opened, n_pixels)
                 stack.enter_context(budget.hold(n_bytes))
-            lower = _find_lower_halves(opened)
+            lower = colours.find_lower_halves(opened)
             opened.load()
             orientation = wanted.orientation or _read_orientation(opened, data)
-            if lower and np.asarray(opened).max() < _DARK:
-                return finish(_turn(_add_lower_halves(opened, lower, data), orientation))
-            return finish(_turn(_to_rgb(opened), orientation))
+            if orientation in _ON_THE_SIDE:
+                in_file = in_file[::-1]
+            if lower and colours.is_dark(opened):
+                again = _identify(data)
+                again.tile = lower
+                again.load()
+                return finish(_turn(colours.join_halves(opened, again), orientation), in_file)
+            return finish(_turn(colours.to_rgb(opened), orientation), in_file)
         except UserError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -373,6 +369,9 @@ _UPRIGHT = {
 }
 """How to turn an image of an EXIF orientation (EXIF 2.32, table 6)."""
 
+_ON_THE_SIDE = (5, 6, 7, 8)
+"""Orientations in which width and height are exchanged."""
+
 
 def _read_orientation(opened: Image.Image, data: bytes) -> int:
     try:
@@ -387,62 +386,3 @@ def _read_orientation(opened: Image.Image, data: bytes) -> int:
 def _turn(image: Image.Image, orientation: int) -> Image.Image:
     method = _UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = Image.fromarray(_scale_to_8_bits(image))
-    elif image.mode == "F":
-        raise UserError("floating-point pixels have no known range")
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    rgb = Image.new("RGB", image.size)
-    n_rows = max(_STRIP_PIXELS // image.width, 1)
-    for top in range(0, image.height, n_rows):
-        box = (0, top, image.width, min(top + n_rows, image.height))
-        strip = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", strip.size, "white")
-        rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
-    return rgb
-
-
-def _scale_to_8_bits(image: Image.Image, values: NDArray[Any] | None = None) -> NDArray[np.uint8]:
-    """Scale values of more bits by what is in them, where the format does not say what is white."""
-    values = np.asarray(image) if values is None else values
-    top = max(int(values.max()), min(_read_declared_top(image), np.iinfo(values.dtype).max))
-    n_bits = next((n for n in _USED_BITS if top < 1 << n), 0)
-    if image.format in _WITH_KNOWN_WHITE:
-        n_bits = 16
-    if n_bits:
-        return (values.clip(0, (1 << n_bits) - 1) >> (n_bits - 8)).astype(np.uint8)
-    return (values.clip(0) / (top / 255)).astype(np.uint8)
-
-
-def _find_lower_halves(opened: ImageFile.ImageFile) -> list[Any]:
-    """Return the tiles with which Pillow gives the lower 8 of a colour's 16 bits, not the upper."""
-    swapped = []
-    for tile in opened.tile if opened.mode == "RGB" and opened.format in _WITH_HALVES else []:
-        raw, *others = (tile.args,) if isinstance(tile.args, str) else (tile.args or ("",))
-        order = _OTHER_ORDER.get(str(raw))
-        if order is None:
-            return []
-        swapped.append(
-            tile._replace(args=order if isinstance(tile.args, str) else (order, *others))
-        )
-    return swapped
-
-
-def _add_lower_halves(opened: Image.Image, lower: list[Any], data: bytes) -> Image.Image:
-    again = _identify(data)
-    again.tile = lower
-    again.load()
-    values = np.asarray(opened).astype(np.uint16) << 8 | np.asarray(again)
-    return Image.fromarray(_scale_to_8_bits(opened, values))
-
-
-def _read_declared_top(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", {})
-    tops = [tags.get(tag, 0) for tag in (_MAX_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE)]
-    flat = [value for top in tops for value in (top if isinstance(top, tuple) else (top,))]
-    known = [value for value in flat if isinstance(value, int | float) and 0 <= value < 1 << 32]
-    return int(max(known, default=0))

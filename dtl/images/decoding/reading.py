@@ -18,6 +18,7 @@ from dtl import storage
 from dtl.cluster import memory
 from dtl.config import ImagesConfig
 from dtl.images.decoding import formats
+from dtl.images.decoding.figures import UNKNOWN, Figures
 from dtl.storage import Extent, read_ahead
 
 _READERS = 8
@@ -72,6 +73,7 @@ class ReadImage(NamedTuple):
     content_hash: int  # `formats.hash_content` of the bytes; 0 where there are none
     error: str  # why the image cannot be used; empty if it can
     pixels: tuple[NDArray[np.uint8], ...]  # (height, width, 3) by size; none if there is an error
+    figures: Figures = UNKNOWN
 
 
 @contextlib.contextmanager
@@ -177,10 +179,12 @@ def _read_image(
                 return ReadImage(content_hash, "", ())
             _decoding.wait()
             try:
-                pixels = formats.decode_sizes(data, sizes, resize=c.resize, max_pixels=c.max_pixels)
+                picture = formats.decode_sizes(
+                    data, sizes, resize=c.resize, max_pixels=c.max_pixels
+                )
             except ValueError as error:
                 return ReadImage(content_hash, str(error) or "damaged", ())
-            return ReadImage(content_hash, "", pixels)
+            return ReadImage(content_hash, "", *picture)
     except storage.TooLargeError as error:
         return ReadImage(0, str(error), ())
     except FileNotFoundError:

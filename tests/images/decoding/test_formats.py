@@ -305,7 +305,7 @@ def test_several_sizes_are_those_of_one_each(resize: str) -> None:
     data = file(stripes(3, 60, 1), "PNG")
     sizes = [(20, 30), (60, 60), (90, 40)]
     found = decode_sizes(data, sizes, resize=resize, max_pixels=20_000)
-    for pixels, size in zip(found, sizes, strict=True):
+    for pixels, size in zip(found.pixels, sizes, strict=True):
         np.testing.assert_array_equal(pixels, decode(data, size, resize=resize), strict=True)
 
 
