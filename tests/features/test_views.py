@@ -159,7 +159,7 @@ def test_predictions_are_of_the_same_views(
     spec, views = spec_of(c), Views.of(c.features)
     files = sorted(str(path.relative_to(pictures)) for path in pictures.glob("*/*.jpg"))
     extractor = make_extractor(views)
-    features, _, _ = extract([str(pictures / file) for file in files], extractor)
+    features, _, _, _ = extract([str(pictures / file) for file in files], extractor)
     rows = features["block1_pool"]
     rng = np.random.default_rng(0)
     head = Head(
