@@ -6,14 +6,13 @@ robust standard deviations of the side that it lies on: these hardly move with w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dtl.features.store import FeatureStore
-from dtl.images.decoding.figures import Figures
 from dtl.neighbours.search import Neighbours
 
 UNIFORM, DARK, BLURRED, TINY, SHAPE, UNLIKE = KINDS = (
@@ -97,22 +96,22 @@ def judge_figures(
     """
     known = np.isfinite(figures).all(axis=1)
     rows = np.flatnonzero(known if usable is None else known & usable)
-    of = Figures(*figures[rows].astype(np.float64).T)
-    light = of.brightness + 2 * np.asarray(of.contrast)
-    uniform = yield from _judge_low(UNIFORM, "contrast", of.contrast, 0.1, rows)
+    width, height, brightness, contrast, sharpness = figures[rows].astype(np.float64).T
+    uniform = yield from _judge_low(UNIFORM, "contrast", contrast, 0.1, rows)
+    light = brightness + 2 * contrast
     yield from _judge_low(DARK, "brightness of the lightest parts", light, 1.0, rows)
     sharp = np.flatnonzero(~np.isin(rows, uniform))
-    yield from _judge_low(BLURRED, "sharpness", np.asarray(of.sharpness)[sharp], 1e-3, rows[sharp])
-    yield from _judge_low(TINY, "shorter side in pixels", np.minimum(*of[:2]), 1.0, rows)
-    shape = np.maximum(of.width, 1) / np.maximum(of.height, 1)
+    yield from _judge_low(BLURRED, "sharpness", sharpness[sharp], 1e-3, rows[sharp])
+    yield from _judge_low(TINY, "shorter side in pixels", np.minimum(width, height), 1.0, rows)
+    shape = np.maximum(width, 1) / np.maximum(height, 1)
     wide = yield from _judge_low(SHAPE, "height per width", 1 / shape, 1e-6, rows)
-    tall = np.flatnonzero(~np.isin(rows, wide))
-    yield from _judge_low(SHAPE, "width per height", shape[tall], 1e-6, rows[tall])
+    others = np.flatnonzero(~np.isin(rows, wide))
+    yield from _judge_low(SHAPE, "width per height", shape[others], 1e-6, rows[others])
 
 
 def _judge_low(
-    kind: str, name: str, figure: NDArray[np.float64] | float, least: float, rows: NDArray[np.intp]
-) -> Iterator[Odd]:
+    kind: str, name: str, figure: NDArray[np.float64], least: float, rows: NDArray[np.intp]
+) -> Generator[Odd, None, NDArray[np.intp]]:
     """Yield the rows whose figure is low; return them."""
     if len(rows) < _LEAST_ROWS:
         return np.empty(0, np.intp)
@@ -123,8 +122,7 @@ def _judge_low(
     chosen = np.flatnonzero(score > 1)
     usual = np.exp(-middle - limit)
     for k in chosen.tolist():
-        value = float(np.asarray(figure)[k])
-        reason = f"{name} {value:.3g}, usual from {usual:.3g}"
+        reason = f"{name} {figure[k]:.3g}, usual from {usual:.3g}"
         yield Odd(int(rows[k]), kind, float(score[k]), reason)
     return rows[chosen]
 
