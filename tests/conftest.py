@@ -16,7 +16,16 @@ from typing import Any
 import dask
 import pytest
 from distributed import Client
-from helpers import MakeStore, Run, command, draw, gaussian_store, local_cluster, make_once
+from helpers import (
+    REAL_RUN_S,
+    MakeStore,
+    Run,
+    command,
+    draw,
+    gaussian_store,
+    local_cluster,
+    make_once,
+)
 from xdist.scheduler import LoadGroupScheduling
 
 from dtl import config, storage
@@ -75,8 +84,9 @@ def real_run(
 
     def make(folder: Path) -> tuple[Path, str]:
         done = command(
-            "run", "--images", data / "caltech256", "--out", folder / "out", *real_options
-        )
+            "run", "--images", data / "caltech256", "--out", folder / "out", *real_options,
+            timeout_s=REAL_RUN_S,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return folder / "out", done.stdout + done.stderr
 
@@ -118,6 +128,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("yarn" if on_yarn else "servers"))
         if "real_run" in item.fixturenames:
             item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(2 * REAL_RUN_S))  # it may wait for another's
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     real = {item.path for item in items if "real_run" in item.fixturenames}
     items.sort(

@@ -51,15 +51,20 @@ CUT = [
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+REAL_RUN_S = 2700
+"""What all photographs may take: processors with AVX2 alone, in use by others, need half of it."""
+
 THREADS = ("--cluster.processes", "false")
 """Workers that are threads of the driver: they need not import Keras again."""
 
 
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: object, timeout_s: float = 540, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command as a user does, in a process of its own: see the fixture `here`, too."""
     return subprocess.run(
         [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
-        capture_output=True, text=True, timeout=540, check=False, env=os.environ | environment,
+        capture_output=True, text=True, timeout=timeout_s, check=False, env=os.environ | environment,
     )  # fmt: skip
 
 
