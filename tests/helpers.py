@@ -64,7 +64,8 @@ def command(
     """Run a command as a user does, in a process of its own: see the fixture `here`, too."""
     return subprocess.run(
         [sys.executable, "-m", "dtl.pipeline", *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout_s, check=False, env=os.environ | environment,
+        capture_output=True, text=True, check=False, timeout=timeout_s,
+        env=os.environ | environment,
     )  # fmt: skip
 
 
