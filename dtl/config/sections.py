@@ -123,6 +123,8 @@ class ImagesConfig(Section):
     label_column: str = option("label", "its column of classes: texts or whole numbers", NAME)
     split_column: str = option("split",
         "its column of train, validation and test, if it has one; else folders give them", NAME)
+    unlabelled: Literal["leave_out", "keep"] = option("leave_out",
+        "images without a label; keep: their features, for suggest, and never trained on")
     resize: Literal["stretch", "crop"] = option("stretch",
         "to the network's size: stretch, or scale the short side and crop the middle")
     max_pixels: int = option(100_000_000, "pixels above which an image is skipped", at_least(1))

@@ -244,7 +244,8 @@ def choose_held_out(label: NDArray[np.integer[Any]], n_calibration: int) -> NDAr
     array([2, 3, 4, 5])
     """
     later = label[n_calibration:]
-    classes, first, counts = np.unique(later, return_index=True, return_counts=True)
+    labelled = later >= 0 if (later >= 0).any() else np.ones(len(later), bool)
+    classes, first, counts = np.unique(later[labelled], return_index=True, return_counts=True)
     per_class = max(_FEWEST_OF_A_CLASS, -(-_N_HELD_OUT // max(len(classes), 1)))
     # Classes in the order of their rows, which is random; those with a single image last.
     order = np.lexsort((first, counts < 2))

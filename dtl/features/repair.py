@@ -97,8 +97,9 @@ def mend_columns(store: FeatureStore, images: ImageList, layers: Mapping[str, in
 
 def _forget_split(store: FeatureStore, damaged: str) -> None:
     with contextlib.suppress(DamagedError):
-        fingerprint, n_rows = store.split_before
-        if fingerprint is not None and ("grown" in fingerprint or n_rows < store.n_images):
+        fingerprint, _ = store.split_before
+        is_whole = store.split_fingerprint is not None
+        if fingerprint is not None and ("grown" in fingerprint or not is_whole):
             raise UserError(
                 f"{damaged} is damaged or missing. It says which images were trained on, list by "
                 "list, which nothing else tells. Put back a copy of it, or compute into another "

@@ -15,7 +15,7 @@ from dtl.config.text import printable
 from dtl.features.store import FeatureStore
 from dtl.features.values import SKIPPED
 from dtl.images import split
-from dtl.images.values import NO_SPLIT, TRAIN
+from dtl.images.values import NO_SPLIT, TRAIN, UNLABELLED, UNSPLIT
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +62,22 @@ def split_images(store: FeatureStore, config: SplitConfig, seed: int) -> None:
     fingerprint = fingerprint_split(config, seed)
     stored, n_before = store.split_before
     is_same = stored is not None and without_growth(stored) == fingerprint
-    if is_same and n_before == store.n_images:
+    waiting = store.list_waiting() if is_same else np.empty(0, np.intp)
+    if is_same and n_before == store.n_images and not len(waiting):
         return
-    images, content_hash, usable = store.images(), store.read("content_hash"), store.read_usable()
-    before = store.read("split")[:n_before] if is_same else None
+    images, content_hash, usable = store.images(), store.read("content_hash"), store.read_labelled()
+    before = None
+    if is_same:
+        before = np.maximum(store.read("split")[:n_before], NO_SPLIT)
+        before[waiting[waiting < n_before]] = NO_SPLIT
     rows = split.assign_splits(
         images, config, seed, content_hash=content_hash, usable=usable, before=before
     )
     if before is not None:
         rows[:n_before] = np.where(before == NO_SPLIT, rows[:n_before], before)
-        store.extend_split(rows, fingerprint_grown(fingerprint, rows))
+    rows[(images.label == UNLABELLED) & (rows == NO_SPLIT)] = UNSPLIT
+    if before is not None:
+        store.extend_split(rows, fingerprint_grown(fingerprint, rows), waiting)
     elif "grown" in store.fingerprint:
         # Only the rows tell it from one that was made before the store grew.
         store.write_split(rows, fingerprint_grown(fingerprint, rows))

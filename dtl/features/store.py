@@ -30,14 +30,15 @@ from dtl.features.columns import (
     open_store,
     remove_store,
 )  # fmt: skip
+from dtl.features.stored_split import StoredSplit
 from dtl.features.values import DONE, PENDING, REMOVED, SKIPPED, ExtractionSpec
 from dtl.images import tars
 from dtl.images.decoding.figures import FIGURES
-from dtl.images.values import NO_SPLIT, ImageList
+from dtl.images.values import ImageList
 from dtl.storage import Extent
 
 
-class FeatureStore:
+class FeatureStore(StoredSplit):
     """A Zarr group with a row per image: features, labels, and which rows are done.
 
     Zarr v3. Every array lies along the dimension ``image``, in chunks of `chunk_images` rows:
@@ -45,11 +46,12 @@ class FeatureStore:
     ================  ==========================  =================================================
     a layer's name    (n_images, n_features)      float32 or float16
     ``path``          (n_images,) str             relative to the listed root
-    ``label``         (n_images,) int32           index into ``class_names``; -2: `REMOVED`
+    ``label``         (n_images,) int32           index into ``class_names``; -1: `UNLABELLED`;
+                                                  -2: `REMOVED`
     ``given_split``   (n_images,) int8            the split that the source's folders give
     ``size_bytes``    (n_images,) int64           of the file
     ``modified``      (n_images,) int64           its last change, microseconds since 1970, or 0
-    ``split``         (n_images,) int8            0 train, 1 validation, 2 test, -1 none
+    ``split``         (n_images,) int8            0 train, 1 validation, 2 test, -1 none, -2 not yet
     ``content_hash``  (n_images,) uint64          of the file's bytes; 0 if they could not be read
     ``error``         (n_images,) str             why a row was skipped
     ``status``        (n_images,) int8            0 pending, 1 done, 2 skipped
@@ -236,15 +238,15 @@ class FeatureStore:
         """
         return self._read(name, None if chunk is None else self.rows(chunk))
 
-    def read_split(self, chunk: int | None = None) -> NDArray[np.int8]:
-        """Read the split of one chunk's rows, or of all: of none for images that are gone."""
-        split, label = self.read("split", chunk), self.read("label", chunk)
-        return np.where(label == REMOVED, NO_SPLIT, split).astype(np.int8)
-
     def read_usable(self) -> NDArray[np.bool_]:
-        """Return which rows have features of an image that is there."""
+        """Return which rows have features of an image that is there, with a label or without."""
         usable: NDArray[np.bool_] = (self.read("status") == DONE) & (self.read("label") != REMOVED)
         return usable
+
+    def read_labelled(self) -> NDArray[np.bool_]:
+        """Return which rows have features of an image that is there, and a label."""
+        labelled: NDArray[np.bool_] = (self.read("status") == DONE) & (self.read("label") >= 0)
+        return labelled
 
     def _read(self, name: str, rows: slice | None) -> NDArray[Any]:
         return self.arrays.read(name, rows, _is_pending if name == "status" else None)
@@ -392,47 +394,6 @@ class FeatureStore:
             f"{self.url} holds features that were made with other options",
             "Give these options as they were, or run the featurize stage with them.",
         )  # fmt: skip
-
-    def write_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
-        """Store the split of every row, and the split's fingerprint."""
-        array = self._array("split")
-        self.forget_split()  # so that no fingerprint stands beside rows of another
-        self.arrays.replace("split", split)
-        array.attrs.put({"settings": dict(fingerprint), "n_rows": len(split)})
-
-    def extend_split(self, split: NDArray[np.int8], fingerprint: Mapping[str, Any]) -> None:
-        """Store the split of every row, of which the first ones stay as they are.
-
-        Until the fingerprint is written, last, the stored split is that of these: no kill loses it,
-        and so holds out an image that a head was trained on.
-        """
-        before, _ = self.split_before
-        earlier = [*self.earlier_splits, before]
-        self.arrays.write("split", slice(None), split)
-        made = {"settings": dict(fingerprint), "n_rows": len(split), "earlier": earlier}
-        self._array("split").attrs.put(made)
-
-    def forget_split(self) -> None:
-        """Remove the split's fingerprint: images are split again before a head is trained."""
-        self._array("split").attrs.put({})
-
-    @property
-    def split_fingerprint(self) -> dict[str, Any] | None:
-        """All that the stored split follows from; None before there is one of all rows."""
-        fingerprint, n_rows = self.split_before
-        return fingerprint if n_rows == self.n_images else None
-
-    @property
-    def earlier_splits(self) -> list[dict[str, Any]]:
-        """Fingerprints of the splits that the stored one was extended from, the first one first."""
-        return list(self.arrays.read_attributes("split").get("earlier", ()))
-
-    @property
-    def split_before(self) -> tuple[dict[str, Any] | None, int]:
-        """The fingerprint of the split that is stored, and of how many rows it is."""
-        found = self.arrays.read_attributes("split")
-        fingerprint = found.get("settings")
-        return (None, 0) if fingerprint is None else (dict(fingerprint), int(found["n_rows"]))
 
     @property
     def arrays(self) -> Arrays:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from dtl import storage
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
-from dtl.config.text import printable
 from dtl.images import labels, split, tars
 from dtl.images.decoding import formats, recognition
 from dtl.images.labels import LabelTable
 from dtl.images.layout import Layout, Tree, check_classes, find_layout, find_top, number_classes
-from dtl.images.values import ImageList
+from dtl.images.left_out import describe_empty_folders, describe_left_out, list_reasons, name_some
+from dtl.images.values import NO_SPLIT, UNLABELLED, ImageList
 from dtl.storage import Extent
 from dtl.storage.ledger import IMAGES, LABELS, read_json
 
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 _SNIFFERS = 16
 """Threads that look into tars and files without an image extension; they wait for the storage."""
-_N_EXAMPLES = 3
-_MOST_FOLDERS = 10
 _NO_CLASS = "in no class folder"
 _NOT_IN_TABLE = "not in the table of labels"
 _NO_LABEL = "without a label in the table of labels"
+_NOWHERE = (NO_SPLIT, "")
+"""Split and class of an image that has none, and is kept."""
 
 
 @dataclass
@@ -111,12 +111,15 @@ class ImageFiles:
 
 
 def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> ImageList:
-    """List the labelled images of a source, in a seeded random order.
+    """List the images of a source, in a seeded random order.
 
     Names and sizes are read, the headers of tars, and the content of files without an image
     extension that begin like one. `dtl.images.layout` finds what the folders mean, or
     `dtl.images.labels` reads a table. Names of classes that differ only in how Unicode composes
     them are one class.
+
+    Images without a label, in no class folder or in no row of the table with a class, are left out;
+    or they have the label `UNLABELLED`, if ``images.unlabelled`` is ``keep``.
 
     Images that all lie in tars keep the tars' order, unless that is not random: so they can be read
     from start to end. Without `keep_order`, they get the order they had in folders.
@@ -139,20 +142,23 @@ def list_images(config: ImagesConfig, seed: int, *, keep_order: bool = True) -> 
     if table is None:
         places, empty_folders = _read_folders(found, config)
     else:
-        places, empty_folders = _read_labels(found, table), ()
-    class_names, index = number_classes({name for _, name in places})
+        places, empty_folders = _read_labels(found, table, config.unlabelled), ()
+    class_names, index = number_classes({name for _, name in places if name})
     if len(class_names) == 1:
         raise UserError(
             f"Only one class, {class_names[0]!r}, below {found.root}. A classifier needs two: give "
             "the folder above the class folders, or a table with more classes."
-            f"{_list_reasons(found.left_out)}"
+            f"{list_reasons(found.left_out)}"
         )
-    label = np.array([index[name] for _, name in places], np.int32)
+    label = np.array([index.get(name, UNLABELLED) for _, name in places], np.int32)
     given_split = np.array([split_ for split_, _ in places], np.int8)
     keep_order = keep_order and not _is_sorted(found, label, given_split, config.url)
+    n_unlabelled = int((label == UNLABELLED).sum())
     log.info(
-        "%d images of %d classes below %s; %s",
-        len(label), len(class_names), config.url, describe_left_out(found.left_out),
+        "%d images of %d classes%s below %s; %s",
+        len(label) - n_unlabelled, len(class_names),
+        f", and {n_unlabelled} without a label" * bool(n_unlabelled), config.url,
+        describe_left_out(found.left_out),
     )  # fmt: skip
     if empty_folders:
         log.warning("%s", describe_empty_folders(empty_folders))
@@ -202,23 +208,31 @@ def _read_layout(found: ImageFiles, config: ImagesConfig) -> tuple[str, Layout]:
 def _read_folders(
     found: ImageFiles, config: ImagesConfig
 ) -> tuple[list[tuple[int, str]], tuple[tuple[str, str], ...]]:
-    """Return split and class of each image, and the folders without one; leave out the others."""
+    """Return split and class of each image, and the folders without one; leave out the others.
+
+    An image without a class, if it is kept, has an empty one.
+    """
     top, layout = _read_layout(found, config)
     places = [layout.read(path) for path in found.paths]
-    found.keep([row for row, (_, name) in enumerate(places) if name], lambda _: _NO_CLASS)
-    if not found.paths:
+    rows = [row for row, (_, name) in enumerate(places) if name]
+    if not rows or config.unlabelled == "leave_out":
+        found.keep(rows, lambda _: _NO_CLASS)
+    if not rows:
         raise UserError(
             f"No images in class folders below {config.url} ({len(found.left_out)} other files). "
             "Expected CLASS/photo.jpg, or train/CLASS/photo.jpg beside validation/ and test/; in "
             "tars, too, or KEY.jpg with its class in KEY.cls or KEY.json; or a table of classes, "
-            f"`images.labels`.{_list_reasons(found.left_out)}"
+            f"`images.labels`.{list_reasons(found.left_out)}"
         )
-    kept = [(split_, name) for split_, name in places if name]
+    kept = places if config.unlabelled == "keep" else [places[row] for row in rows]
+    kept = [(split_, name) if name else _NOWHERE for split_, name in kept]
     return kept, layout.find_empty(found.paths, found.others, f"{top}/" if top else "")
 
 
-def _read_labels(found: ImageFiles, table: LabelTable) -> list[tuple[int, str]]:
+def _read_labels(found: ImageFiles, table: LabelTable, unlabelled: str) -> list[tuple[int, str]]:
     """Return split and class of each image that a table labels; leave out the others.
+
+    An image without a label, if it is kept, has an empty class.
 
     Where most classes are those of the folders, the table corrects them: a sole top folder is gone
     through as without it, so that the images keep their paths.
@@ -229,26 +243,28 @@ def _read_labels(found: ImageFiles, table: LabelTable) -> list[tuple[int, str]]:
     if len(missing) == len(table.places):
         raise UserError(
             f"No row of {table.url} has an image below {found.root}. Give paths relative to it. "
-            f"The first row is {_name_some(missing[:1])}, the first image {_name_some(paths[:1])}."
+            f"The first row is {name_some(missing[:1])}, the first image {name_some(paths[:1])}."
         )
     if missing:
         log.warning(
             "%d of %d rows of %s have no image: %s",
-            len(missing), len(table.places), table.url, _name_some(missing),
+            len(missing), len(table.places), table.url, name_some(missing),
         )  # fmt: skip
     rows = [row for row, place in enumerate(every) if place and place[1]]
-    found.keep(rows, lambda row: _NOT_IN_TABLE if every[row] is None else _NO_LABEL)
     if not rows:
         raise UserError(f"{table.url} has no labels for the images below {found.root}.")
+    if unlabelled == "leave_out":
+        found.keep(rows, lambda row: _NOT_IN_TABLE if every[row] is None else _NO_LABEL)
+        every = [every[row] for row in rows]
     above = f"{top}/" if top and all(path.startswith(f"{top}/") for path in found.paths) else ""
     layout = find_layout(Tree.of(p.removeprefix(above) for p in paths if p.startswith(above)))
-    places = [(place[0], place[1]) for row in rows if (place := every[row]) and place[1]]
+    places = [(p[0], p[1]) if p is not None and p[1] else _NOWHERE for p in every]
     folders = [layout.read(path.removeprefix(above)) for path in found.paths]
-    same = sum(a[1] == b[1] for a, b in zip(places, folders, strict=True))
+    same = sum(a[1] == b[1] != "" for a, b in zip(places, folders, strict=True))
     if above and 2 * same > len(rows):
         found.enter(top)
     if not table.has_splits:
-        places = [(split_, name) for (split_, _), (_, name) in zip(folders, places, strict=True)]
+        places = [(a[0], b[1]) if b[1] else _NOWHERE for a, b in zip(folders, places, strict=True)]
     return places
 
 
@@ -266,55 +282,6 @@ def _is_sorted(
         url,
     )
     return True
-
-
-# --- what is said --------------------------------------------------------------------------------
-
-
-def describe_left_out(left_out: Sequence[tuple[str, str]]) -> str:
-    """Say how many files are left out, and for each reason how many and the first ones.
-
-    Examples
-    --------
-    >>> print(describe_left_out([("b", "too big"), ("c.txt", "not an image"), ("a", "too big")]))
-    3 other files left out:
-      2 too big: a, b
-      1 not an image: c.txt
-    """
-    reasons = _list_reasons(left_out)
-    return f"{len(left_out)} other files left out{':' if reasons else ''}{reasons}"
-
-
-def _list_reasons(left_out: Sequence[tuple[str, str]]) -> str:
-    paths: dict[str, list[str]] = {}
-    for path, reason in left_out:
-        paths.setdefault(reason, []).append(path)
-    lines = [
-        f"\n  {len(some)} {reason}: {_name_some(sorted(some))}"
-        for reason, some in sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
-    return "".join(lines)
-
-
-def _name_some(paths: Sequence[str]) -> str:
-    some = ", ".join(map(printable, paths[:_N_EXAMPLES])) or "none"
-    return some + ", ..." * (len(paths) > _N_EXAMPLES)
-
-
-def describe_empty_folders(empty_folders: Sequence[tuple[str, str]]) -> str:
-    """Say which folders are no classes because no image is in them.
-
-    Examples
-    --------
-    >>> describe_empty_folders([("cat", "hidden file")])
-    'Folders without an image are no classes: cat (hidden file).'
-    """
-    some = empty_folders[:_MOST_FOLDERS]
-    shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in some)
-    n_more = len(empty_folders) - len(some)
-    return (
-        f"Folders without an image are no classes: {shown}{f' and {n_more} more' * bool(n_more)}."
-    )
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -75,10 +75,10 @@ def folders_give_labels(images: ImageList) -> bool:
     """Return whether classes and splits of a list are those of the folders in its paths."""
     paths = images.path.tolist()
     layout = find_layout(Tree.of(paths))
-    class_names, splits = images.class_names, images.given_split.tolist()
+    names, splits = images.label_names().tolist(), images.given_split.tolist()
     return all(
-        layout.read(compose(path)) == (split, compose(class_names[label]))
-        for path, label, split in zip(paths, images.label.tolist(), splits, strict=True)
+        layout.read(compose(path)) == (split, compose(name))
+        for path, name, split in zip(paths, names, splits, strict=True)
     )
 
 
@@ -88,9 +88,9 @@ def write_table(images: ImageList) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "split"])
     names = [*SPLITS, ""]  # at NO_SPLIT
-    columns = (images.path.tolist(), images.label.tolist(), images.given_split.tolist())
+    columns = (images.path.tolist(), images.label_names().tolist(), images.given_split.tolist())
     for path, label, split in zip(*columns, strict=True):
-        writer.writerow([path, images.class_names[label], names[split]])
+        writer.writerow([path, label, names[split]])
     return text.getvalue().encode()
 
 

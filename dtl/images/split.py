@@ -129,7 +129,7 @@ def assign_splits(
     content_hash : (n_images,) uint64, optional
         Equal where files have the same bytes; all different unless given.
     usable : (n_images,) bool, optional
-        False for rows without features, which take no part.
+        False for rows without features, which take no part; nor do those without a label.
     before : (n_before,) int8, optional
         The split of the first rows, which stays, unless folders give another. Rows that have come
         since go where a unit has rows already, usable or not, or its path was; the others where the
@@ -143,7 +143,8 @@ def assign_splits(
     path, label, class_names, n_images = images.path, images.label, images.class_names, len(images)
     if content_hash is None:
         content_hash = np.arange(n_images, dtype=np.uint64)
-    usable_rows = np.arange(n_images) if usable is None else np.flatnonzero(usable)
+    labelled = label >= 0
+    usable_rows = np.flatnonzero(labelled if usable is None else usable & labelled)
     _check_parts(config, len(usable_rows))
     # Sorted by path, so that the first of identical files does not depend on their rows.
     usable_rows = usable_rows[np.argsort(path[usable_rows].astype(object), kind="stable")]

@@ -15,10 +15,15 @@ TRAIN, VALIDATION, TEST = range(3)
 NO_SPLIT = -1
 """The split of a row that is not used: skipped, dropped as a duplicate, or left over."""
 
+UNLABELLED = -1
+"""The label of an image of no known class, which is not trained on, and not scored."""
+UNSPLIT = -2
+"""The split, as it is stored, of an image that has no label yet: it gets one with its label."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """The labelled images of one source, in the order of the feature store's rows.
+    """The images of one source, in the order of the feature store's rows.
 
     An image in a tar has the path that it would have unpacked. Both `tar` and `offset` are empty
     where there are no tars.
@@ -26,7 +31,7 @@ class ImageList:
 
     root: str  # fsspec URL that `path` and `tar_names` are relative to
     path: NDArray[Any]  # (n_images,) StringDType, with the class folder
-    label: NDArray[np.int32]  # (n_images,), index into `class_names`
+    label: NDArray[np.int32]  # (n_images,), index into `class_names`, or `UNLABELLED`
     given_split: NDArray[np.int8]  # (n_images,), index into `SPLITS` where folders give it, else -1
     size_bytes: NDArray[np.int64]  # (n_images,)
     class_names: tuple[str, ...]

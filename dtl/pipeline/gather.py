@@ -14,7 +14,7 @@ from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images import split
 from dtl.images.decoding import formats
-from dtl.images.values import SPLITS
+from dtl.images.values import SPLITS, UNLABELLED
 from dtl.pipeline.results import Results
 from dtl.pipeline.stages import list_warnings
 from dtl.report.page import ReportInput
@@ -34,7 +34,7 @@ def gather_report(
     results: Results, settings: config.Config, store: FeatureStore, head: Head, scores: Evaluation
 ) -> ReportInput:
     """Gather what the report shows, with the pictures of the mistakes."""
-    usable = store.read_usable()
+    usable = store.read_labelled()
     label, rows = store.read("label"), store.read_split()
     n_classes = len(store.class_names)
     n_duplicates, n_conflicting = split.count_duplicates(
@@ -66,6 +66,7 @@ def gather_report(
         warnings=list_warnings(store),
         n_lists=len(store.generations),
         n_removed=store.n_images - store.n_present,
+        n_unlabelled=int((label == UNLABELLED).sum()),
         quantization=store.attrs.get("quantization", {}),
         tuning=select_tuning(results.tuning(), head.provenance),
     )

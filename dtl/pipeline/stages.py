@@ -18,6 +18,7 @@ from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images import listing, split
+from dtl.images.left_out import describe_empty_folders
 from dtl.images.values import ImageList
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
@@ -240,7 +241,7 @@ def list_warnings(store: FeatureStore) -> list[str]:
             "weights give. This shows that everything runs, not how good a classifier can be."
         )
     if folders := store.attrs.get("empty_folders"):
-        warnings.append(listing.describe_empty_folders(folders))
+        warnings.append(describe_empty_folders(folders))
     if mixture := processors.describe_mixture(store.list_instruction_sets()):
         warnings.append(mixture)
     if refused := store.attrs.get("quantization", {}).get("refused"):

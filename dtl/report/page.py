@@ -60,6 +60,8 @@ class ReportInput:
     n_lists, n_removed : int
         Lists of images that the features were computed of, one after the other, and images that
         have been removed or changed since.
+    n_unlabelled : int
+        Images without a label.
     tuning : Tuning, optional
         The search for options on the same features.
     quantization : mapping
@@ -82,6 +84,7 @@ class ReportInput:
     warnings: Sequence[str] = ()
     n_lists: int = 1
     n_removed: int = 0
+    n_unlabelled: int = 0
     tuning: Tuning | None = None
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)

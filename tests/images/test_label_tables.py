@@ -23,7 +23,7 @@ from dtl.images import packing
 from dtl.images.labels import read_table
 from dtl.images.listing import find_images, list_images
 from dtl.images.split import assign_splits
-from dtl.images.values import NO_SPLIT, TEST, TRAIN, VALIDATION, ImageList
+from dtl.images.values import NO_SPLIT, TEST, TRAIN, UNLABELLED, VALIDATION, ImageList
 
 CLASS_OF = {f"{name}/{k}.jpg": name for k in range(8) for name in ("ant", "bee", "cat")}
 
@@ -387,3 +387,67 @@ def test_any_url(photos: Path, tmp_path: Path) -> None:
     assert listed.fingerprint == listing(photos).fingerprint
     with pytest.raises(UserError, match="lacks its password"):
         read_table(ImagesConfig(url=str(photos), labels="ftp://me:***@host/t.csv"))
+
+
+# --- images without a label ----------------------------------------------------------------------
+
+
+def test_images_without_a_label_are_kept_if_wanted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = plant(tmp_path / "photos", CLASS_OF)
+    labels = {**CLASS_OF, "ant/1.jpg": "", "bee/2.jpg": None}
+    rows = [(path, name) for path, name in labels.items() if name is not None]
+    table = write(tmp_path / "labels.csv", rows)
+    config = ImagesConfig(url=str(folder), labels=str(table), unlabelled="keep")
+    caplog.set_level(logging.INFO)
+    kept, every = list_images(config, 0), list_images(ImagesConfig(url=str(folder)), 0)
+    assert "22 images of 3 classes, and 2 without a label below" in caplog.text
+    # The same rows, whatever is labelled: so that a label that comes later moves none.
+    assert kept.path.tolist() == every.path.tolist()
+    unlabelled = [path in ("ant/1.jpg", "bee/2.jpg") for path in kept.path]
+    assert (kept.label[unlabelled] == UNLABELLED).all()
+    np.testing.assert_array_equal(kept.label[~np.array(unlabelled)],
+                                  every.label[~np.array(unlabelled)])  # fmt: skip
+    assert (kept.given_split[unlabelled] == NO_SPLIT).all()
+    assert kept.fingerprint != every.fingerprint
+    left = list_images(replace(config, unlabelled="leave_out"), 0)
+    assert len(left) == 22
+    split = assign_splits(kept, SplitConfig(), 0)
+    assert (split[unlabelled] == NO_SPLIT).all()
+    np.testing.assert_array_equal(
+        split[~np.array(unlabelled)], assign_splits(left, SplitConfig(), 0)
+    )
+
+
+def test_images_in_no_class_folder_are_kept_if_wanted(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "photos", [*CLASS_OF, "new1.jpg", "new2.jpg"])
+    assert len(list_images(ImagesConfig(url=str(folder)), 0)) == len(CLASS_OF)
+    kept = list_images(ImagesConfig(url=str(folder), unlabelled="keep"), 0)
+    assert len(kept) == len(CLASS_OF) + 2
+    assert sorted(kept.path[kept.label == UNLABELLED].tolist()) == ["new1.jpg", "new2.jpg"]
+    assert kept.class_names == ("ant", "bee", "cat")
+
+
+def test_unlabelled_images_alone_are_refused(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "photos", CLASS_OF)
+    table = write(tmp_path / "labels.csv", [(path, "") for path in CLASS_OF])
+    config = ImagesConfig(url=str(folder), labels=str(table), unlabelled="keep")
+    with pytest.raises(UserError, match="has no labels for the images"):
+        list_images(config, 0)
+    flat = plant(tmp_path / "flat", ["1.jpg", "2.jpg"])
+    with pytest.raises(UserError, match="No images in class folders"):
+        list_images(ImagesConfig(url=str(flat), unlabelled="keep"), 0)
+
+
+def test_packed_images_without_a_label_stay_without_one(tmp_path: Path, threads: Client) -> None:
+    folder = plant(tmp_path / "photos", CLASS_OF)
+    labels = CLASS_OF | {"ant/1.jpg": ""}
+    table = write(tmp_path / "labels.csv", labels.items())
+    config = ImagesConfig(url=str(folder), labels=str(table), unlabelled="keep")
+    listed = list_images(config, 0)
+    packing.pack(str(tmp_path / "tars"), listed, PackConfig(), threads)
+    packed = list_images(ImagesConfig(url=str(tmp_path / "tars"), unlabelled="keep"), 0)
+    assert packed.description == listed.description
+    left = list_images(ImagesConfig(url=str(tmp_path / "tars")), 0)
+    assert len(left) == len(listed) - 1

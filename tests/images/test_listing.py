@@ -16,7 +16,8 @@ from dtl import storage
 from dtl.config import ImagesConfig, SplitConfig
 from dtl.features.splitting import split_images
 from dtl.features.store import FeatureStore
-from dtl.images.listing import describe_empty_folders, describe_left_out, find_images, list_images
+from dtl.images.left_out import describe_empty_folders, describe_left_out
+from dtl.images.listing import find_images, list_images
 from dtl.images.split import assign_splits
 from dtl.images.tars import locate_listed
 from dtl.images.values import ImageList

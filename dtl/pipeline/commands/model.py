@@ -35,12 +35,13 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     from dtl.evaluation import prediction
     from dtl.features import extraction
     from dtl.images import listing
+    from dtl.images.left_out import describe_left_out
 
     c, model = run.options, Results(arguments.model)
     head, spec = model.trained_head(), replace(run.extraction, network_url=model.network)
     extraction.check_head(head, spec)
     found = listing.find_images(c.images.url)
-    said = listing.describe_left_out(found.left_out)
+    said = describe_left_out(found.left_out)
     if not found.paths:
         raise UserError(f"No images below {c.images.url}; {said}")
     log.info("%d images below %s; %s", len(found.paths), c.images.url, said)
