@@ -224,8 +224,8 @@ def _read_folders(
             "tars, too, or KEY.jpg with its class in KEY.cls or KEY.json; or a table of classes, "
             f"`images.labels`.{list_reasons(found.left_out)}"
         )
-    kept = places if config.unlabelled == "keep" else [places[row] for row in rows]
-    kept = [(split_, name) if name else _NOWHERE for split_, name in kept]
+    of_kept = places if config.unlabelled == "keep" else [places[row] for row in rows]
+    kept = [(split_, name) if name else _NOWHERE for split_, name in of_kept]
     return kept, layout.find_empty(found.paths, found.others, f"{top}/" if top else "")
 
 
