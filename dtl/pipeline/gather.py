@@ -87,7 +87,7 @@ def read_pictures(
     tar_names = store.attrs.get("shards", [])
     if tar_names == [storage.base_name(url)]:  # it is the tar itself
         url = url.rstrip("/").removesuffix(f"/{tar_names[0]}")
-    root = _find_root(url, str(store.attrs["root"]))
+    root = find_root(url, str(store.attrs["root"]))
     files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in mistakes}
     if tar_names:
         rows = [row for row, path in enumerate(store.read("path")) if path in files]
@@ -110,16 +110,16 @@ def read_pictures(
     return pictures
 
 
-def _find_root(given: str, listed: str) -> str:
+def find_root(given: str, listed: str) -> str:
     """Return where the paths begin: the photographs may have moved since they were listed.
 
     Their listed place may be a folder in the given one, and lacks its password.
 
     Examples
     --------
-    >>> _find_root("/photos", "/photos/archive"), _find_root("/moved", "/photos")
+    >>> find_root("/photos", "/photos/archive"), find_root("/moved", "/photos")
     ('/photos/archive', '/moved')
-    >>> _find_root("ftp://me:pw@host/a", "ftp://me:***@host/a/b")
+    >>> find_root("ftp://me:pw@host/a", "ftp://me:***@host/a/b")
     'ftp://me:pw@host/a/b'
     """
     given = given.rstrip("/")

@@ -44,6 +44,7 @@ class Results:
     ``compare.json``      `Comparison`, with its page, ``compare.html``
     ``tune.json``         `Tuning`, with its page, ``tune.html``
     ``tune.npz``          `Search` that is not finished
+    ``similar.html``      images that were asked for, with the nearest stored ones
     ``tuned.toml``        options of training that validated best
     ====================  ==============================================================
 

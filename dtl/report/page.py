@@ -119,7 +119,7 @@ def render(report: ReportInput) -> str:
         figures.pop("rate", None)
     if report.tuning:
         figures |= plots.draw_tuning(report.tuning)
-    return _fill(
+    return fill(
         "report.html",
         figures,
         report=report,
@@ -155,7 +155,7 @@ def render_comparison(comparison: Comparison, title: str) -> str:
     """Return a comparison of ways of training as one HTML file; `title` names the photographs."""
     names = [contender.name for contender in comparison.contenders]
     line_colors = dict(zip(names, itertools.cycle(Category10[10])))
-    return _fill(
+    return fill(
         "compare.html",
         {"gaps": plots.draw_gaps(comparison, line_colors)},
         comparison=comparison,
@@ -170,7 +170,7 @@ def render_comparison(comparison: Comparison, title: str) -> str:
 
 def render_tuning(tuning: Tuning, title: str) -> str:
     """Return a search for options as one HTML file; `title` names the photographs."""
-    return _fill(
+    return fill(
         "tune.html",
         plots.draw_tuning(tuning),
         tuning=tuning,
@@ -179,7 +179,8 @@ def render_tuning(tuning: Tuning, title: str) -> str:
     )
 
 
-def _fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
+def fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
+    """Return a page: a template with its plots, and what else it shows."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dtl.report"),
         autoescape=True,

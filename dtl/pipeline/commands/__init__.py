@@ -152,6 +152,16 @@ COMMANDS = {
         options=f"{_EVERY} {_EARLIER}",
         starts_from="model",
     ),
+    "similar": Command(
+        "the stored images that are most like others, as a page",
+        "similar.similar",
+        example="photo.jpg --model results",
+        options="cluster yarn storage images.url images.max_pixels features",
+        checked=f"{_EVERY} {_EARLIER}",
+        starts_from="model",
+        add_arguments=lambda parser: load("similar.add_similar_arguments")(parser),
+        resumes=False,
+    ),
     "derive": Command(
         "stored fc1 features to fc2 and predictions, without the images",
         "model.derive",
