@@ -241,6 +241,7 @@ def random_head(
         class_names=("a", "b", "c"),
         provenance=provenance,
         normalize=normalize,
+        temperature=0.8,
     )
     if n_units:
         head = replace(

@@ -22,10 +22,23 @@ _THREADS = 16
 """They wait for the storage."""
 
 _SCORE = {"class": pa.string(), "probability": pa.float64()}
-SCHEMA = pa.schema({
+_COLUMNS = {
     "path": pa.string(), **_SCORE, "top5": pa.list_(pa.struct(_SCORE)), "error": pa.string(),
     "size_bytes": pa.int64(), "modified": pa.timestamp("us", "UTC"), "content_hash": pa.string(),
-})  # fmt: skip
+}  # fmt: skip
+OPTIONAL = {"set": pa.list_(pa.string()), "answer": pa.string()}
+"""Columns that a dataset has where they are asked for; all of its files have the same ones."""
+
+
+def make_schema(optional: Iterable[str] = ()) -> pa.Schema:
+    """Make the schema of a dataset's files.
+
+    Examples
+    --------
+    >>> make_schema(["answer"]).names[-2:]
+    ['content_hash', 'answer']
+    """
+    return pa.schema(_COLUMNS | {name: OPTIONAL[name] for name in optional})
 
 
 class Version(NamedTuple):
@@ -203,7 +216,7 @@ def _read_part(url: str) -> dict[Version, Row]:
     }
 
 
-def _read(url: str, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+def _read(url: str, names: Sequence[str]) -> pa.Table:
     def parse(data: bytes) -> pa.Table:
         return pq.read_table(io.BytesIO(data), columns=[*names]).select(names)
 
@@ -213,12 +226,12 @@ def _read(url: str, names: Sequence[str] = SCHEMA.names) -> pa.Table:
     return table
 
 
-def read_rows(url: str, kept: Sequence[Version]) -> pa.Table:
+def read_rows(url: str, kept: Sequence[Version], schema: pa.Schema) -> pa.Table:
     """Read the rows of some images from a file, in their order, with their times as given."""
-    table = _read(url)
+    table = _read(url, schema.names)
     row_of = {path: row for row, path in enumerate(table["path"].to_pylist())}
     table = table.take(np.array([row_of[image.path] for image in kept], np.int64))
-    field = SCHEMA.field("modified")
+    field = schema.field("modified")
     times = pa.array([image.modified or None for image in kept], field.type)
     return table.set_column(table.schema.get_field_index(field.name), field, times)
 
@@ -230,13 +243,18 @@ def write(url: str, table: pa.Table) -> None:
     storage.write_bytes(url, buffer.getvalue())
 
 
-def drop_rows(url: str, stored: Mapping[int, Collection[Version]], planned: Iterable[Part]) -> None:
+def drop_rows(
+    url: str,
+    stored: Mapping[int, Collection[Version]],
+    planned: Iterable[Part],
+    schema: pa.Schema,
+) -> None:
     """Remove rows that are not kept, and files without any; give the others their files' times."""
 
     def drop(part: Part) -> None:
         place = name_part(url, part.number)
         if part.kept:
-            write(place, read_rows(place, part.kept))
+            write(place, read_rows(place, part.kept, schema))
         else:
             storage.remove(place)
 

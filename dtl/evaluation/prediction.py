@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,13 +22,13 @@ from dtl.config.errors import DifferentSettingsError, UserError
 from dtl.config.provenance import Claim
 from dtl.config.secrets import hide_options
 from dtl.evaluation import parts
+from dtl.evaluation.certainty import Thresholds
 from dtl.evaluation.parts import Part, Row, Version
 from dtl.features import extraction
 from dtl.features.extraction import Extractor
 from dtl.features.values import ExtractionSpec, check_weights
 from dtl.head import blas
 from dtl.head.model import Head
-from dtl.head.softmax import log_softmax
 from dtl.images.decoding import formats
 from dtl.images.decoding.reading import describe_costliest
 from dtl.images.listing import ImageFiles
@@ -62,13 +63,18 @@ def predict(
     spec: ExtractionSpec,
     connect: Callable[[], Client],
     *,
+    coverage: float | None = None,
+    max_error: float | None = None,
     overwrite: bool = False,
 ) -> int:
     """Classify images into the Parquet dataset of the folder `url`, those that are new there.
 
     Each row has ``path``, ``class`` (null for an unreadable image), ``probability``, ``top5`` (a
     list of class and probability), ``error``, ``size_bytes``, ``modified`` (when the file or its
-    tar was changed; null if unknown) and ``content_hash`` (64 bits of BLAKE2b). An image of another
+    tar was changed; null if unknown) and ``content_hash`` (64 bits of BLAKE2b). With `coverage` it
+    has ``set``, the classes of which one is right in such a share of all cases, the likeliest first
+    (`conformal`). With `max_error` it has ``answer``: the class, or null where among such answers a
+    larger share may be wrong (`selective`). An image of another
     size is classified again; so is one of another time, unless the content has the hash. In the end
     there is a row for each image of the list, and no other. It returns the number of images that
     could not be read. `connect` is called only if images are to be read.
@@ -82,12 +88,17 @@ def predict(
     ------
     UserError
         If features would be made otherwise than the head's, the workers' network is not the
-        head's, or something else is at `url`; if images of another source would lose their rows.
+        head's, or something else is at `url`; if images of another source would lose their rows; if
+        the head's validation rows do not suffice for `coverage` or `max_error`.
         With `overwrite`, predictions of another head, settings or source are replaced, and nothing
         else is.
     """
     extraction.check_head(head, spec)
+    thresholds = Thresholds.find(head, coverage, max_error)
     wanted = {"head": head.fingerprint, "chunk_images": spec.features.chunk_images}
+    # Only where they are given, so that datasets of earlier versions go on.
+    given = {"coverage": coverage, "max_error": max_error}
+    wanted |= {name: value for name, value in given.items() if value is not None}
     connect = _checking(connect, images.root, url)
     places = dict(zip(parts.list_versions(images), images.files(), strict=True))
     update = _plan(Ledger(url, _LEDGER, wanted), places, spec, connect, overwrite=overwrite)
@@ -98,10 +109,12 @@ def predict(
     ]
     extractor = _prepare(head, spec, connect()) if tasks else None
     update.ledger.claim(overwrite=overwrite)
-    parts.drop_rows(url, update.on_disk, update.planned)
+    parts.drop_rows(url, update.on_disk, update.planned, parts.make_schema(thresholds.columns))
     n_unread = update.count_unread()
     if extractor is not None:
-        n_unread += _classify(url, tasks, head, extractor, connect())
+        told = _classify(url, tasks, head, thresholds, extractor, connect())
+        n_unread += told["unread"]
+        _tell_certainty(told, coverage, max_error)
     update.ledger.finish()
     return n_unread
 
@@ -235,45 +248,80 @@ def _prepare(head: Head, spec: ExtractionSpec, client: Client) -> Extractor:
     return extractor
 
 
+def _tell_certainty(n: Counter[str], coverage: float | None, max_error: float | None) -> None:
+    n_read = n["images"] - n["unread"]
+    if coverage is not None and n_read:
+        log.info(
+            "sets that hold the right class of %g of images like the validation ones: %.2f classes "
+            "on average, one class alone for %.1f %% of the new images",
+            coverage, n["members"] / n_read, 100 * n["single"] / n_read,
+        )  # fmt: skip
+    if max_error is not None and n_read and not n["answered"]:
+        log.warning(
+            "No image is answered: the validation images do not show of any confidence that at "
+            "most %g of the answers are wrong. Allow more, or train with more of them.",
+            max_error,
+        )
+    elif max_error is not None and n_read:
+        log.info(
+            "answers of which at most %g are wrong: %s of %s new images (%.1f %%); the others have "
+            "a class, but no answer",
+            max_error, f"{n['answered']:,}", f"{n_read:,}", 100 * n["answered"] / n_read,
+        )  # fmt: skip
+
+
 def _classify(
-    url: str, tasks: Sequence[_Task], head: Head, extractor: Extractor, client: Client
-) -> int:
+    url: str,
+    tasks: Sequence[_Task],
+    head: Head,
+    thresholds: Thresholds,
+    extractor: Extractor,
+    client: Client,
+) -> Counter[str]:
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
     check_visible(client, url)
     results = map_chunks(
         client, _write_part, tasks, head_url=head_url, head_sha256=head.fingerprint,
-        extractor=extractor, describe=lambda task: describe_costliest(task.files),
+        thresholds=thresholds, extractor=extractor,
+        describe=lambda task: describe_costliest(task.files),
     )  # fmt: skip
-    n_unread = 0
+    total: Counter[str] = Counter()
     with track("predictions", sum(len(task.new) for task in tasks), "images") as advance:
-        for n_images, unread in results:
-            n_unread += unread
-            advance(n_images)
-    return n_unread
+        for counts in results:
+            total += counts
+            advance(counts["images"])
+    return total
 
 
 def _write_part(
-    task: _Task, *, head_url: str, head_sha256: str, extractor: Extractor
-) -> tuple[int, int]:
-    """Write a file, on a worker; return the number of images that were classified or unreadable."""
+    task: _Task, *, head_url: str, head_sha256: str, thresholds: Thresholds, extractor: Extractor
+) -> Counter[str]:
+    """Write a file, on a worker; return how many images are new, and what became of them."""
     head = _load_head(head_url, head_sha256)
     features, hashes, errors, _ = extraction.extract(task.files, extractor)
     with blas.one_blas_thread():
-        logits = head.logits(features[head.provenance["layer"]]).astype(np.float64)
-    probability = np.exp(log_softmax(logits))
+        logits = head.logits(features[head.provenance["layer"]])
+    probability = np.exp(head.log_probabilities(logits))
+    sure = thresholds.apply(probability, head.class_names)
     rows: list[dict[str, Any]] = []
-    for image, content_hash, error, p in zip(task.new, hashes, errors, probability, strict=True):
+    n = Counter(images=len(task.new))
+    for row, (image, content_hash, error) in enumerate(zip(task.new, hashes, errors, strict=True)):
+        p = probability[row]
         best = np.argsort(-p, kind="stable")[:_N_TOP]
         top = [{"class": head.class_names[k], "probability": float(p[k])} for k in best]
-        read = {"error": error} if error else {**top[0], "top5": top}
+        read = {"error": error} if error else {**top[0], "top5": top, **sure[row]}
         file = {"modified": image.modified or None, "content_hash": _hash_text(int(content_hash))}
         rows.append(image._asdict() | file | read)
-    table = pa.Table.from_pylist(rows, schema=parts.SCHEMA)
+        members = read.get("set", ())
+        n.update(unread=bool(error), answered=read.get("answer") is not None)
+        n.update(members=len(members), single=len(members) == 1)
+    schema = parts.make_schema(thresholds.columns)
+    table = pa.Table.from_pylist(rows, schema=schema)
     if task.kept:
-        table = pa.concat_tables([parts.read_rows(task.url, task.kept), table])
+        table = pa.concat_tables([parts.read_rows(task.url, task.kept, schema), table])
     parts.write(task.url, table)
-    return len(rows), sum(map(bool, errors))
+    return n
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,13 +13,13 @@ from distributed import Client
 
 from dtl.cluster.spread import Session
 from dtl.config.provenance import check_same
-from dtl.evaluation import metrics
+from dtl.evaluation import certainty, metrics
+from dtl.evaluation.certainty import Measured
 from dtl.evaluation.metrics import Counts
 from dtl.evaluation.values import N_MISTAKES, Evaluation, Mistake
 from dtl.features.store import FeatureStore
 from dtl.head import blas
 from dtl.head.model import Head
-from dtl.head.softmax import log_softmax
 from dtl.images.values import SPLITS
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class _Tally:
 
     counts: Mapping[int, Counts]
     """By index of the split."""
+    certainty: Mapping[int, certainty.Counts]
     mistakes: tuple[Mistake, ...]
     differ: bool
     """Whether any image's logits differ from the bias, which a dead hidden layer gives to all."""
@@ -46,11 +47,13 @@ def evaluate(
     """
     check_trained_on(store, head)
     session = Session(client)
-    head_future = session.submit_value(head, "head")
+    head_future, measured = session.submit_value(head, "head"), Measured.of(head)
+    measured_future = session.submit_value(measured, "measured")
     add = functools.partial(_add_tallies, n_mistakes=n_mistakes)
     added = session.map_reduce(
-        _score_chunk, store.n_chunks, store, head_future, n_mistakes, merge=add, name="scores"
-    )
+        _score_chunk, store.n_chunks, store, head_future, measured_future, n_mistakes,
+        merge=add, name="scores",
+    )  # fmt: skip
     tally: _Tally = session.result(added)
     if head.n_units and not tally.differ:
         log.warning(
@@ -60,7 +63,9 @@ def evaluate(
             head.n_units,
         )
     scores = {
-        SPLITS[index]: metrics.score(counts, head.class_names)
+        SPLITS[index]: measured.score(
+            metrics.score(counts, head.class_names), tally.certainty[index]
+        )
         for index, counts in sorted(tally.counts.items())
     }
     held_out = [m for m in tally.mistakes if m.split != SPLITS[0]]
@@ -69,6 +74,8 @@ def evaluate(
         mistakes=tuple((held_out or list(tally.mistakes))[:n_mistakes]),
         class_names=head.class_names,
         provenance={"head_sha256": head.fingerprint, "n_mistakes": n_mistakes},
+        temperature=head.temperature,
+        n_held_out=0 if head.held_out is None else len(head.held_out),
     )
 
 
@@ -90,19 +97,22 @@ def check_trained_on(store: FeatureStore, head: Head) -> None:
     )  # fmt: skip
 
 
-def _score_chunk(chunk: int, store: FeatureStore, head: Head, n_mistakes: int) -> _Tally:
+def _score_chunk(
+    chunk: int, store: FeatureStore, head: Head, measured: Measured, n_mistakes: int
+) -> _Tally:
     split, labels = store.read_split(chunk), store.read("label", chunk)
     features = store.read(head.provenance["layer"], chunk)
     with blas.one_blas_thread():
         logits = head.logits(features)
+    rows_of = {k: split == k for k in range(len(SPLITS)) if (split == k).any()}
     counts = {
-        index: metrics.count(logits[split == index], labels[split == index])
-        for index in range(len(SPLITS))
-        if (split == index).any()
+        k: metrics.count(logits[rows] / np.float64(head.temperature), labels[rows])
+        for k, rows in rows_of.items()
     }
+    sure = {k: measured.count(logits[rows], labels[rows]) for k, rows in rows_of.items()}
     predicted = logits.argmax(axis=1)
     wrong = np.flatnonzero((predicted != labels) & (split >= 0))
-    probability = np.exp(log_softmax(logits[wrong].astype(np.float64))).max(axis=1, initial=0)
+    probability = np.exp(head.log_probabilities(logits[wrong])).max(axis=1, initial=0)
     paths: Any = store.read("path", chunk) if len(wrong) else ()
     names = head.class_names
     mistakes = [
@@ -116,13 +126,17 @@ def _score_chunk(chunk: int, store: FeatureStore, head: Head, n_mistakes: int) -
         for row, p in zip(wrong, probability.tolist(), strict=True)
     ]
     differ = bool((logits[split >= 0] != head.bias).any())
-    return _Tally(counts, _select_most_confident(mistakes, n_mistakes), differ)
+    return _Tally(counts, sure, _select_most_confident(mistakes, n_mistakes), differ)
 
 
 def _add_tallies(tallies: list[_Tally], n_mistakes: int) -> _Tally:
     indices = {index for tally in tallies for index in tally.counts}
     return _Tally(
         {i: metrics.add_counts([t.counts[i] for t in tallies if i in t.counts]) for i in indices},
+        {
+            i: certainty.add_counts([t.certainty[i] for t in tallies if i in t.certainty])
+            for i in indices
+        },
         _select_most_confident([m for t in tallies for m in t.mistakes], n_mistakes),
         any(t.differ for t in tallies),
     )

@@ -26,6 +26,47 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """How far probabilities are from what happens; intervals are of 95 %."""
+
+    bins: tuple[tuple[int, int, float], ...]
+    """Images, right ones, and mean confidence of each bin that has images, from 0 up."""
+    error: float
+    """Expected calibration error."""
+    error_interval: tuple[float, float]
+    error_by_chance: float
+    """Its mean on so many images if every probability held."""
+    brier: float
+    """Mean of the squared distance from the right class's unit vector, from 0 to 2."""
+    brier_interval: tuple[float, float]
+    log_loss: float
+    """In nats."""
+    log_loss_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """How often sets of classes hold the right one, and how large they are."""
+
+    coverage: float
+    """The share of images that was asked for."""
+    n_covered: int
+    n_members: int
+    """Classes in all sets together."""
+    n_single: int
+    """Sets of one class."""
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """How many images are answered where so few mistakes are allowed, and how many wrongly."""
+
+    max_error: float
+    n_answered: int
+    n_wrong: int
+
+
+@dataclass(frozen=True)
 class SplitScores:
     """How well one split was classified; means are over the classes that it has (macro)."""
 
@@ -41,6 +82,10 @@ class SplitScores:
     """By class name: ``{"n_images", "precision", "recall", "f1"}``."""
     confusion: tuple[tuple[int, int, int], ...]
     """True label, predicted label and n_images of the entries that are not zero, sorted."""
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
+    """Of probabilities ``before`` the temperature and, where one was fitted, ``after``."""
+    sets: tuple[SetScores, ...] = ()
+    answers: tuple[AnswerScores, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +96,9 @@ class Evaluation:
     mistakes: tuple[Mistake, ...]
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    n_held_out: int = 0
+    """Validation images that the temperature and all thresholds are of; 0: there were none."""
 
     # By hand: pydantic's TypeAdapter makes 1.0 of 1, orders splits by name, and takes 80 ms.
     def to_json(self) -> bytes:

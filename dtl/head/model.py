@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtl.config.plain import from_plain
 from dtl.head import hidden
+from dtl.head.held_out import HeldOut
 from dtl.head.npz import from_npz, reading, to_npz
 from dtl.head.scaling import NORMALISATIONS, Scaling
+from dtl.head.softmax import log_softmax
 
 WEIGHTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
 """Weights of a head, from the features on; the first two where it has a hidden layer."""
@@ -27,7 +31,8 @@ class Head:
 
     ``logits = (rows - mean) / scale @ kernel + bias``, or ``units @ kernel + bias`` with
     ``units = max(0, (rows - mean) / scale @ hidden_kernel + hidden_bias)``. Rows are features, or
-    with `normalize` what `scaling.scale_rows` makes of them.
+    with `normalize` what `scaling.scale_rows` makes of them. Probabilities are those of
+    ``logits / temperature``.
 
     Parameters
     ----------
@@ -40,6 +45,14 @@ class Head:
     hidden_kernel, hidden_bias : (n_features, n_units) and (n_units,) float32, optional
     normalize : str
         One of `scaling.NORMALISATIONS`.
+    temperature : float
+        Above 1 where the logits alone would be too sure; 1 where it was not fitted.
+    held_out : HeldOut, optional
+        Of validation images; None where there were none.
+
+    References
+    ----------
+    Guo, Pleiss, Sun, Weinberger (2017), "On calibration of modern neural networks", section 4.2.
     """
 
     kernel: NDArray[np.float32]
@@ -51,6 +64,8 @@ class Head:
     hidden_kernel: NDArray[np.float32] | None = None
     hidden_bias: NDArray[np.float32] | None = None
     normalize: str = NORMALISATIONS[0]
+    temperature: float = 1.0
+    held_out: HeldOut | None = None
 
     @property
     def scaling(self) -> Scaling:
@@ -75,15 +90,24 @@ class Head:
         return 0 if self.hidden_bias is None else len(self.hidden_bias)
 
     def logits(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """Return scores (n, n_classes) of features (n, n_features) as they are stored."""
+        """Return scores (n, n_classes) of features (n, n_features) as they are stored.
+
+        They are not divided by the temperature.
+        """
         logits: NDArray[np.float32]
         logits = hidden.logits(self.weights, self.scaling.apply(features))
         return logits
 
+    def log_probabilities(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return logarithms of the probabilities (n, n_classes) that its logits amount to."""
+        found: NDArray[np.float64] = log_softmax(logits.astype(np.float64) / self.temperature)
+        return found
+
     def folded(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Return kernel and bias of each layer, of which the first takes rows as they are.
 
-        They are rows of features, scaled as `normalize` says, without mean and scale.
+        They are rows of features, scaled as `normalize` says, without mean and scale. The last
+        layer's logits are divided by the temperature.
 
         Examples
         --------
@@ -95,14 +119,21 @@ class Head:
         (kernel, bias), *others = self.layers
         wide: NDArray[np.float64] = kernel.astype(np.float64) / self.scale[:, None]
         shifted = bias - self.mean.astype(np.float64) @ wide
-        return [(wide.astype(np.float32), shifted.astype(np.float32)), *others]
+        layers: list[tuple[NDArray[Any], NDArray[Any]]] = [(wide, shifted), *others]
+        kernel64, bias64 = layers.pop()
+        layers.append((kernel64 / np.float64(self.temperature), bias64 / self.temperature))
+        return [(k.astype(np.float32), b.astype(np.float32)) for k, b in layers]
 
     def to_bytes(self) -> bytes:
         """Return the bytes of an .npz file, without pickles; the same head gives the same bytes."""
-        arrays = self.weights | {"mean": self.mean, "scale": self.scale}
-        meta = {"class_names": self.class_names, "provenance": self.provenance}
+        arrays: dict[str, Any] = self.weights | {"mean": self.mean, "scale": self.scale}
+        meta: dict[str, Any] = {"class_names": self.class_names, "provenance": self.provenance}
         if self.normalize != NORMALISATIONS[0]:  # a head from before it was has the same bytes
             meta["normalize"] = self.normalize
+        if self.temperature != 1:
+            meta["temperature"] = self.temperature
+        if self.held_out is not None:
+            arrays |= self.held_out.to_arrays()
         return to_npz(arrays, meta)
 
     @classmethod
@@ -112,8 +143,8 @@ class Head:
         So are arrays that do not fit each other, and numbers that no training ends with.
         """
         with reading("head"):
-            arrays, meta = from_npz(data)
-            arrays = {name: arrays[name] for name in (*WEIGHTS, "mean", "scale") if name in arrays}
+            found, meta = from_npz(data)
+            arrays = {name: found[name] for name in (*WEIGHTS, "mean", "scale") if name in found}
             if lost := [n for n in ("kernel", "bias", "mean", "scale") if n not in arrays]:
                 raise ValueError(f"it has no {lost[0]}")
             names, provenance = meta["class_names"], meta["provenance"]
@@ -127,8 +158,10 @@ class Head:
                     f"its normalize is {normalize!r}, none of {', '.join(NORMALISATIONS)}"
                 )
             head = cls(
-                **arrays, class_names=tuple(names), provenance=provenance, normalize=normalize
-            )
+                **arrays, class_names=tuple(names), provenance=provenance, normalize=normalize,
+                temperature=from_plain(float, meta.get("temperature", 1.0), "its temperature"),
+                held_out=HeldOut.from_arrays(found, len(names)),
+            )  # fmt: skip
             head._check()
             return head
 
@@ -154,6 +187,8 @@ class Head:
                 raise ValueError(f"its {name} holds NaN or an infinite number")
         if not (self.scale > 0).all():
             raise ValueError("its scale, by which features are divided, is not above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"its temperature is {self.temperature}, and not above 0")
 
     @property
     def fingerprint(self) -> str:

@@ -134,7 +134,9 @@ def with_classes(head: Head, class_names: tuple[str, ...]) -> Head:
     columns = np.array([known.get(name, -1) for name in class_names])
     kernel = np.where(columns >= 0, head.kernel[:, columns], 0).astype(np.float32)
     bias = np.where(columns >= 0, head.bias[columns], head.bias.min()).astype(np.float32)
-    return replace(head, kernel=kernel, bias=bias, class_names=class_names)
+    return replace(
+        head, kernel=kernel, bias=bias, class_names=class_names, temperature=1.0, held_out=None
+    )
 
 
 def _read_head(spec: TrainingSpec) -> Head:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from distributed import Client, Future
@@ -20,6 +21,7 @@ from distributed import Client, Future
 from dtl.cluster.spread import Session, group_shards
 from dtl.config import TrainConfig
 from dtl.config.errors import UserError
+from dtl.evaluation import fitting
 from dtl.head.model import Head
 from dtl.head.scaling import Scaling, merge_moments
 from dtl.head.schedules import Plan
@@ -65,8 +67,9 @@ def train(
     scaling: Scaling = session.result(inputs.scaling)
 
     def make_head(params: Params) -> Head:
+        weights: dict[str, Any] = {**local_sgd.pick_weights(params)}
         return Head(
-            **local_sgd.pick_weights(params),
+            **weights,
             mean=scaling.mean.astype(np.float32),
             scale=scaling.scale,
             normalize=scaling.normalize,
@@ -79,6 +82,7 @@ def train(
         heads.append(make_head(fitted.best))
     if spec.config.keep == "best":
         heads.reverse()
+    heads = [fitting.calibrate(spec.store, head, client) for head in heads]
     return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ from helpers import contents
 from dtl.config import FeaturesConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.evaluation import parts, prediction
+from dtl.evaluation.certainty import Thresholds
 from dtl.evaluation.prediction import predict
 from dtl.features.network import keras_network
 from dtl.features.values import ExtractionSpec, NetworkSpec
+from dtl.head.held_out import HeldOut
 from dtl.head.model import Head
 from dtl.images import listing
 from dtl.images.decoding import formats
@@ -339,6 +342,70 @@ def test_a_longer_list_classifies_what_is_new(
     assert predict(str(out), found(root), head, SPEC, no_client) == 1
     assert "predictions: nothing new, 25 as before" in caplog.text
     assert contents(out) == whole
+
+
+def sure(head: Head) -> Head:
+    """A head with validation rows, of which the confident ones are right."""
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 1, 300)
+    right = confidence > rng.uniform(0.1, 0.6, 300)
+    label = rng.integers(0, 7, 300).astype(np.int32)
+    return replace(
+        head, temperature=1.3, held_out=HeldOut(label, np.where(right, 0, confidence), confidence)
+    )
+
+
+@pytest.mark.slow
+def test_sets_and_answers_have_columns(
+    root: Path, tmp_path: Path, head: Head, processes: Client, grow: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "dtl")
+    head, out, asked = sure(head), tmp_path / "out", {"coverage": 0.8, "max_error": 0.2}
+
+    def run(out: Path, connect: Callable[[], Client], **options: float) -> None:
+        predict(str(out), found(root), head, SPEC, connect, **options)
+
+    run(out, lambda: processes, **asked)
+    assert re.search(r"answers of which at most 0.2 are wrong: \d+ of 21 new images", caplog.text)
+    assert "hold the right class of 0.8 of images like the validation ones" in caplog.text
+    grow()
+    run(out, lambda: processes, **asked)
+    assert pq.read_table(out).column_names[-2:] == ["set", "answer"]
+    rows = rows_of(out)
+    readable = [path for path, row in rows.items() if row["error"] is None]
+    p = np.exp(head.log_probabilities(head.logits(features_of(root, readable))))
+    expected = Thresholds.find(head, **asked).apply(p, head.class_names)
+    answers = [row["answer"] for row in expected]
+    assert 0 < answers.count(None) < len(answers)
+    for path, row in zip(readable, expected, strict=True):
+        assert rows[path] == rows[path] | row
+        assert rows[path]["class"] == row["set"][0]
+    unread = rows["red/text.jpg"]
+    assert (unread["class"], unread["set"], unread["answer"]) == (None, None, None)
+    run(tmp_path / "fresh", lambda: processes, **asked)
+    assert_alike(out, tmp_path / "fresh")
+    run(out, no_client, **asked)
+    for options, message in (
+        ({}, r"coverage: asked for None, stored 0.8\n  max_error: asked for None, stored 0.2"),
+        (asked | {"coverage": 0.9}, r"coverage: asked for 0.9, stored 0.8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(out, no_client, **options)
+
+
+def test_what_validation_rows_do_not_show_is_refused(
+    root: Path, tmp_path: Path, head: Head
+) -> None:
+    for asked, of, message in (
+        ({"coverage": 0.9}, head, "never held against validation images"),
+        ({"coverage": 1.0}, sure(head), "coverage must be above 0 and below 1"),
+        ({"coverage": 0.999}, sure(head), "needs at least 999 validation images"),
+        ({"max_error": 0.001}, sure(head), "takes at least 2,995 validation images"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(str(tmp_path / "p"), found(root), of, SPEC, no_client, **asked)
+    assert not (tmp_path / "p").exists()
 
 
 def test_a_killed_update_goes_on_to_the_same_bytes(

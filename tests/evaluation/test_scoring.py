@@ -48,7 +48,7 @@ def rough_head(store: FeatureStore, scale: float = 1.0) -> Head:
 
 def whole(store: FeatureStore, head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split, label and probabilities of every row, at once."""
-    logits = head.logits(store.read("fc2")).astype(np.float64)
+    logits = head.logits(store.read("fc2")).astype(np.float64) / head.temperature
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return store.read("split"), store.read("label"), p / p.sum(axis=1, keepdims=True)
 
@@ -198,7 +198,9 @@ def test_a_trained_head(make_store: MakeStore, threads: Client) -> None:
     found = evaluate(store, head, threads, n_mistakes=5)
     assert found.scores["train"].accuracy == pytest.approx(history[-1].train_accuracy)
     assert found.scores["validation"].accuracy == pytest.approx(history[-1].validation_accuracy)
-    assert found.scores["validation"].log_loss == pytest.approx(history[-1].validation_loss)
+    before = found.scores["validation"].reliability["before"]
+    assert before.log_loss == pytest.approx(history[-1].validation_loss)
+    assert found.scores["validation"].log_loss < before.log_loss
     assert found.class_names == store.class_names
     assert found.provenance == {"head_sha256": head.fingerprint, "n_mistakes": 5}
 

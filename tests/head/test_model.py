@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
+from dtl.head.held_out import HeldOut
 from dtl.head.model import Head
 from dtl.head.scaling import NORMALISATIONS, scale_rows
 from dtl.images.values import ImageList
@@ -29,6 +31,9 @@ def make_head(seed: int = 0, n_features: int = 7, n_classes: int = 3, **changes:
         provenance={"layer": "fc2", "features": {"network": "VGG16", "layers": ["fc2"]}},
     )
     return dataclasses.replace(head, **changes)
+
+
+HELD_OUT = HeldOut(np.array([0, 2], np.int32), np.array([0.0, 0.6]), np.array([0.9, 0.5]))
 
 
 def make_hidden_head(
@@ -80,7 +85,51 @@ def test_a_standardised_head_has_the_bytes_that_it_always_had() -> None:
     arrays = {name: getattr(head, name) for name in ("kernel", "bias", "mean", "scale")}
     before = npz(**arrays, meta=meta)
     assert head.to_bytes() == before
-    assert Head.from_bytes(before).normalize == "standardise"
+    again = Head.from_bytes(before)
+    assert (again.normalize, again.temperature, again.held_out) == ("standardise", 1, None)
+
+
+def test_a_head_with_a_temperature_round_trip() -> None:
+    head = make_head(temperature=1.75, held_out=HELD_OUT)
+    again = Head.from_bytes(head.to_bytes())
+    assert again.temperature == 1.75
+    assert again.held_out is not None
+    for name, array in HELD_OUT.to_arrays().items():
+        np.testing.assert_array_equal(again.held_out.to_arrays()[name], array, strict=True)
+    assert again.held_out.right.tolist() == [True, False]
+    assert again.fingerprint == head.fingerprint != make_head().fingerprint
+    logits = head.logits(np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32))
+    wanted = softmax(logits.astype(np.float64) / 1.75, axis=1)
+    np.testing.assert_allclose(np.exp(head.log_probabilities(logits)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "its temperature is 0.0, and not above 0"),
+        ({"temperature": float("nan")}, "its temperature is nan"),
+        ({"temperature": "warm"}, "its temperature must be a number"),
+        ({"label": np.array([0, 3], np.int32)}, "labels that 3 classes do not have"),
+        ({"label": np.array([0, -1], np.int32)}, "labels that 3 classes do not have"),
+        ({"label": np.array([0, 1])}, "its held_out_label is no list of int32"),
+        ({"above": np.zeros(3)}, "its held_out arrays have other lengths"),
+        ({"above": np.array([0, np.nan])}, "its held_out_above holds numbers that are no prob"),
+        ({"confidence": np.array([0.5, 1.5])}, "its held_out_confidence holds numbers"),
+        ({"confidence": np.zeros((2, 1))}, "its held_out_confidence is no list of float64"),
+    ],
+)
+def test_a_temperature_that_cannot_be_is_no_head(changes: dict[str, Any], message: str) -> None:
+    temperature = changes.pop("temperature", 2.0)
+    head = make_head(temperature=temperature, held_out=dataclasses.replace(HELD_OUT, **changes))
+    with pytest.raises(ValueError, match=rf"^Not a head that dtl wrote: .*({message}).*\.$"):
+        Head.from_bytes(head.to_bytes())
+
+
+def test_half_of_what_was_held_out_is_no_head() -> None:
+    with np.load(io.BytesIO(make_head(held_out=HELD_OUT).to_bytes())) as arrays:
+        data = npz(**{name: arrays[name] for name in arrays if name != "held_out_above"})
+    with pytest.raises(ValueError, match="its held_out_above is no list of float64"):
+        Head.from_bytes(data)
 
 
 @pytest.mark.parametrize("normalize", ["l3", 2, None, ["l2"]])
@@ -234,6 +283,8 @@ def test_folded_equals_logits(seed: int, normalize: str) -> None:
     assert kernel.dtype == bias.dtype == np.float32
     rows = scale_rows(features, normalize)
     np.testing.assert_allclose(rows @ kernel + bias, head.logits(features), atol=1e-5)
+    ((kernel, bias),) = dataclasses.replace(head, temperature=2.5).folded()
+    np.testing.assert_allclose(rows @ kernel + bias, head.logits(features) / 2.5, atol=1e-5)
 
 
 @settings(deadline=None)
@@ -249,6 +300,10 @@ def test_folded_equals_logits_of_hidden_units(seed: int) -> None:
     assert hidden_kernel.dtype == hidden_bias.dtype == np.float32
     folded = np.maximum(features @ hidden_kernel + hidden_bias, 0) @ kernel + bias
     np.testing.assert_allclose(folded, expected, atol=2e-5)
+    first, (kernel, bias) = dataclasses.replace(head, temperature=2.5).folded()
+    np.testing.assert_array_equal(first[0], hidden_kernel)
+    folded = np.maximum(features @ hidden_kernel + hidden_bias, 0) @ kernel + bias
+    np.testing.assert_allclose(folded, expected / 2.5, atol=2e-5)
 
 
 def test_logits_by_hand_and_of_float16() -> None:

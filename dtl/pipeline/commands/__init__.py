@@ -69,6 +69,17 @@ def _add_archive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="URL", required=True, help="ends in .tar")
 
 
+def _add_certainty(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--coverage", metavar="X", type=float,
+        help="add a column of sets of classes that hold the right one so often, such as 0.95",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-error", metavar="X", type=float,
+        help="add a column of answers of which at most so many are wrong, such as 0.01; else null",
+    )  # fmt: skip
+
+
 _APPLICATION = "application_1700000000000_0001"
 
 COMMANDS = {
@@ -151,6 +162,7 @@ COMMANDS = {
         example="--model results --images others --out predictions",
         options=f"{_EVERY} {_EARLIER}",
         starts_from="model",
+        add_arguments=_add_certainty,
     ),
     "similar": Command(
         "the stored images that are most like others, as a page",

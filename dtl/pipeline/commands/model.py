@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 def predict(run: Run, arguments: argparse.Namespace) -> None:
     """Classify other images into a Parquet dataset, or what is new in a later list."""
     from dtl.evaluation import prediction
+    from dtl.evaluation.certainty import Thresholds
     from dtl.features import extraction
     from dtl.images import listing
     from dtl.images.left_out import describe_left_out
@@ -40,6 +41,8 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
     c, model = run.options, Results(arguments.model)
     head, spec = model.trained_head(), replace(run.extraction, network_url=model.network)
     extraction.check_head(head, spec)
+    sure = {"coverage": arguments.coverage, "max_error": arguments.max_error}
+    Thresholds.find(head, **sure)  # refuses what it cannot do before images are listed
     found = listing.find_images(c.images.url)
     said = describe_left_out(found.left_out)
     if not found.paths:
@@ -53,7 +56,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
         return run.client
 
     n_unread = prediction.predict(
-        run.results.url, found, head, spec, connect, overwrite=c.overwrite
+        run.results.url, found, head, spec, connect, **sure, overwrite=c.overwrite
     )
     n_images = len(found.paths)
     print_line(f"Predictions for {n_images} images ({n_unread} unreadable): {run.results.url}")
