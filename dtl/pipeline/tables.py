@@ -4,17 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Evaluation
 from dtl.training.values import Comparison, Tuning
 
 
 def format_scores(scores: Evaluation) -> str:
     """Lay out the scores of each split."""
-    rows: list[tuple[str, ...]] = [("", "images", "accuracy", "top-5", "mean recall", "log loss")]
+    titles = ("images", "accuracy", "95% interval", "top-5", "mean recall", "log loss")
+    rows: list[tuple[str, ...]] = [("", *titles)]
     for name, s in scores.scores.items():
-        shares = (f"{value:.1%}" for value in (s.accuracy, s.top5, s.mean_recall))
+        interval = _format_interval(round(s.accuracy * s.n_images), s.n_images)
+        shares = (f"{s.accuracy:.1%}", interval, f"{s.top5:.1%}", f"{s.mean_recall:.1%}")
         rows.append((name, f"{s.n_images}", *shares, f"{s.log_loss:.3f}"))
-    return align_columns(rows, right={1, 2, 3, 4, 5})
+    return "\n".join([align_columns(rows, right={*range(1, 7)}), *_list_certainty(scores)])
+
+
+def _list_certainty(scores: Evaluation) -> list[str]:
+    """List how far probabilities and sets hold, on the last split that was scored."""
+    name, s = [*scores.scores.items()][-1]
+    if "after" not in s.reliability:
+        return []
+    before, after = s.reliability["before"], s.reliability["after"]
+    chance = f"{after.error_by_chance:.1%} by chance"
+    return [
+        f"\nTemperature {scores.temperature:.2f}: calibration error on {name} images "
+        f"{before.error:.1%} before, {after.error:.1%} after ({chance})",
+        *(
+            f"Sets for {sets.coverage:.0%}: hold the right class of "
+            f"{sets.n_covered / s.n_images:.1%} ({_format_interval(sets.n_covered, s.n_images)}) "
+            f"of {name} images, with {sets.n_members / s.n_images:.2f} classes on average"
+            for sets in s.sets
+        ),
+    ]
+
+
+def _format_interval(n: int, n_images: int) -> str:
+    low, high = find_interval(n, n_images)
+    return f"{100 * low:.1f}-{high:.1%}"
 
 
 def format_comparison(compared: Comparison) -> str:

@@ -112,6 +112,8 @@ def render(report: ReportInput) -> str:
         "classes": plots.draw_classes(report.class_counts, report.class_names),
         "confusion": plots.draw_confusions(main, report.class_names),
     }
+    if main.reliability:
+        figures["reliability"] = plots.draw_reliability(main.reliability)
     if report.history:
         figures |= plots.draw_history(report.history, config.train.averaging_frequency)
     exact = config.train.solver == "lbfgs"
@@ -136,7 +138,7 @@ def render(report: ReportInput) -> str:
         scores=scores,
         main=main,
         n_images=sum(int(counts.sum()) for counts in report.class_counts.values()),
-        interval=find_interval(round(main.accuracy * main.n_images), main.n_images),
+        interval=find_share_interval(main.accuracy, main.n_images),
         commonest=_find_commonest(main),
         confusions=plots.list_confusions(main)[:_MOST_CONFUSIONS],
         class_rows=_list_classes(report, main),
@@ -192,6 +194,8 @@ def fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
     # Bokeh defines an object at its first mention, so the order of keys matters.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"number": _format_number, "duration": _format_duration}
+    environment.filters |= {"interval": _format_interval}
+    environment.globals |= {"find_interval": find_interval, "share_interval": find_share_interval}
     return environment.get_template(template).render(
         colors=plots.COLORS,
         penalties=(plots.RIGHT[plots.PALEST], plots.RIGHT[-1]),
@@ -202,6 +206,11 @@ def fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
 
 
 # --- numbers -------------------------------------------------------------------------------------
+
+
+def find_share_interval(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `n` images."""
+    return find_interval(round(share * n), n)
 
 
 def _find_commonest(scores: SplitScores) -> tuple[str, float]:
@@ -251,6 +260,11 @@ def _keep_lines(text: str) -> Markup:
 
 def _format_number(value: float, spec: str) -> str:
     return format(value, spec).replace("%", "\u202f%") if math.isfinite(value) else _NOTHING
+
+
+def _format_interval(interval: tuple[float, float], spec: str) -> str:
+    low, high = (format(value, spec) for value in interval)
+    return f"{low.removesuffix('%')} to {high}".replace("%", "\u202f%")
 
 
 def _format_duration(seconds: float) -> str:

@@ -16,7 +16,8 @@ from bokeh.themes import Theme
 from bokeh.transform import linear_cmap
 from numpy.typing import NDArray
 
-from dtl.evaluation.values import SplitScores
+from dtl.evaluation.metrics import find_interval
+from dtl.evaluation.values import Reliability, SplitScores
 from dtl.images.values import SPLITS
 from dtl.training.values import Comparison, Round, Rung, Trial, Tuning
 
@@ -340,6 +341,33 @@ def draw_confusions(scores: SplitScores, class_names: Sequence[str]) -> Any:
         _name_classes(axis, class_names)
     plot.xaxis.major_label_orientation = "vertical"
     plot.grid.visible = n_classes <= _MOST_TICKS
+    return plot
+
+
+def draw_reliability(reliability: Mapping[str, Reliability]) -> Any:
+    """Draw the share of right images against their probability, before and after a temperature."""
+    ranges = {"x_range": (0, 1.02), "y_range": (0, 1.02)}
+    square = {"width": 500, "height": 440, "sizing_mode": "scale_width"}
+    plot = _make_figure("share that is right", "probability that was given", **square, **ranges)
+    plot.line([0, 1], [0, 1], line_color=COLORS["grey"], line_dash="dashed")
+    colors = {"before": COLORS["wrong"], "after": COLORS["test"]}
+    for when, color in colors.items():
+        if (found := reliability.get(when)) is None:
+            continue
+        n, n_right, mean = (np.array(column) for column in zip(*found.bins, strict=True))
+        pairs = zip(n_right.tolist(), n.tolist(), strict=True)
+        low, high = np.array([find_interval(*pair) for pair in pairs]).T
+        columns = {"probability": mean, "right": n_right / n, "images": n, "low": low, "high": high}
+        columns["size"] = 5 + 12 * np.sqrt(n / n.sum())
+        source = models.ColumnDataSource(columns)
+        look: dict[str, Any] = {"line_color": color, "line_alpha": 0.5}
+        bars = models.Whisker(base="probability", lower="low", upper="high", source=source, **look)
+        for head in (bars.upper_head, bars.lower_head):
+            head.update(size=6, **look)
+        plot.add_layout(bars)
+        look = {"size": "size", "color": color, "alpha": 0.8}
+        dots = plot.scatter("probability", "right", source=source, **look)
+        _add_hover(plot, dots, "probability", "right", "images", "low", "high", mode="mouse")
     return plot
 
 

@@ -383,8 +383,6 @@ def test_sets_and_answers_have_columns(
         assert rows[path]["class"] == row["set"][0]
     unread = rows["red/text.jpg"]
     assert (unread["class"], unread["set"], unread["answer"]) == (None, None, None)
-    run(tmp_path / "fresh", lambda: processes, **asked)
-    assert_alike(out, tmp_path / "fresh")
     run(out, no_client, **asked)
     for options, message in (
         ({}, r"coverage: asked for None, stored 0.8\n  max_error: asked for None, stored 0.2"),

@@ -25,6 +25,7 @@ from scipy import sparse
 from scipy.stats import binomtest
 
 from dtl.config import build, to_dict
+from dtl.evaluation.certainty import Measured
 from dtl.evaluation.metrics import Counts, count, score
 from dtl.evaluation.values import Evaluation, Mistake
 from dtl.images.values import SPLITS
@@ -77,11 +78,14 @@ def sample(
     n_classes = len(names)
     rng = np.random.default_rng(0)
     parts, class_counts = {}, {}
+    sets = ((0.9, np.full(n_classes, 0.5)), (0.95, np.full(n_classes, 0.8)))
+    measured = Measured(1.5, fitted=True, sets=sets, answers=((0.05, 0.3), (0.01, math.inf)))
     for split, sharpness in zip(SPLITS, (6, 4, 4), strict=True):
         labels = np.repeat(np.arange(n_classes), rng.integers(2, 2 * n_images, n_classes))
         logits = rng.normal(0, 1.5, (len(labels), n_classes))
         logits[np.arange(len(labels)), labels] += sharpness
-        parts[split] = score(count(logits, labels), names)
+        certainty = measured.count(logits, labels)
+        parts[split] = measured.score(score(count(logits / 1.5, labels), names), certainty)
         class_counts[split] = np.bincount(labels, minlength=n_classes)
     mistakes = tuple(
         Mistake(f"{names[k % n_classes]}/{k}.jpg", "test", names[k % n_classes], names[-1], 0.9)
@@ -101,7 +105,7 @@ def sample(
         class_names=names,
         class_counts=class_counts,
         history=list(rounds(n_rounds)),
-        evaluation=Evaluation(parts, mistakes, names),
+        evaluation=Evaluation(parts, mistakes, names, temperature=1.5, n_held_out=1234),
         pictures={mistake.path: draw(mistake.true) for mistake in mistakes[1:]},
         skipped=[("a/0.jpg", "0 bytes"), ("b/1.jpg", "truncated"), ("a/2.jpg", "0 bytes")],
         left_out=[(f"c/{k:03d}.db", "no image's extension") for k in range(37)],
@@ -251,6 +255,41 @@ def test_every_section_shows_its_numbers(report: ReportInput, page: Page) -> Non
         "python -m dtl.pipeline run --config config.toml", "learning_rate = ",
     ):  # fmt: skip
         assert text in page.text, text
+
+
+def test_probabilities_are_shown_with_their_intervals(report: ReportInput, page: Page) -> None:
+    test = report.evaluation.scores["test"]
+    for found in test.reliability.values():
+        assert f"{100 * found.error:.1f}\u202f%" in page.text
+        assert f"{found.brier:.3f}" in page.text
+        low, high = found.log_loss_interval
+        assert f"{low:.3f} to {high:.3f}" in page.text
+    for sets in test.sets:
+        low, high = binomtest(sets.n_covered, test.n_images).proportion_ci(method="wilson")
+        assert f"{100 * low:.1f} to {100 * high:.1f}\u202f%" in page.text
+        assert f"{sets.n_members / test.n_images:.2f}" in page.text
+    assert test.answers[0].n_wrong > 0 == test.answers[1].n_answered
+    for text in (
+        "divided by a temperature of 1.50, fitted to 1,234 validation images: without it the head "
+        "is too sure",
+        "Of the images that are given", "by chance if every probability held",
+    ):  # fmt: skip
+        assert text in page.text, text
+
+
+def test_probabilities_without_validation_images(report: ReportInput) -> None:
+    scores = {}
+    for name, s in report.evaluation.scores.items():
+        before = {"before": s.reliability["before"]}
+        scores[name] = replace(s, reliability=before, sets=(), answers=())
+    evaluation = replace(report.evaluation, scores=scores, temperature=1.0, n_held_out=0)
+    page = Page(render(replace(report, evaluation=evaluation)))
+    assert "No validation images were set aside" in page.text
+    assert "Sets that hold" not in page.text
+    # Those of an earlier dtl have no such numbers.
+    scores = {name: replace(s, reliability={}) for name, s in scores.items()}
+    page = Page(render(replace(report, evaluation=replace(evaluation, scores=scores))))
+    assert "Brier" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -406,7 +445,7 @@ def test_no_scores_are_refused(report: ReportInput) -> None:
 def test_nothing_newly_trained(report: ReportInput) -> None:
     page = Page(render(replace(report, history=[])))
     assert "Nothing was trained in this run" in page.text
-    assert set(page.plots) == {"classes", "confusion"}
+    assert set(page.plots) == {"classes", "confusion", "reliability"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 151])
@@ -423,7 +462,7 @@ def test_values_that_are_not_numbers(report: ReportInput) -> None:
     test = replace(report.evaluation.scores["test"], log_loss=nan, mean_f1=nan)
     evaluation = replace(report.evaluation, scores=report.evaluation.scores | {"test": test})
     page = Page(render(replace(report, history=history, evaluation=evaluation)))
-    assert len(page.plots) == 7
+    assert len(page.plots) == 8
     assert "\N{EN DASH} \N{EN DASH} Accuracy:" in page.text
 
 
@@ -469,7 +508,7 @@ def test_size(n_classes: int, limit_mb: int) -> None:
     report = sample(n_classes=n_classes, n_rounds=3000, n_images=30)
     text = render(report)
     assert len(text.encode()) < limit_mb * 1e6
-    assert len(Page(text).plots) == 7
+    assert len(Page(text).plots) == 8
 
 
 def test_a_crowded_matrix_leaves_out_all_the_smallest_confusions(report: ReportInput) -> None:
@@ -552,6 +591,7 @@ def test_a_browser_draws_every_plot(
     assert found["width"] == width
     assert found["scrollWidth"] <= width
     plots = {"loss", "accuracy", "updates", "rate", "seconds", "confusion", "classes"}
+    plots.add("reliability")
     assert {plot.removeprefix("plot-") for plot in found["painted"]} == plots
     if names is None:
         assert found["names"][1:] == [report.class_names[0], report.class_names[-1]]
