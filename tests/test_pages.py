@@ -46,6 +46,8 @@ HERE = {
     "dtl evaluate --out results": [],
     "dtl report --out results": [],
     "dtl predict --model results --images new_photos --out predictions.parquet": [],
+    "dtl predict --model results --images new_photos --out sure.parquet --coverage 0.95 "
+    "--max-error 0.05": ["--coverage", "0.9", "--max-error", "0.3"],  # few images validate
     "dtl tune --out results --tune.learning-rates 0.003,0.01,0.03": [],
     "dtl train --out results --config results/tuned.toml": [],
     "dtl train --out results --train.solver lbfgs": [],
