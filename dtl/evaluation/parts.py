@@ -26,7 +26,10 @@ _COLUMNS = {
     "path": pa.string(), **_SCORE, "top5": pa.list_(pa.struct(_SCORE)), "error": pa.string(),
     "size_bytes": pa.int64(), "modified": pa.timestamp("us", "UTC"), "content_hash": pa.string(),
 }  # fmt: skip
-OPTIONAL = {"set": pa.list_(pa.string()), "answer": pa.string()}
+OPTIONAL = {
+    "set": pa.list_(pa.string()), "answer": pa.string(), "novelty": pa.float64(),
+    "unlike": pa.bool_(),
+}  # fmt: skip
 """Columns that a dataset has where they are asked for; all of its files have the same ones."""
 
 

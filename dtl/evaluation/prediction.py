@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from dtl.head.model import Head
 from dtl.images.decoding import formats
 from dtl.images.decoding.reading import describe_costliest
 from dtl.images.listing import ImageFiles
+from dtl.neighbours.novelty import Novelty
 from dtl.storage import Extent
 from dtl.storage.ledger import Ledger
 
@@ -65,6 +67,7 @@ def predict(
     *,
     coverage: float | None = None,
     max_error: float | None = None,
+    novelty: Novelty | None = None,
     overwrite: bool = False,
 ) -> int:
     """Classify images into the Parquet dataset of the folder `url`, those that are new there.
@@ -74,7 +77,8 @@ def predict(
     tar was changed; null if unknown) and ``content_hash`` (64 bits of BLAKE2b). With `coverage` it
     has ``set``, the classes of which one is right in such a share of all cases, the likeliest first
     (`conformal`). With `max_error` it has ``answer``: the class, or null where among such answers a
-    larger share may be wrong (`selective`). An image of another
+    larger share may be wrong (`selective`). With `novelty` it has that as a number, and ``unlike``,
+    whether it is above the threshold. An image of another
     size is classified again; so is one of another time, unless the content has the hash. In the end
     there is a row for each image of the list, and no other. It returns the number of images that
     could not be read. `connect` is called only if images are to be read.
@@ -97,7 +101,8 @@ def predict(
     thresholds = Thresholds.find(head, coverage, max_error)
     wanted = {"head": head.fingerprint, "chunk_images": spec.features.chunk_images}
     # Only where they are given, so that datasets of earlier versions go on.
-    given = {"coverage": coverage, "max_error": max_error}
+    novelty_sha256 = None if novelty is None else hashlib.sha256(novelty.to_bytes()).hexdigest()
+    given = {"coverage": coverage, "max_error": max_error, "novelty": novelty_sha256}
     wanted |= {name: value for name, value in given.items() if value is not None}
     connect = _checking(connect, images.root, url)
     places = dict(zip(parts.list_versions(images), images.files(), strict=True))
@@ -109,12 +114,15 @@ def predict(
     ]
     extractor = _prepare(head, spec, connect()) if tasks else None
     update.ledger.claim(overwrite=overwrite)
-    parts.drop_rows(url, update.on_disk, update.planned, parts.make_schema(thresholds.columns))
+    columns = thresholds.columns + (("novelty", "unlike") if novelty is not None else ())
+    parts.drop_rows(url, update.on_disk, update.planned, parts.make_schema(columns))
     n_unread = update.count_unread()
     if extractor is not None:
-        told = _classify(url, tasks, head, thresholds, extractor, connect())
+        told = _classify(url, tasks, head, thresholds, novelty, extractor, connect())
         n_unread += told["unread"]
         _tell_certainty(told, coverage, max_error)
+        if novelty is not None:
+            _tell_novelty(told, novelty)
     update.ledger.finish()
     return n_unread
 
@@ -270,20 +278,39 @@ def _tell_certainty(n: Counter[str], coverage: float | None, max_error: float | 
         )  # fmt: skip
 
 
+def _tell_novelty(n: Counter[str], novelty: Novelty) -> None:
+    if not (n_read := n["images"] - n["unread"]):
+        return
+    found = (
+        f"{n['unlike']:,} of {n_read:,} new images ({n['unlike'] / n_read:.1%}) are unlike the "
+        f"training images; of images like these {novelty.share:.0%} would be"
+    )
+    if n["unlike"] > n_read / 2:
+        log.warning("%s. Most may be of no known class, whatever class they get.", found)
+    else:
+        log.info("%s", found)
+
+
 def _classify(
     url: str,
     tasks: Sequence[_Task],
     head: Head,
     thresholds: Thresholds,
+    novelty: Novelty | None,
     extractor: Extractor,
     client: Client,
 ) -> Counter[str]:
     head_url = storage.join(url, "_head.npz")
     storage.write_bytes(head_url, head.to_bytes())
+    novelty_url, novelty_data = "", b"" if novelty is None else novelty.to_bytes()
+    if novelty_data:
+        novelty_url = storage.join(url, "_novelty.npz")
+        storage.write_bytes(novelty_url, novelty_data)
     check_visible(client, url)
     results = map_chunks(
         client, _write_part, tasks, head_url=head_url, head_sha256=head.fingerprint,
-        thresholds=thresholds, extractor=extractor,
+        thresholds=thresholds, novelty_url=novelty_url,
+        novelty_sha256=hashlib.sha256(novelty_data).hexdigest(), extractor=extractor,
         describe=lambda task: describe_costliest(task.files),
     )  # fmt: skip
     total: Counter[str] = Counter()
@@ -295,7 +322,14 @@ def _classify(
 
 
 def _write_part(
-    task: _Task, *, head_url: str, head_sha256: str, thresholds: Thresholds, extractor: Extractor
+    task: _Task,
+    *,
+    head_url: str,
+    head_sha256: str,
+    thresholds: Thresholds,
+    novelty_url: str,
+    novelty_sha256: str,
+    extractor: Extractor,
 ) -> Counter[str]:
     """Write a file, on a worker; return how many images are new, and what became of them."""
     head = _load_head(head_url, head_sha256)
@@ -303,7 +337,13 @@ def _write_part(
     with blas.one_blas_thread():
         logits = head.logits(features[head.provenance["layer"]])
     probability = np.exp(head.log_probabilities(logits))
-    sure = thresholds.apply(probability, head.class_names)
+    sure, columns = thresholds.apply(probability, head.class_names), thresholds.columns
+    if novelty_url:
+        novelty = _load_novelty(novelty_url, novelty_sha256)
+        scores = novelty.score(features[head.provenance["layer"]])
+        columns += ("novelty", "unlike")
+        for found, score, unlike in zip(sure, scores, novelty.is_unlike(scores), strict=True):
+            found |= {"novelty": float(score), "unlike": bool(unlike)}
     rows: list[dict[str, Any]] = []
     n = Counter(images=len(task.new))
     for row, (image, content_hash, error) in enumerate(zip(task.new, hashes, errors, strict=True)):
@@ -315,8 +355,9 @@ def _write_part(
         rows.append(image._asdict() | file | read)
         members = read.get("set", ())
         n.update(unread=bool(error), answered=read.get("answer") is not None)
+        n.update(unlike=bool(read.get("unlike")))
         n.update(members=len(members), single=len(members) == 1)
-    schema = parts.make_schema(thresholds.columns)
+    schema = parts.make_schema(columns)
     table = pa.Table.from_pylist(rows, schema=schema)
     if task.kept:
         table = pa.concat_tables([parts.read_rows(task.url, task.kept, schema), table])
@@ -326,11 +367,20 @@ def _write_part(
 
 @functools.lru_cache(maxsize=1)
 def _load_head(url: str, sha256: str) -> Head:
-    # By its hash, too: another head may have been at this URL before, or be there now.
-    head = Head.from_bytes(storage.read_bytes(url))
-    if head.fingerprint != sha256:
+    return Head.from_bytes(_read_written(url, sha256, "the head"))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_novelty(url: str, sha256: str) -> Novelty:
+    return Novelty.from_bytes(_read_written(url, sha256, "the novelty"))
+
+
+def _read_written(url: str, sha256: str, what: str) -> bytes:
+    # By its hash, too: another one may have been at this URL before, or be there now.
+    data = storage.read_bytes(url)
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise UserError(
-            f"{url} is not the head whose predictions are made: expected {sha256}, received "
-            f"{head.fingerprint}. Does another command write to that folder? Choose another `out`."
+            f"{url} is not {what} whose predictions are made: expected {sha256}, received "
+            f"{found}. Does another command write to that folder? Choose another `out`."
         )
-    return head
+    return data

@@ -127,3 +127,11 @@ def _check_counts(name: str, scores: SplitScores, n_classes: int) -> None:
         )
     if any(not 0 <= label < n_classes for row in scores.confusion for label in row[:2]):
         raise ValueError(f"{name} has a label in its confusion that no class has")
+    if scores.reliability and not {"before"} <= scores.reliability.keys() <= {"before", "after"}:
+        raise ValueError(f"{name} has reliabilities of {[*scores.reliability]}")
+    for when, found in scores.reliability.items():
+        if sum(n for n, _, _ in found.bins) != n_images or any(r > n for n, r, _ in found.bins):
+            raise ValueError(f"{name} has other images in the bins {when} than in its confusion")
+    counts = [s.n_covered for s in scores.sets] + [a.n_answered for a in scores.answers]
+    if any(not 0 <= n <= n_images for n in counts):
+        raise ValueError(f"{name} has more images in sets or answers than its {n_images}")

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 
@@ -21,6 +21,9 @@ from dtl.head.model import Head
 from dtl.storage.ledger import parse_object, read_parsed
 from dtl.training import values as training_values
 from dtl.training.values import Comparison, Round, Tuning
+
+if TYPE_CHECKING:
+    from dtl.neighbours.novelty import Novelty
 
 _T = TypeVar("_T")
 
@@ -37,6 +40,7 @@ class Results:
     ``head-last.npz``     `Head` of the last round, if ``head.npz`` is another's
     ``head-before.npz``   `Head` that a training on a store that has grown started from
     ``checkpoint.npz``    `Checkpoint` of a training that is not finished
+    ``novelty.npz``       `Novelty`: how unlike the training images an image is
     ``history.parquet``   one `Round` per row
     ``evaluation.json``   `Evaluation`
     ``timings.json``      how long each stage took; differs from run to run
@@ -106,6 +110,26 @@ class Results:
             raise FileNotFoundError(f"No head.npz in {self.url}. Run the train stage first.")
         return head
 
+    def novelty(self) -> Novelty | None:
+        """Read how unlike the training images an image is; None if that was not measured."""
+        from dtl.neighbours.novelty import Novelty  # with Dask, which a finished run does not need
+
+        return self._read("novelty.npz", Novelty.from_bytes, *_OF_NOVELTY)
+
+    def write_novelty(self, value: Novelty | None) -> None:
+        """Store it, or remove that of other features."""
+        if value is None:
+            storage.remove(self._place("novelty.npz"))
+        else:
+            self._write("novelty.npz", value.to_bytes())
+
+    def novelty_of(self, head: Head) -> Novelty | None:
+        """Return the stored novelty if it is of a head's features, else None."""
+        found = self.novelty()
+        if found is None or any(found.provenance[k] != head.provenance[k] for k in _OF_NOVELTY):
+            return None
+        return found
+
     def history(self) -> list[Round]:
         """Read the rounds of the head's training, which must be there."""
         place = self._place("history.parquet")
@@ -137,7 +161,7 @@ class Results:
         self.remove_outdated()
         for name in (
             "history.parquet", "head-best.npz", "head-last.npz", "head.npz", "head-before.npz",
-            "tuned.toml",
+            "tuned.toml", "novelty.npz",
         ):  # fmt: skip
             storage.remove(self._place(name))
 
@@ -217,6 +241,9 @@ class Results:
     def _write(self, name: str, data: bytes) -> None:
         storage.write_bytes(self._place(name), data)
 
+
+_OF_NOVELTY = ("features", "split", "layer")
+"""Keys of what novelty follows from; those of a head that goes with it have the same values."""
 
 _OF_A_HEAD = ("features", "weights_sha256", "split", "layer", "train", "seed")
 """Keys of a head's provenance, and of all that was made as it was."""

@@ -137,12 +137,22 @@ def train(run: Run, store: FeatureStore) -> Head:
     from dtl.training import trainer
 
     trained = trainer.train(spec, run.client, checkpoint=results.checkpoint, overwrite=c.overwrite)
+    _provide_novelty(run, spec)
     results.write_head(trained.head, trained.history, trained.other, c.train.keep)
     n_rounds = len(trained.history)
     results.add_timing("train", time.monotonic() - started, n_rounds, "rounds")
     if earlier:
         _tell_gain(earlier, trained.history[0])
     return trained.head
+
+
+def _provide_novelty(run: Run, spec: TrainingSpec) -> None:
+    """Measure how unlike the training images others are, unless that is known."""
+    from dtl.neighbours import novelty
+
+    stored, layer = run.results.novelty(), spec.layer
+    if stored is None or differences(novelty.describe(spec.store, layer), stored.provenance):
+        run.results.write_novelty(novelty.fit_novelty(spec.store, layer, run.client))
 
 
 def _go_on(run: Run, spec: TrainingSpec) -> TrainingSpec:

@@ -29,6 +29,8 @@ from dtl.head.model import Head
 from dtl.images import listing
 from dtl.images.decoding import formats
 from dtl.images.listing import ImageFiles
+from dtl.neighbours.novelty import Novelty
+from dtl.neighbours.search import scale_to_unit
 from dtl.storage import lock
 
 FEATURES = FeaturesConfig(
@@ -363,15 +365,20 @@ def test_sets_and_answers_have_columns(
     caplog.set_level("INFO", "dtl")
     head, out, asked = sure(head), tmp_path / "out", {"coverage": 0.8, "max_error": 0.2}
 
+    blue = [f"blue/{path}" for path in listed(root / "blue")]
+    unit = scale_to_unit(features_of(root, blue), head.scaling, "rows")
+    novelty = Novelty(head.scaling, unit, k=2, threshold=0.3, share=0.05, n_held_out=9)
+
     def run(out: Path, connect: Callable[[], Client], **options: float) -> None:
-        predict(str(out), found(root), head, SPEC, connect, **options)
+        predict(str(out), found(root), head, SPEC, connect, novelty=novelty, **options)
 
     run(out, lambda: processes, **asked)
+    assert re.search(r"(?s)14 of 21 new images \(66.7%\) are unlike .*; of images", caplog.text)
     assert re.search(r"answers of which at most 0.2 are wrong: \d+ of 21 new images", caplog.text)
     assert "hold the right class of 0.8 of images like the validation ones" in caplog.text
     grow()
     run(out, lambda: processes, **asked)
-    assert pq.read_table(out).column_names[-2:] == ["set", "answer"]
+    assert pq.read_table(out).column_names[-4:] == ["set", "answer", "novelty", "unlike"]
     rows = rows_of(out)
     readable = [path for path, row in rows.items() if row["error"] is None]
     p = np.exp(head.log_probabilities(head.logits(features_of(root, readable))))
@@ -381,6 +388,8 @@ def test_sets_and_answers_have_columns(
     for path, row in zip(readable, expected, strict=True):
         assert rows[path] == rows[path] | row
         assert rows[path]["class"] == row["set"][0]
+        assert rows[path]["unlike"] == (not path.startswith("blue") and path != "green/8.jpg")
+        assert rows[path]["unlike"] == (rows[path]["novelty"] > 0.3)
     unread = rows["red/text.jpg"]
     assert (unread["class"], unread["set"], unread["answer"]) == (None, None, None)
     run(out, no_client, **asked)
@@ -390,6 +399,8 @@ def test_sets_and_answers_have_columns(
     ):
         with pytest.raises(UserError, match=message):
             run(out, no_client, **options)
+    with pytest.raises(UserError, match=r"novelty: asked for None, stored '\w{64}'"):
+        predict(str(out), found(root), head, SPEC, no_client, **asked)
 
 
 def test_what_validation_rows_do_not_show_is_refused(

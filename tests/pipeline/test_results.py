@@ -14,8 +14,17 @@ import pytest
 
 from dtl import config
 from dtl.config.errors import UserError
-from dtl.evaluation.values import Evaluation, Mistake, SplitScores
+from dtl.evaluation.values import (
+    AnswerScores,
+    Evaluation,
+    Mistake,
+    Reliability,
+    SetScores,
+    SplitScores,
+)
 from dtl.head.model import Head
+from dtl.head.scaling import Scaling
+from dtl.neighbours.novelty import Novelty
 from dtl.pipeline.results import Results
 from dtl.training.checkpoint import Checkpoint, resume
 from dtl.training.values import (
@@ -34,8 +43,15 @@ MADE_FROM = {
 }  # fmt: skip
 ROUND = Round(1, 0.5, 1.5, (1.0, 2.0), 0.01, 0.1, 0.1, 0.1, 0.1, 0.1)
 SCORES = SplitScores(2, 1.0, 1.0, 0.1, 1.0, 1.0, 1.0, {"a": {"n_images": 2}}, ((0, 0, 2),))
+HELD = Reliability(((2, 2, 0.9),), 0.1, (0.0, 0.2), 0.1, 0.1, (0.0, 0.2), 0.1, (0.0, 0.2))
+SCORES = replace(
+    SCORES, reliability={"before": HELD, "after": HELD}, sets=(SetScores(0.9, 2, 2, 2),),
+    answers=(AnswerScores(0.05, 2, 0),),
+)  # fmt: skip
 ZEROS = np.zeros((2, 2), np.float32)
 HEAD = Head(ZEROS, ZEROS[0], ZEROS[0], ZEROS[0] + 1, ("a", "b"), MADE_FROM)
+SCALING = Scaling("standardise", np.zeros(2), np.ones(2, np.float32))
+NOVELTY = Novelty(SCALING, np.eye(2, dtype=np.float32), 1, 0.5, 0.05, 9, MADE_FROM)
 CONTENDER = Contender("L-BFGS", 1, 0, {"train": 1.0}, {"train": 0.1}, 0.1, 0.0, 0.0, 1.0, 9, ())
 TRIAL = Trial(0.1, 0.1, 0.0, 10, (Rung(1.0, 1.0, 0.1, 1.0, 0.1),))
 
@@ -45,6 +61,7 @@ def results(tmp_path: Path) -> Results:
     """A folder with every file of a run that `Results` reads."""
     made = Results(str(tmp_path / "out"))
     made.write_config(config.build({"out": made.url}))
+    made.write_novelty(NOVELTY)
     made.write_head(HEAD, [ROUND])
     made.write_evaluation(
         Evaluation(
@@ -65,6 +82,7 @@ def results(tmp_path: Path) -> Results:
 READERS: dict[str, Callable[[Results], Any]] = {
     "config.toml": Results.config,
     "head.npz": Results.head,
+    "novelty.npz": Results.novelty,
     "history.parquet": Results.history,
     "evaluation.json": Results.evaluation,
     "compare.json": Results.comparison,
@@ -72,6 +90,17 @@ READERS: dict[str, Callable[[Results], Any]] = {
     "timings.json": Results.timings,
     "checkpoint.npz": lambda r: resume(r.checkpoint, MADE_FROM, Checkpoint.from_bytes),
 }
+
+
+def test_novelty_of_other_features_is_not_used(results: Results) -> None:
+    assert results.novelty_of(HEAD) is not None
+    other = replace(HEAD, provenance=MADE_FROM | {"layer": "fc1"})
+    assert results.novelty_of(other) is None
+    results.write_novelty(None)
+    assert results.novelty_of(HEAD) is None
+    results.write_novelty(NOVELTY)
+    results.remove_trained()
+    assert results.novelty() is None
 
 
 def replace_values(value: Any) -> Iterator[Any]:

@@ -56,8 +56,9 @@ def predict(run: Run, arguments: argparse.Namespace) -> None:
         return run.client
 
     n_unread = prediction.predict(
-        run.results.url, found, head, spec, connect, **sure, overwrite=c.overwrite
-    )
+        run.results.url, found, head, spec, connect, **sure, novelty=model.novelty_of(head),
+        overwrite=c.overwrite,
+    )  # fmt: skip
     n_images = len(found.paths)
     print_line(f"Predictions for {n_images} images ({n_unread} unreadable): {run.results.url}")
 
