@@ -35,7 +35,7 @@ _Rows = list[tuple[NDArray[np.float32], NDArray[np.int32]]]
 """Logits (n, n_classes) and labels (n,) of some chunks' validation rows."""
 
 
-def calibrate(store: FeatureStore, head: Head, client: Client) -> Head:
+def calibrate(store: FeatureStore, head: Head, client: Client, *, show: bool = True) -> Head:
     """Give a head the temperature, and what it says of the validation rows of a store.
 
     Workers read the rows and hold their logits; the driver gets two derivatives from each task, a
@@ -82,7 +82,8 @@ def calibrate(store: FeatureStore, head: Head, client: Client) -> Head:
     columns = zip(*(session.result(part) for part in described), strict=True)
     held_out = HeldOut(*(np.concatenate(column) for column in columns))
     low, high = (temperature * np.exp(sign * 1.96 * deviation) for sign in (-1, 1))
-    log.info(
+    log.log(
+        logging.INFO if show else logging.DEBUG,
         "temperature %.3f (95 %% interval %.3f to %.3f), of %s validation images",
         temperature, low, high, f"{len(held_out):,}",
     )  # fmt: skip

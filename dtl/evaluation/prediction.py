@@ -260,9 +260,9 @@ def _tell_certainty(n: Counter[str], coverage: float | None, max_error: float | 
     n_read = n["images"] - n["unread"]
     if coverage is not None and n_read:
         log.info(
-            "sets that hold the right class of %g of images like the validation ones: %.2f classes "
-            "on average, one class alone for %.1f %% of the new images",
-            coverage, n["members"] / n_read, 100 * n["single"] / n_read,
+            "sets that hold the right class of %s of images like the validation ones: %.2f classes "
+            "on average, one alone for %s of the new images",
+            f"{coverage:.4g}", n["members"] / n_read, f"{n['single'] / n_read:.1%}",
         )  # fmt: skip
     if max_error is not None and n_read and not n["answered"]:
         log.warning(
@@ -272,9 +272,9 @@ def _tell_certainty(n: Counter[str], coverage: float | None, max_error: float | 
         )
     elif max_error is not None and n_read:
         log.info(
-            "answers of which at most %g are wrong: %s of %s new images (%.1f %%); the others have "
-            "a class, but no answer",
-            max_error, f"{n['answered']:,}", f"{n_read:,}", 100 * n["answered"] / n_read,
+            "answers of which at most %g are wrong: %s of %s new images (%s); the others have a "
+            "class, but no answer",
+            max_error, f"{n['answered']:,}", f"{n_read:,}", f"{n['answered'] / n_read:.1%}",
         )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def train(
         heads.append(make_head(fitted.best))
     if spec.config.keep == "best":
         heads.reverse()
-    heads = [fitting.calibrate(spec.store, head, client) for head in heads]
+    heads = [fitting.calibrate(spec.store, head, client, show=head is heads[0]) for head in heads]
     return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
 
 
