@@ -275,7 +275,7 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
     known = {option.flag for option in config.list_options()}
     # Of `dtl` and its commands, of minicluster.py, of Slurm, and of `dask scheduler`.
     known |= {"--config", "--debug", "--help", "--help-all", "--model", "--wait"}
-    known |= {"--to", "--from", "--md5", "--scratch", "--layout"}
+    known |= {"--to", "--from", "--md5", "--scratch", "--layout", "--coverage", "--max-error"}
     known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
     known |= {"--wrap", "--dashboard-address", "--no-dashboard"}
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
