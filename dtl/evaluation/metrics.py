@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from dtl.evaluation.values import SplitScores
 from dtl.head.softmax import log_softmax
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class Counts:
 
 def count(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> Counts:
     """Count rows of `logits` (n, n_classes) whose true classes are `labels` (n,)."""
+    from scipy import sparse  # not for a finished command, which shows scores, too
+
     n_rows, n_classes = logits.shape
     log_p = log_softmax(logits.astype(np.float64))
     true = log_p[np.arange(n_rows), labels]

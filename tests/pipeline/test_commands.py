@@ -64,7 +64,7 @@ def test_a_run_ends_with_scores_and_a_report(run: tuple[Path, Path, str]) -> Non
     files = {path.name for path in out.iterdir()}
     assert files == {
         "config.toml", "features.zarr", "head.npz", "history.parquet", "evaluation.json",
-        "timings.json", "report.html",
+        "novelty.npz", "timings.json", "report.html",
     }  # fmt: skip
     scores = json.loads((out / "evaluation.json").read_text())["scores"]
     for name in ("train", "validation", "test"):
@@ -121,7 +121,7 @@ def test_stages_one_by_one_make_the_same_bits(
     for stage in ("train", "evaluate", "report"):
         done = here(stage, "--out", tmp_path)  # on THREADS, as config.toml says
         assert done.returncode == 0, done.stderr
-    for name in ("head.npz", "evaluation.json"):
+    for name in ("head.npz", "novelty.npz", "evaluation.json"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert contents(tmp_path / "features.zarr") == contents(out / "features.zarr")
 
@@ -213,7 +213,7 @@ def test_killed_again_and_again_goes_on_to_the_same_bits(
     assert done.returncode == 0, done.stderr
     assert len(done_at) > 2
     assert all(chunk.stat().st_mtime_ns == then for chunk, then in done_at.items())
-    for name in ("head.npz", "evaluation.json"):
+    for name in ("head.npz", "novelty.npz", "evaluation.json"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert contents(tmp_path / "features.zarr") == contents(out / "features.zarr")
     assert (tmp_path / "report.html").exists()
