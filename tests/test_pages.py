@@ -73,6 +73,10 @@ ELSEWHERE = {
     "python examples/stages.py photos stages": f"{SELF}::test_the_stages_example_runs",
     "dtl fetch caltech256 --to hdfs:///data/caltech256":
         "tests/images/test_fetching.py::test_straight_to_hdfs",
+    "dtl check --out results":
+        "tests/pipeline/test_checking.py::test_wrong_labels_are_corrected_and_no_feature_is_computed_again",
+    "dtl run --images photos --images.labels results/relabel.csv --out results":
+        "tests/pipeline/test_checking.py::test_wrong_labels_are_corrected_and_no_feature_is_computed_again",
     "dtl run --images photos --images.labels labels.csv --out results":
         "tests/pipeline/test_run_with_labels.py::test_a_table_gives_the_bytes_of_the_folders",
     "dtl featurize --images photos --out early --features.layers fc1":

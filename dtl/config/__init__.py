@@ -15,19 +15,17 @@ from dtl.config.options import parse_memory
 from dtl.config.secrets import hide, hide_options, is_hidden
 from dtl.config.sections import (
     ClusterConfig,
-    CompareConfig,
     Config,
     FeaturesConfig,
     ImagesConfig,
-    PackConfig,
     SplitConfig,
     TrainConfig,
-    TuneConfig,
     YarnConfig,
 )
+from dtl.config.tools import CheckConfig, CompareConfig, PackConfig, TuneConfig
 
 __all__ = [
-    "ADDED", "RETIRED", "ClusterConfig", "CompareConfig", "Config", "FeaturesConfig",
+    "ADDED", "RETIRED", "CheckConfig", "ClusterConfig", "CompareConfig", "Config", "FeaturesConfig",
     "ImagesConfig", "Option", "PackConfig", "SplitConfig", "TrainConfig", "TuneConfig",
     "YarnConfig", "build", "hide", "hide_options", "is_hidden", "list_options", "parse_memory",
     "parse_text", "parse_toml", "to_dict", "to_fingerprint",

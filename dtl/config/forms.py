@@ -53,7 +53,7 @@ class Option:
     @property
     def flag(self) -> str:
         """Its name on the command line: a section's main key goes by the section's name."""
-        short = {"cluster.address": "cluster", "images.url": "images"}
+        short = {"cluster.address": "cluster", "images.url": "images", "with_check": "check"}
         return "--" + short.get(self.key, self.key).replace("_", "-")
 
     @property

@@ -99,7 +99,8 @@ def _make_parser(name: str, command: Command, *, everything: bool) -> argparse.A
 
 def _add_option(group: argparse._ArgumentGroup, option: config.Option, *, shown: bool) -> None:
     is_flag = option.type is bool
-    default = f" (default: {option.default_text})" if option.default_text else ""
+    is_usual = option.default is False or not option.default_text
+    default = "" if is_usual else f" (default: {option.default_text})"
     group.add_argument(
         option.flag,
         dest=option.key,

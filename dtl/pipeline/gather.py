@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from dtl import config, storage
-from dtl.evaluation.values import Evaluation, Mistake
+from dtl.checking.values import LABEL, Check, Issue
+from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images import split
 from dtl.images.decoding import formats
-from dtl.images.values import SPLITS, UNLABELLED
+from dtl.images.values import NO_SPLIT, SPLITS, UNLABELLED
 from dtl.pipeline.results import Results
 from dtl.pipeline.stages import list_warnings
+from dtl.report import checkup
+from dtl.report.checkup import CheckInput
 from dtl.report.page import ReportInput
 from dtl.storage import Extent
 from dtl.training.values import Tuning
@@ -24,6 +28,10 @@ from dtl.training.values import Tuning
 log = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
+_SMALL_SIDE = 128  # of a neighbour's
+_MOST_SUSPECTS = 8  # of the report; all are on the check's page
+_READERS = 8
+"""Pictures that are read at the same time: they wait for the storage."""
 _SHOWN_ELSEWHERE = {
     "class_names", "left_out", "n_left_out", "left_out_counts", "empty_folders", "dtl", "format",
     "shards", "quantization", "generations", "earlier",
@@ -43,6 +51,9 @@ def gather_report(
     root = settings.images.url or str(store.attrs["root"])
     made_by = {k: v for k, v in store.attrs.items() if k not in _SHOWN_ELSEWHERE}
     files = {"head.npz": f"SHA-256 {scores.provenance['head_sha256']}"}
+    found = select_check(results.check(), head)
+    suspects = [i for i in results.issues() if i.kind == LABEL][:_MOST_SUSPECTS] if found else []
+    paths = dict.fromkeys([m.path for m in scores.mistakes] + [i.path for i in suspects])
     return ReportInput(
         title=storage.base_name(config.hide(root)),
         config=config.hide_options(config.to_dict(settings)),
@@ -56,7 +67,7 @@ def gather_report(
         },
         history=results.history(),
         evaluation=scores,
-        pictures=read_pictures(root, store, scores.mistakes, settings.images.max_pixels),
+        pictures=read_pictures(root, store, paths, settings.images.max_pixels),
         skipped=store.list_skipped(),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
         left_out_counts=store.attrs.get("left_out_counts", {}),
@@ -69,7 +80,42 @@ def gather_report(
         n_unlabelled=int((label == UNLABELLED).sum()),
         quantization=store.attrs.get("quantization", {}),
         tuning=select_tuning(results.tuning(), head.provenance),
+        check=found,
+        suspects=suspects,
     )
+
+
+def gather_check(
+    settings: config.Config, store: FeatureStore, found: Check, issues: Sequence[Issue]
+) -> CheckInput:
+    """Gather what the page of a check shows, with pictures of the first issues of each kind."""
+    root = settings.images.url or str(store.attrs["root"])
+    shown = checkup.select_issues(issues)
+    paths = checkup.list_pictures(shown, found)
+    small = {path for path, is_large in paths.items() if not is_large}
+    pictures: dict[str, bytes] = {}
+    for chosen, side in ((paths.keys() - small, _PICTURE_SIDE), (small, _SMALL_SIDE)):
+        pictures |= read_pictures(
+            root, store, sorted(chosen), settings.images.max_pixels, page="check", side=side
+        )
+    rows = zip(store.read("path").tolist(), store.read_split().tolist(), strict=True)
+    split_of = {path: SPLITS[k] for path, k in rows if path in paths and k != NO_SPLIT}
+    return CheckInput(
+        title=storage.base_name(config.hide(root)),
+        check=found,
+        issues=shown,
+        pictures=pictures,
+        split_of=split_of,
+        warnings=list_warnings(store),
+    )
+
+
+def select_check(found: Check | None, head: Head) -> Check | None:
+    """Return a check if it has the features and the split of a head, else None."""
+    names = ("features", "weights_sha256", "split")
+    if found is None or any(found.provenance[name] != head.provenance[name] for name in names):
+        return None
+    return found
 
 
 def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning | None:
@@ -81,33 +127,55 @@ def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning 
 
 
 def read_pictures(
-    url: str, store: FeatureStore, mistakes: Sequence[Mistake], max_pixels: int
+    url: str,
+    store: FeatureStore,
+    paths: Collection[str],
+    max_pixels: int,
+    *,
+    page: str = "report",
+    side: int = _PICTURE_SIDE,
 ) -> dict[str, bytes]:
-    """Read the images of mistakes, from `url` on, as small JPEGs by path; warn if some are gone."""
-    tar_names = store.attrs.get("shards", [])
-    if tar_names == [storage.base_name(url)]:  # it is the tar itself
-        url = url.rstrip("/").removesuffix(f"/{tar_names[0]}")
-    root = find_root(url, str(store.attrs["root"]))
-    files: dict[str, str | Extent] = {m.path: storage.join(root, m.path) for m in mistakes}
+    """Read images, from `url` on, as small JPEGs by path; warn if some are gone.
+
+    Parameters
+    ----------
+    page : str
+        What the warning says that they are missing from.
+    side : int
+        Pixels of the longer side.
+    """
+    root, tar_names = locate_images(url, store), store.attrs.get("shards", [])
+    files: dict[str, str | Extent] = {path: storage.join(root, path) for path in paths}
     if tar_names:
         rows = [row for row, path in enumerate(store.read("path")) if path in files]
         for chunk in {row // store.chunk_images for row in rows}:
             located = zip(store.read("path", chunk), store.files(root, chunk), strict=True)
             files |= {str(path): place for path, place in located if path in files}
-    pictures: dict[str, bytes] = {}
-    problems: list[str] = []
-    for path, file in files.items():
+
+    def read(file: str | Extent) -> bytes | str:
         try:
-            data = storage.read_file(file)
-            pictures[path] = formats.thumbnail(data, _PICTURE_SIDE, max_pixels=max_pixels)
+            return formats.thumbnail(storage.read_file(file), side, max_pixels=max_pixels)
         except (OSError, ValueError) as error:  # they may have moved, or changed, since
-            problems.append(f"{path}: {error}")
+            return str(error)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        read_all = dict(zip(files, pool.map(read, files.values()), strict=True))
+    problems = [f"{path}: {found}" for path, found in read_all.items() if isinstance(found, str)]
     if problems:
         log.warning(
-            "The report lacks the pictures of %d of %d mistakes, such as %s",
-            len(problems), len(files), problems[0],
+            "The %s lacks the pictures of %d of %d images, such as %s",
+            page, len(problems), len(files), problems[0],
         )  # fmt: skip
-    return pictures
+    return {path: found for path, found in read_all.items() if isinstance(found, bytes)}
+
+
+def locate_images(url: str, store: FeatureStore) -> str:
+    """Return where the paths of a store's images begin, by `images.url`, which may be empty."""
+    url, listed = url or str(store.attrs["root"]), str(store.attrs["root"])
+    tar_names = store.attrs.get("shards", [])
+    if tar_names == [storage.base_name(url)]:  # it is the tar itself
+        url = url.rstrip("/").removesuffix(f"/{tar_names[0]}")
+    return find_root(url, listed)
 
 
 def find_root(given: str, listed: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 
 from dtl import config, storage
-from dtl.config import Config, TrainConfig
+from dtl.checking import relabel
+from dtl.checking.values import Check, Issue, issues_from_bytes, issues_to_bytes
+from dtl.config import Config, ImagesConfig, TrainConfig
 from dtl.config.errors import UserError
 from dtl.config.plain import from_plain
 from dtl.evaluation.values import Evaluation
@@ -50,6 +53,9 @@ class Results:
     ``tune.npz``          `Search` that is not finished
     ``similar.html``      images that were asked for, with the nearest stored ones
     ``tuned.toml``        options of training that validated best
+    ``check.json``        `Check`, with its page, ``check.html``
+    ``issues.parquet``    one `Issue` per row
+    ``relabel.csv``       all labels, for a person to go through (`dtl.checking.relabel`)
     ====================  ==============================================================
 
     Every file is written whole or not at all.
@@ -63,6 +69,7 @@ class Results:
         self.report = self._place("report.html")
         self.comparison_page = self._place("compare.html")
         self.tuning_page = self._place("tune.html")
+        self.check_page = self._place("check.html")
         self.tuned = self._place("tuned.toml")
         self.checkpoint = self._place("checkpoint.npz")
         self.head_before = self._place("head-before.npz")
@@ -169,7 +176,7 @@ class Results:
         """Remove what follows from the features, but heads, for there are other images now."""
         for name in (
             "report.html", "evaluation.json", "checkpoint.npz", "compare.json", "compare.html",
-            "tune.json", "tune.html", "tune.npz",
+            "tune.json", "tune.html", "tune.npz", "check.json", "check.html", "issues.parquet",
         ):  # fmt: skip
             storage.remove(self._place(name))
 
@@ -209,6 +216,42 @@ class Results:
         shown = config.hide_options({"train": config.to_dict(value)})
         self._write("tuned.toml", tomli_w.dumps(shown).encode())
 
+    def check(self) -> Check | None:
+        """Read the figures of the check; None if there was none."""
+        return self._read("check.json", Check.from_json, *_OF_A_CHECK)
+
+    def issues(self) -> list[Issue]:
+        """Read the issues that the check found, which must be there."""
+        place = self._place("issues.parquet")
+        advice = "Put back a copy of it, or remove check.json, too, to have both made again."
+        found = read_parsed(place, issues_from_bytes, advice)
+        if found is None:
+            raise FileNotFoundError(f"{place} is gone. {advice}")
+        return found
+
+    def write_check(self, value: Check, issues: list[Issue], table: bytes, html: str) -> None:
+        """Store a check, its figures last; remove the report without it.
+
+        `table` is the one to relabel, at the place that `choose_relabel` gives.
+        """
+        storage.remove(self.report)
+        self._write("issues.parquet", issues_to_bytes(issues))
+        self._write(value.relabel, table)
+        self._write("check.html", html.encode())
+        self._write("check.json", value.to_json())
+
+    def choose_relabel(self, images: ImagesConfig) -> str:
+        """Choose the name of the next table to relabel: one that a person has edited stays."""
+        for name in itertools.chain(
+            ["relabel.csv"], (f"relabel-{n}.csv" for n in itertools.count(2))
+        ):
+            place = self._place(name)
+            if not storage.exists(place) or not relabel.is_edited(
+                storage.read_bytes(place), images
+            ):
+                break
+        return name
+
     def timings(self) -> dict[str, dict[str, Any]]:
         """Read the seconds, number and unit of what each stage did."""
         return self._read("timings.json", _parse_timings) or {}
@@ -247,6 +290,8 @@ _OF_NOVELTY = ("features", "split", "layer")
 
 _OF_A_HEAD = ("features", "weights_sha256", "split", "layer", "train", "seed")
 """Keys of a head's provenance, and of all that was made as it was."""
+
+_OF_A_CHECK = ("features", "weights_sha256", "split", "layer", "check", "seed")
 
 
 def _parse_evaluation(data: bytes) -> Evaluation:

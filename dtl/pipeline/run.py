@@ -151,7 +151,14 @@ class Run:
         """Lock the results' folder, and save the configuration there."""
         self.claim_folder()
         self.results.write_config(
-            replace(self.options, overwrite=False, exact=False, repair=False, retry_skipped=False)
+            replace(
+                self.options,
+                overwrite=False,
+                exact=False,
+                repair=False,
+                retry_skipped=False,
+                with_check=False,
+            )
         )
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dtl import storage
+from dtl.checking import doctor, relabel
+from dtl.checking.values import Check
 from dtl.cluster import processors
 from dtl.config.provenance import differences
 from dtl.evaluation.values import N_MISTAKES, Evaluation
@@ -28,7 +30,7 @@ from dtl.training.values import Comparison, Round, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
-_Stored = TypeVar("_Stored", Comparison, Evaluation, Head, Tuning)
+_Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Tuning)
 
 
 def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
@@ -211,6 +213,42 @@ def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
     n_images = sum(s.n_images for s in scores.scores.values())
     results.add_timing("evaluate", time.monotonic() - started, n_images, "images")
     return scores
+
+
+def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
+    """Look for faults of the images; of a head that is given, say what they do to its scores."""
+    c, results = run.options, run.results
+    wanted = doctor.provenance(store, c.layer, c.check, c.seed)
+    found = reuse("check", results.check(), wanted)
+    sha256 = head.fingerprint if head else ""
+    if found is not None and found.head_sha256 == sha256:
+        return found
+    from dtl.pipeline.gather import gather_check, locate_images
+    from dtl.report import checkup
+
+    started = time.monotonic()
+    if found is None:
+        found, issues = doctor.check(
+            store,
+            c.layer,
+            c.check,
+            c.seed,
+            run.client,
+            locate_images(c.images.url, store),
+            c.images,
+            features_in=c.train.features_in,
+        )
+    else:
+        issues = results.issues()
+    accuracies = doctor.measure(store, head, issues, run.client) if head else {}
+    found = replace(
+        found, head_sha256=sha256, accuracies=accuracies, relabel=results.choose_relabel(c.images)
+    )
+    results.add_timing("check", time.monotonic() - started, found.n_images, "images")
+    table = relabel.make_table(store.images(), issues, c.images)
+    page = checkup.render(gather_check(c, store, found, issues))
+    results.write_check(found, issues, table, page)
+    return found
 
 
 def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> None:

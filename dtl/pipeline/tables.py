@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, Check
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Evaluation
 from dtl.training.values import Comparison, Tuning
+
+_NOT_ODD = (LABEL, LEAK, DUPLICATE)
+_MOST_NAMED = 5
 
 
 def format_scores(scores: Evaluation) -> str:
@@ -71,6 +75,55 @@ def format_trials(found: Tuning) -> str:
             scores = (f"{last.epoch:.3g}", f"{last.validation_loss:.5g}", *accuracies)
         rows.append((f"{number}", *(f"{value:g}" for value in options), *scores))
     return align_columns(rows, right=set(range(len(rows[0]))))
+
+
+def format_check(found: Check) -> str:
+    """Say what is wrong with the images, in the figures that matter."""
+    n = found.n_issues.get(LABEL, 0)
+    lines = [
+        f"{n:,} of {found.n_judged:,} labels are probably wrong; {found.n_wrong:,.0f} are expected "
+        "to be"
+    ]
+    for split, accuracies in found.accuracies.items():
+        by_name = {a.of: a for a in accuracies}
+        if APART in by_name and (apart := by_name[APART]).n_images:
+            every = by_name[ALL]
+            lines.append(
+                f"{every.n_images - apart.n_images:,} of {every.n_images:,} {split} images have a "
+                f"near-twin in training; without them accuracy is {100 * apart.value:.1f} instead "
+                f"of {100 * every.value:.1f} %"
+            )
+    if LEAK in found.n_issues and not found.accuracies:
+        lines.append(f"{found.n_issues[LEAK]:,} held-out images have a near-twin in training")
+    if DUPLICATE in found.n_issues:
+        lines.append(f"{found.n_issues[DUPLICATE]:,} other images are near-duplicates")
+    odd = [f"{n:,} {kind}" for kind, n in found.n_issues.items() if kind not in _NOT_ODD]
+    lines += [f"odd images: {', '.join(odd)}"] if odd else []
+    if found.overlaps:
+        o = found.overlaps[0]
+        lines.append(
+            f"{len(found.overlaps):,} pairs of classes overlap, most of all {o.one} and {o.other}"
+        )
+    names = {
+        "look like two": [d.name for d in found.double],
+        "have too few images": [c.name for c in found.small],
+    }
+    for what, chosen in names.items():
+        if chosen:
+            more = ", ..." if len(chosen) > _MOST_NAMED else ""
+            lines.append(f"classes that {what}: {', '.join(chosen[:_MOST_NAMED])}{more}")
+    rows: list[tuple[str, ...]] = [("accuracy", "", "images")]
+    tables = {"held-out heads": found.held_out, **found.accuracies}
+    rows += [
+        (name if k == 0 else "", f"{a.value:.1%}", f"{a.n_images}", a.of)
+        for name, accuracies in tables.items()
+        for k, a in enumerate(accuracies)
+        if a.n_images
+    ]
+    rows[0] += ("",)
+    if len(rows) > 1:
+        lines += ["", align_columns(rows, right={1, 2})]
+    return "\n".join(lines)
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:

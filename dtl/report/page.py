@@ -18,6 +18,7 @@ from bokeh.resources import Resources
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from dtl.checking.values import LABEL, Check, Issue
 from dtl.config import build
 from dtl.config.text import printable
 from dtl.evaluation.metrics import find_interval
@@ -64,6 +65,10 @@ class ReportInput:
         Images without a label.
     tuning : Tuning, optional
         The search for options on the same features.
+    check : Check, optional
+        What is wrong with the images, if it was looked for.
+    suspects : sequence of Issue
+        Its likeliest label errors, whose pictures are among `pictures`.
     quantization : mapping
         How far the network in int8 is from float32, as the feature store holds it; may be empty.
     """
@@ -86,6 +91,8 @@ class ReportInput:
     n_removed: int = 0
     n_unlabelled: int = 0
     tuning: Tuning | None = None
+    check: Check | None = None
+    suspects: Sequence[Issue] = ()
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
 
@@ -137,6 +144,8 @@ def render(report: ReportInput) -> str:
         split=split,
         scores=scores,
         main=main,
+        check=report.check,
+        n_suspects=report.check.n_issues.get(LABEL, 0) if report.check else 0,
         n_images=sum(int(counts.sum()) for counts in report.class_counts.values()),
         interval=find_share_interval(main.accuracy, main.n_images),
         commonest=_find_commonest(main),
@@ -199,7 +208,7 @@ def fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
     return environment.get_template(template).render(
         colors=plots.COLORS,
         penalties=(plots.RIGHT[plots.PALEST], plots.RIGHT[-1]),
-        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js() if figures else ""),
         plots={name: plots.export_json(figure, name) for name, figure in figures.items()},
         **shown,
     )

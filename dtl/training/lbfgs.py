@@ -145,7 +145,14 @@ def add(a: GradientSum, b: GradientSum) -> GradientSum:
     )
 
 
-def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool = True) -> Fitted:
+def solve(
+    inputs: Inputs,
+    config: TrainConfig,
+    session: Session,
+    *,
+    tolerance: float | None = None,
+    show: bool = True,
+) -> Fitted:
     r"""Minimise the mean cross-entropy of all training rows plus ``l2 / 2 * sum(kernel ** 2)``.
 
     Parameters
@@ -154,6 +161,8 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
         The optimum does not depend on their initial parameters.
     config : TrainConfig
         Of which `l2` is read.
+    tolerance : float, optional
+        In place of `TOLERANCE`.
     show : bool
         Show progress in the terminal.
 
@@ -173,16 +182,18 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
     ----------
     Liu, Nocedal (1989), "On the limited memory BFGS method for large scale optimization".
     """
+    tolerance = TOLERANCE if tolerance is None else tolerance
     initial: Params = session.result(inputs.initial)
     objective = _Objective(inputs, initial["kernel"].shape, config, session)
     session.wait(inputs.groups)  # reading the features is no part of the first iteration's time
     x0 = np.concatenate([initial["kernel"].ravel(), initial["bias"]])
     recorder = _Recorder(inputs, objective, x0)
+    points = quasi_newton.minimise(objective, x0)
     with (
         track("training", MAX_ITERATIONS, "iterations at most", show=show) as advance,
         blas.one_blas_thread(),  # on the driver too, a sum's last bits depend on it
     ):
-        for n_steps, point in enumerate(_iterate(quasi_newton.minimise(objective, x0))):
+        for n_steps, point in enumerate(_iterate(points, tolerance)):
             if n_steps:
                 recorder.add(point)
                 advance(1, f"objective {point.value:.6f}, gradient {point.steepness:.1e}")
@@ -190,26 +201,26 @@ def solve(inputs: Inputs, config: TrainConfig, session: Session, *, show: bool =
             recorder.add(point)
         history = recorder.finish()
     summary = f"{n_steps} iterations, {objective.n_evaluations} passes, objective {point.value:.6f}"
-    if point.steepness <= TOLERANCE:
+    if point.steepness <= tolerance:
         level = logging.INFO if show else logging.DEBUG
         log.log(level, "L-BFGS: %s, gradient %.1e", summary, point.steepness)
     else:
         log.warning(
             "L-BFGS stopped short of its tolerance: %s, gradient %.1e, not %.1e. A larger "
             "`train.l2` helps; float32 ends at some 1e-6.",
-            summary, point.steepness, TOLERANCE,
+            summary, point.steepness, tolerance,
         )  # fmt: skip
     return Fitted(objective.params(point.x), history)
 
 
-def _iterate(points: Iterator[Point]) -> Iterator[Point]:
+def _iterate(points: Iterator[Point], tolerance: float) -> Iterator[Point]:
     """Yield points up to the tolerance, or as far as they get."""
     least, n_since = math.inf, 0
     for point in itertools.islice(points, MAX_ITERATIONS + 1):
         yield point
         n_since = 0 if point.steepness < least else n_since + 1
         least = min(least, point.steepness)
-        if least <= TOLERANCE or n_since >= PATIENCE:
+        if least <= tolerance or n_since >= PATIENCE:
             return
 
 

@@ -110,10 +110,16 @@ class Shard:
         return np.concatenate(order).astype(np.intp)
 
 
-def chunk_moments(chunk: int, store: FeatureStore, layer: str, normalize: str) -> Moments:
+def chunk_moments(
+    chunk: int,
+    store: FeatureStore,
+    layer: str,
+    normalize: str,
+    split: NDArray[np.int8] | None = None,
+) -> Moments:
     """Return the moments of a chunk's training rows, which are scaled as `normalize` says.
 
-    NaN and infinity are refused in any row.
+    NaN and infinity are refused in any row. `split` is of all rows, if not as stored.
     """
     features = store.read(layer, chunk)
     if not np.isfinite(features).all():
@@ -122,7 +128,8 @@ def chunk_moments(chunk: int, store: FeatureStore, layer: str, normalize: str) -
             f"Features must be finite. Received: NaN or infinity in chunk {chunk}, at "
             f"{store.read('path', chunk)[rows[0]]}. {_advise(store, layer)}"
         )
-    return Moments.of(scale_rows(features[store.read_split(chunk) == TRAIN], normalize))
+    of_chunk = store.read_split(chunk) if split is None else split[store.rows(chunk)]
+    return Moments.of(scale_rows(features[of_chunk == TRAIN], normalize))
 
 
 def _advise(store: FeatureStore, layer: str) -> str:
@@ -145,9 +152,14 @@ def load_group(
     n_shards: int,
     scaling: Scaling,
     features_in: str = "memory",
+    split: NDArray[np.int8] | None = None,
 ) -> list[Shard]:
-    """Load some of a store's shards; each has every `n_shards`-th chunk, from its index on."""
-    columns = store.read_split(), store.read("label")  # once: 100,000 chunks take seconds
+    """Load some of a store's shards; each has every `n_shards`-th chunk, from its index on.
+
+    `split` is of all rows, if not as stored.
+    """
+    split = store.read_split() if split is None else split
+    columns = split, store.read("label")  # once: 100,000 chunks take seconds
     return [
         load_shard(store, layer, range(i, store.n_chunks, n_shards), scaling, columns, features_in)
         for i in indices

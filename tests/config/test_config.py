@@ -134,7 +134,7 @@ def test_layers_are_left_as_they_were() -> None:
         ({"train": {"learning-rate": 1.0}}, r"Did you mean learning_rate\? Known: layer, normal"),
         ({"train": {"normalize": "L2"}}, r"normalize must be one of standardise, l2, sqrt-l2\. Re"),
         ({"train": {"xyzzy": 1}}, r"Unknown key train\.xyzzy\. Known: layer, "),
-        ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, pack\."),
+        ({"sed": 1}, r"Unknown key sed\. Did you mean seed\? Known: out, seed, .*, check\."),
         ({"trian": {"epochs": 1}}, r"Unknown key trian\. Did you mean train\?"),
         ({"train": 3}, r"\[train\] must be a table of options\. Received: 3\."),
         ({"seed": "0"}, r"seed must be a whole number\. Received: '0'\."),

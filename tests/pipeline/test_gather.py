@@ -13,7 +13,6 @@ from helpers import jpeg
 
 from dtl import storage
 from dtl.config import ImagesConfig
-from dtl.evaluation.values import Mistake
 from dtl.features.store import FeatureStore
 from dtl.images import listing
 from dtl.images.decoding import formats
@@ -24,7 +23,7 @@ IMAGES = {
     for name in ("ant", "bee")
     for k in range(3)
 }
-MISTAKE = Mistake("bee/2.jpg", "test", "bee", "ant", 0.9)
+MISTAKE = "bee/2.jpg"
 ROOT = "memory://me:secret@host/photos"  # to fsspec, a folder of that name
 
 
@@ -57,7 +56,7 @@ def list_into_store(url: str, folder: Path) -> FeatureStore:
 def check_pictures(url: str, store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = read_pictures(url, store, [MISTAKE], 1000)
-    assert found == {MISTAKE.path: formats.thumbnail(IMAGES[MISTAKE.path], 256)}, caplog.text
+    assert found == {MISTAKE: formats.thumbnail(IMAGES[MISTAKE], 256)}, caplog.text
     assert not caplog.records
 
 
@@ -91,9 +90,7 @@ def test_pictures_of_one_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     store = list_into_store(str(tmp_path / "photos" / "0.tar"), tmp_path)
     mistake = str(store.read("path")[0])
     for place in ("photos", "moved"):
-        found = read_pictures(
-            str(tmp_path / place / "0.tar"), store, [Mistake(mistake, "test", "a", "b", 0.9)], 1000
-        )
+        found = read_pictures(str(tmp_path / place / "0.tar"), store, [mistake], 1000)
         assert found == {mistake: formats.thumbnail(IMAGES[mistake], 256)}, caplog.text
         if place == "photos":
             (tmp_path / "photos").rename(tmp_path / "moved")

@@ -14,20 +14,22 @@ from dtl.head.model import Head
 from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.run import Run
-from dtl.pipeline.tables import format_scores
+from dtl.pipeline.tables import format_check, format_scores
 
 log = logging.getLogger(__name__)
 
 
 def run_all(run: Run, _: argparse.Namespace) -> None:
-    """Run every stage, and print the scores."""
+    """Run every stage, and print the scores; with ``--check``, what is wrong with the images."""
     run.check_start()
     store = stages.featurize(run, splits=True)
     head = stages.train(run, store)
     scores = stages.evaluate(run, store, head)
+    found = stages.check(run, store, head) if run.options.with_check else None
     stages.report(run, store, head, scores)
     _print_warnings(store)
-    print_line(f"\n{format_scores(scores)}\n\nReport: {run.results.report}")
+    said = f"{format_scores(scores)}\n\n{format_check(found)}" if found else format_scores(scores)
+    print_line(f"\n{said}\n\nReport: {run.results.report}")
     if run.dashboard:
         print_line(f"Dask dashboard (while it ran): {run.dashboard}")
 

@@ -1,0 +1,136 @@
+"""The check of a store: what is probably wrong with its images and labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from dtl.checking import classes, duplicates, folds, judging, label_errors, listing, odd
+from dtl.checking.folds import NO_FOLD
+from dtl.checking.listing import Rows
+from dtl.checking.values import ALL, CLEAN, Accuracy, Check, Issue, Overlap, count_kinds
+from dtl.cluster.chunks import map_chunks
+from dtl.cluster.spread import Session
+from dtl.config import CheckConfig, ImagesConfig, to_fingerprint
+from dtl.config.errors import UserError
+from dtl.features.store import FeatureStore
+from dtl.head import blas
+from dtl.head.model import Head
+from dtl.neighbours import search
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the rules by which issues are found; another one finds others in the same store."""
+
+_N_NEIGHBOURS = 10
+
+
+def provenance(store: FeatureStore, layer: str, config: CheckConfig, seed: int) -> dict[str, Any]:
+    """Return the fingerprint of a check, as JSON has it: labels are part of the features'."""
+    return {
+        "features": store.fingerprint,
+        "weights_sha256": store.attrs["weights_sha256"],
+        "split": store.split_fingerprint,
+        "layer": layer,
+        "check": to_fingerprint(config) | {"version": VERSION},
+        "seed": seed,
+    }
+
+
+def check(
+    store: FeatureStore,
+    layer: str,
+    config: CheckConfig,
+    seed: int,
+    client: Client,
+    root: str,
+    images: ImagesConfig | None = None,
+    *,
+    features_in: str = "memory",
+) -> tuple[Check, list[Issue]]:
+    """Look for faults of a store's images.
+
+    Images of any split take part, and those of none; skipped and removed ones do not.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Finished. It may have no split; then there are no leaks to find.
+    root : str
+        Where the images lie: those that may be twins are read again.
+    images : ImagesConfig, optional
+        How they are read.
+    features_in : {"memory", "store"}
+        As `train.features_in`.
+
+    Raises
+    ------
+    UserError
+        If a feature is not finite, or there is no image.
+    """
+    rows = Rows.read(store)
+    if not rows.usable.any():
+        raise UserError(f"No image of {store.url} has features, so there is nothing to check.")
+    neighbours = search.find_neighbours(store, layer, client, _N_NEIGHBOURS)
+    twins = duplicates.find_duplicates(store, neighbours, client, root, images or ImagesConfig())
+    labelled = rows.usable & (rows.label >= 0)
+    fold = folds.assign_folds(rows.path, rows.label, twins.group, labelled, config.folds, seed)
+    judged = folds.find_judged(rows.label, fold)
+    issues: list[Issue] = []
+    held_out: tuple[Accuracy, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    n_wrong = 0.0
+    if len(np.unique(rows.label[judged])) > 1:
+        heads = folds.fit_heads(store, layer, fold, config, client, features_in=features_in)
+        judged_fold = np.where(judged, fold, NO_FOLD).astype(np.int8)
+        verdicts = judging.judge_rows(heads, judged_fold, client)
+        own = rows.label[judged]
+        suspects = label_errors.find_suspects(own, verdicts)
+        issues += listing.list_suspects(rows, np.flatnonzero(judged), verdicts, suspects)
+        joint = label_errors.estimate_joint(own, verdicts.counted, len(rows.names))
+        n_wrong = float(joint.sum() - joint.diagonal().sum())
+        overlaps = classes.find_overlaps(joint, rows.names)
+        held_out = listing.count_right(verdicts.likeliest == own, {ALL: own >= 0, CLEAN: ~suspects})
+    else:
+        log.warning("Labels are not judged: fewer than two classes have several different images.")
+    issues += listing.list_twins(rows, twins)
+    issues += listing.list_odd(rows, odd.find_odd(store, neighbours))
+    label, path = rows.label, rows.path
+    return Check(
+        n_images=int(rows.usable.sum()),
+        n_labelled=int(labelled.sum()),
+        n_judged=int(judged.sum()),
+        n_issues=count_kinds(issues),
+        n_wrong=round(n_wrong, 1),
+        held_out=held_out,
+        overlaps=overlaps,
+        small=classes.find_small(label[labelled], judged[labelled], rows.names),
+        double=classes.find_double(neighbours, label, path, rows.names),
+        twins=twins.reason,
+        neighbours=listing.show_neighbours(rows, issues, neighbours),
+        provenance=provenance(store, layer, config, seed),
+    ), issues
+
+
+def measure(
+    store: FeatureStore, head: Head, issues: Sequence[Issue], client: Client
+) -> dict[str, tuple[Accuracy, ...]]:
+    """Return a head's accuracy on each split, on all images and without those with issues."""
+    right = np.zeros(store.n_images, bool)
+    for chunk, found in map_chunks(client, _score_chunk, range(store.n_chunks), store=store,
+                                   head=Session(client).submit_value(head, "head")):  # fmt: skip
+        right[store.rows(chunk)] = found
+    return listing.compare_accuracies(right, Rows.read(store), issues)
+
+
+def _score_chunk(chunk: int, *, store: FeatureStore, head: Head) -> tuple[int, NDArray[np.bool_]]:
+    features = store.read(head.provenance["layer"], chunk)
+    with blas.one_blas_thread():
+        predicted = head.logits(features).argmax(axis=1)
+    return chunk, predicted == store.read("label", chunk)
