@@ -81,8 +81,9 @@ ELSEWHERE = {
         "tests/pipeline/test_run_with_labels.py::test_a_table_gives_the_bytes_of_the_folders",
     "dtl featurize --images photos --out early --features.layers fc1":
         "tests/features/test_derivation.py::test_fc1_becomes_fc2_and_predictions_bit_for_bit",
+    "dtl probe --out results": "tests/pipeline/test_neighbours.py::test_a_probe_is_done_once",
     "dtl similar new.jpg --model results":
-        "tests/pipeline/test_similar.py::test_the_nearest_images_as_lines_and_as_a_page",
+        "tests/pipeline/test_neighbours.py::test_the_nearest_images_as_lines_and_as_a_page",
     "dtl compact --model results --out compacted":
         "tests/features/test_growth.py::test_a_compacted_store_has_the_files_of_a_fresh_one",
     "dtl derive --model early --out later --features.layers fc2,predictions":

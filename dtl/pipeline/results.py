@@ -23,7 +23,7 @@ from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.storage.ledger import parse_object, read_parsed
 from dtl.training import values as training_values
-from dtl.training.values import Comparison, Round, Tuning
+from dtl.training.values import Comparison, Probe, Round, Tuning
 
 if TYPE_CHECKING:
     from dtl.neighbours.novelty import Novelty
@@ -51,6 +51,7 @@ class Results:
     ``compare.json``      `Comparison`, with its page, ``compare.html``
     ``tune.json``         `Tuning`, with its page, ``tune.html``
     ``tune.npz``          `Search` that is not finished
+    ``probe.json``        `Probe`, with its page, ``probe.html``
     ``similar.html``      images that were asked for, with the nearest stored ones
     ``tuned.toml``        options of training that validated best
     ``check.json``        `Check`, with its page, ``check.html``
@@ -70,6 +71,7 @@ class Results:
         self.comparison_page = self._place("compare.html")
         self.tuning_page = self._place("tune.html")
         self.check_page = self._place("check.html")
+        self.probe_page = self._place("probe.html")
         self.tuned = self._place("tuned.toml")
         self.checkpoint = self._place("checkpoint.npz")
         self.head_before = self._place("head-before.npz")
@@ -177,6 +179,7 @@ class Results:
         for name in (
             "report.html", "evaluation.json", "checkpoint.npz", "compare.json", "compare.html",
             "tune.json", "tune.html", "tune.npz", "check.json", "check.html", "issues.parquet",
+            "probe.json", "probe.html",
         ):  # fmt: skip
             storage.remove(self._place(name))
 
@@ -198,6 +201,16 @@ class Results:
         """Store a comparison; its page first, so that a comparison always has its own."""
         self._write("compare.html", html.encode())
         self._write("compare.json", training_values.to_json(value))
+
+    def probe(self) -> Probe | None:
+        """Read what the features are worth; None if they were not probed."""
+        parse = functools.partial(training_values.from_json, Probe)
+        return self._read("probe.json", parse, "features", "split", "probe")
+
+    def write_probe(self, value: Probe, html: str) -> None:
+        """Store a probe, its page first."""
+        self._write("probe.html", html.encode())
+        self._write("probe.json", training_values.to_json(value))
 
     def tuning(self) -> Tuning | None:
         """Read the search for options; None if there was none."""

@@ -26,11 +26,11 @@ from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.training.checkpoint import Checkpoint, resume
 from dtl.training.spec import TrainingSpec, continues
-from dtl.training.values import Comparison, Round, Tuning
+from dtl.training.values import Comparison, Probe, Round, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
-_Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Tuning)
+_Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Probe, Tuning)
 
 
 def featurize(run: Run, *, splits: bool = False) -> FeatureStore:

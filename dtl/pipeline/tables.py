@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, Check
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Evaluation
-from dtl.training.values import Comparison, Tuning
+from dtl.training.values import Comparison, Probe, Tuning
 
 _NOT_ODD = (LABEL, LEAK, DUPLICATE)
 _MOST_NAMED = 5
@@ -60,6 +60,22 @@ def format_comparison(compared: Comparison) -> str:
         moved = f"{c.bytes_moved / 2**20:,.0f}"
         rows.append((c.name, *accuracies, loss, *distances, f"{c.seconds:.1f}", moved))
     return align_columns(rows, right=set(range(1, len(rows[0]))))
+
+
+def format_probe(found: Probe) -> str:
+    """Lay out accuracies by method and number of training images."""
+    sizes = sorted({r.n_per_class for r in found.results if r.n_per_class})
+    rows: list[tuple[str, ...]] = [("", "", "", *map(str, sizes), "all")]
+    ways = dict.fromkeys((r.layer, r.normalize, r.method) for r in found.results)
+    of = {(r.layer, r.normalize, r.method, r.n_per_class): r for r in found.results}
+    for way in ways:
+        cells = []
+        for size in (*sizes, 0):
+            r = of[*way, size]
+            spread = f"± {100 * (r.high - r.accuracy):.1f}" if size else ""
+            cells.append(f"{r.accuracy:.1%} {spread}".strip())
+        rows.append((*way, *cells))
+    return align_columns(rows, right=set(range(3, len(rows[0]))))
 
 
 def format_trials(found: Tuning) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Reliability, SplitScores
 from dtl.images.values import SPLITS
-from dtl.training.values import Comparison, Round, Rung, Trial, Tuning
+from dtl.training.values import Comparison, Probe, Round, Rung, Trial, Tuning
 
 # Bokeh's type hints lack most of what its properties take, such as numbers for a range's ends.
 models: Any = bokeh.models
@@ -220,6 +220,40 @@ def draw_gaps(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
         size = 5 if contender.curve else 11
         dots = plot.scatter("seconds", "above", source=source, size=size, color=color)
         _add_hover(plot, dots, "way", "seconds", "above", mode="mouse")
+    return plot
+
+
+def draw_probe(found: Probe, line_colors: Mapping[tuple[str, str], str]) -> Any:
+    """Draw accuracies by the number of training images, with their error bars.
+
+    Heads are drawn, and the votes of the fewest neighbours.
+    """
+    sizes = sorted({r.n_per_class for r in found.results if r.n_per_class})
+    plot = _make_figure(f"{found.split} accuracy", "training images of each class", height=420)
+    plot.xaxis.ticker = list(range(len(sizes) + 1))
+    plot.xaxis.major_label_overrides = dict(enumerate([*map(str, sizes), "all"]))
+    plot.yaxis.formatter = models.NumeralTickFormatter(format="0%")
+    for place, ((layer, normalize), color) in enumerate(line_colors.items()):
+        of_way = [r for r in found.results if (r.layer, r.normalize) == (layer, normalize)]
+        head, voting = list(dict.fromkeys(r.method for r in of_way))[:2]
+        for method, dash in ((head, "solid"), (voting, "dashed")):
+            drawn = sorted(
+                (r for r in of_way if r.method == method), key=lambda r: r.n_per_class or math.inf
+            )
+            # Beside each other, so that no bar hides another.
+            shift = 0.06 * (place - (len(line_colors) - 1) / 2)
+            at = [sizes.index(r.n_per_class) if r.n_per_class else len(sizes) for r in drawn]
+            columns: dict[str, Any] = {
+                "x": [x + shift for x in at],
+                **{name: [getattr(r, name) for r in drawn] for name in ("accuracy", "low", "high")},
+                "way": [f"{layer}, {normalize}, {method}"] * len(drawn),
+            }
+            source = models.ColumnDataSource(columns)
+            style = {"source": source, "color": color}
+            plot.line("x", "accuracy", line_width=2, line_dash=dash, **style)
+            plot.segment("x", "low", "x", "high", line_width=1.5, **style)
+            dots = plot.scatter("x", "accuracy", size=7, **style)
+            _add_hover(plot, dots, "way", "accuracy", "low", "high", mode="mouse")
     return plot
 
 

@@ -193,8 +193,51 @@ class Tuning:
             raise ValueError("a trial has no scores and has not diverged")
 
 
-def to_json(value: Comparison | Tuning) -> bytes:
-    """Return the text of compare.json or tune.json."""
+@dataclass(frozen=True)
+class Probed:
+    """Accuracy of one method, with so many training images.
+
+    Parameters
+    ----------
+    method : str
+        ``L-BFGS``, or the neighbours that vote, ``5-NN``.
+    n_per_class : int
+        Training images of each class; 0: all.
+    accuracy : float
+        The mean of draws, or that of all training images.
+    low, high : float
+        One standard deviation of the draws to either side; of all training images, the 95 %
+        interval.
+    l2 : float
+        Penalty that was chosen; 0 for neighbours, which have none.
+    n_draws : int
+    """
+
+    layer: str
+    normalize: str
+    method: str
+    n_per_class: int
+    accuracy: float
+    low: float
+    high: float
+    l2: float
+    n_draws: int = 1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What features are worth, with few training images and with all.
+
+    `split` is the one whose images were classified.
+    """
+
+    results: tuple[Probed, ...]
+    split: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def to_json(value: Comparison | Tuning | Probe) -> bytes:
+    """Return the text of compare.json, tune.json or probe.json."""
     return (json.dumps(asdict(value), indent=1) + "\n").encode()
 
 

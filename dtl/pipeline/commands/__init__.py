@@ -168,6 +168,16 @@ COMMANDS = {
         "tune.frequencies",
         starts_from="out",
     ),
+    "probe": Command(
+        "nearest neighbours beside heads, of 1, 2, 5, ... images per class and of all",
+        "probing.probe",
+        example="--out results --normalisations standardise,sqrt-l2",
+        options=f"{_EVERY} split train",
+        checked=_EARLIER,
+        starts_from="out",
+        add_arguments=lambda parser: load("probing.add_probe_arguments")(parser),
+        resumes=False,
+    ),
     "predict": Command(
         "classify other images into a Parquet dataset; later, what is new",
         "model.predict",

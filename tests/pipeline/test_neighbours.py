@@ -73,3 +73,30 @@ def test_what_cannot_be_asked_is_refused(
         done = here("similar", *arguments, "--model", featurized, *THREADS)
         assert done.returncode == 1
         assert expected in done.stderr, done.stderr
+
+
+def test_a_probe_is_done_once(here: Run, featurized: Path) -> None:
+    options = [
+        "probe", "--out", featurized, "--split.validation", 0.25, "--split.test", 0.25,
+        "--normalisations", "l2", "--per-class", "1,2", "--draws", 2, "--k", "1,3", "--l2s", "0.1",
+        *THREADS,
+    ]  # fmt: skip
+    done = here(*options)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()[:4]]
+    assert lines[0] == ["1", "2", "all"]
+    assert [line[:3] for line in lines[1:]] == [
+        ["block1_pool", "l2", method] for method in ("L-BFGS", "1-NN", "3-NN")
+    ]
+    assert (featurized / "probe.html").exists()
+    again = here(*options)
+    assert again.stdout == done.stdout
+    assert "probe: done before" in again.stderr
+    for arguments, expected in {
+        ("--draws", "1"): "at least 2 draws",
+        ("--normalisations", "zscore"): "No such scaling: zscore",
+        ("--layers", "fc9"): "No features of layer 'fc9'",
+    }.items():
+        done = here("probe", "--out", featurized, *arguments)
+        assert done.returncode == 1
+        assert expected in done.stderr
