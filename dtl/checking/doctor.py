@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dtl.checking import classes, duplicates, folds, judging, label_errors, listing, odd
+from dtl.checking import classes, duplicates, folds, judging, label_errors, listing, odd, spec
 from dtl.checking.folds import NO_FOLD
 from dtl.checking.listing import Rows
 from dtl.checking.values import ALL, CLEAN, Accuracy, Check, Issue, Overlap, count_kinds
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.spread import Session
-from dtl.config import CheckConfig, ImagesConfig, to_fingerprint
+from dtl.config import CheckConfig, ImagesConfig
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.head import blas
@@ -25,22 +24,7 @@ from dtl.neighbours import search
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the rules by which issues are found; another one finds others in the same store."""
-
 _N_NEIGHBOURS = 10
-
-
-def provenance(store: FeatureStore, layer: str, config: CheckConfig, seed: int) -> dict[str, Any]:
-    """Return the fingerprint of a check, as JSON has it: labels are part of the features'."""
-    return {
-        "features": store.fingerprint,
-        "weights_sha256": store.attrs["weights_sha256"],
-        "split": store.split_fingerprint,
-        "layer": layer,
-        "check": to_fingerprint(config) | {"version": VERSION},
-        "seed": seed,
-    }
 
 
 def check(
@@ -114,7 +98,7 @@ def check(
         double=classes.find_double(neighbours, label, path, rows.names),
         twins=twins.reason,
         neighbours=listing.show_neighbours(rows, issues, neighbours),
-        provenance=provenance(store, layer, config, seed),
+        provenance=spec.provenance(store, layer, config, seed),
     ), issues
 
 

@@ -8,9 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from dtl.config.plain import from_plain
 from dtl.evaluation.metrics import find_interval
 
@@ -50,26 +47,30 @@ class Issue(NamedTuple):
     reason: str = ""
 
 
-_SCHEMA = pa.schema({
-    "path": pa.string(), "kind": pa.string(), "score": pa.float64(), "partner": pa.string(),
-    "given": pa.string(), "suggested": pa.string(), "reason": pa.string(),
-})  # fmt: skip
+_TEXTS = ("path", "kind", "partner", "given", "suggested", "reason")
 
 
 def issues_to_bytes(issues: Sequence[Issue]) -> bytes:
     """Return the bytes of issues.parquet, in which what is empty is null."""
+    import pyarrow as pa  # not for those who only read the figures
+    import pyarrow.parquet as pq
+
+    kinds = {name: pa.string() if name in _TEXTS else pa.float64() for name in Issue._fields}
     rows = [{k: v for k, v in issue._asdict().items() if v != ""} for issue in issues]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(kinds))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, write_page_checksum=True)
+    pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
 def issues_from_bytes(data: bytes) -> list[Issue]:
     """Read what `issues_to_bytes` wrote."""
+    import pyarrow.parquet as pq
+
     table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-    if table.schema.names != _SCHEMA.names:
-        raise ValueError(f"its columns are {table.schema.names}, not {_SCHEMA.names}")
-    columns = (table[name].to_pylist() for name in _SCHEMA.names)
+    if tuple(table.schema.names) != Issue._fields:
+        raise ValueError(f"its columns are {table.schema.names}, not {Issue._fields}")
+    columns = (table[name].to_pylist() for name in Issue._fields)
     rows = zip(*columns, strict=True)
     return [Issue._make("" if value is None else value for value in row) for row in rows]
 

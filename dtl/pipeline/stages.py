@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dtl import storage
-from dtl.checking import doctor, relabel
+from dtl.checking import relabel
+from dtl.checking import spec as check_spec
 from dtl.checking.values import Check
 from dtl.cluster import processors
 from dtl.config.provenance import differences
@@ -218,11 +219,12 @@ def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
 def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
     """Look for faults of the images; of a head that is given, say what they do to its scores."""
     c, results = run.options, run.results
-    wanted = doctor.provenance(store, c.layer, c.check, c.seed)
+    wanted = check_spec.provenance(store, c.layer, c.check, c.seed)
     found = reuse("check", results.check(), wanted)
     sha256 = head.fingerprint if head else ""
     if found is not None and found.head_sha256 == sha256:
         return found
+    from dtl.checking import doctor  # Dask and SciPy, which a finished check does not need
     from dtl.pipeline.gather import gather_check, locate_images
     from dtl.report import checkup
 

@@ -11,7 +11,7 @@ from distributed import Client
 from helpers import MakeStore, local_cluster
 from helpers import write_store as write_any_store
 
-from dtl.checking import doctor
+from dtl.checking import doctor, spec
 from dtl.checking.values import LABEL, Check, Issue, issues_from_bytes, issues_to_bytes
 from dtl.config import CheckConfig, TrainConfig
 from dtl.config.errors import UserError
@@ -179,7 +179,7 @@ def test_what_a_check_follows_from(make_store: MakeStore) -> None:
     store = make_store(n_images=100)
 
     def fingerprint(config: CheckConfig = CONFIG, layer: str = "fc2", seed: int = 0) -> object:
-        return doctor.provenance(store, layer, config, seed)
+        return spec.provenance(store, layer, config, seed)
 
     assert fingerprint() == fingerprint()
     others = [fingerprint(replace(CONFIG, l2=0.2)), fingerprint(layer="x"), fingerprint(seed=1)]
