@@ -84,6 +84,12 @@ ELSEWHERE = {
     "dtl probe --out results": "tests/pipeline/test_neighbours.py::test_a_probe_is_done_once",
     "dtl similar new.jpg --model results":
         "tests/pipeline/test_neighbours.py::test_the_nearest_images_as_lines_and_as_a_page",
+    "dtl run --images photos --out results --images.labels labels.csv --images.unlabelled keep":
+        "tests/pipeline/test_suggest.py"
+        "::test_labels_come_back_without_features_computed_again",
+    "dtl suggest --out results --n 100":
+        "tests/pipeline/test_suggest.py"
+        "::test_labels_come_back_without_features_computed_again",
     "dtl compact --model results --out compacted":
         "tests/features/test_growth.py::test_a_compacted_store_has_the_files_of_a_fresh_one",
     "dtl derive --model early --out later --features.layers fc2,predictions":

@@ -163,6 +163,11 @@ def has_been(store: FeatureStore, fingerprint: Mapping[str, Any]) -> bool:
     return same and of_images in store.attrs.get("earlier", ())
 
 
+def without_list(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a fingerprint says of how features are made, whichever images they are of."""
+    return _part(fingerprint)[1]
+
+
 def _part(fingerprint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part what a fingerprint says of the images and their order from the rest."""
     names = [name for name in ("images", "grown") if name in fingerprint]

@@ -57,6 +57,8 @@ class Results:
     ``check.json``        `Check`, with its page, ``check.html``
     ``issues.parquet``    one `Issue` per row
     ``relabel.csv``       all labels, for a person to go through (`dtl.checking.relabel`)
+    ``suggest.csv``       unlabelled images to label next, and all labels, for ``images.labels``
+    ``suggest.html``      the contact sheet of the former
     ====================  ==============================================================
 
     Every file is written whole or not at all.
@@ -73,6 +75,8 @@ class Results:
         self.check_page = self._place("check.html")
         self.probe_page = self._place("probe.html")
         self.tuned = self._place("tuned.toml")
+        self.suggestions = self._place("suggest.csv")
+        self.suggestions_page = self._place("suggest.html")
         self.checkpoint = self._place("checkpoint.npz")
         self.head_before = self._place("head-before.npz")
         self.tuning_checkpoint = self._place("tune.npz")
@@ -179,7 +183,7 @@ class Results:
         for name in (
             "report.html", "evaluation.json", "checkpoint.npz", "compare.json", "compare.html",
             "tune.json", "tune.html", "tune.npz", "check.json", "check.html", "issues.parquet",
-            "probe.json", "probe.html",
+            "probe.json", "probe.html", "suggest.html",
         ):  # fmt: skip
             storage.remove(self._place(name))
 

@@ -178,6 +178,16 @@ COMMANDS = {
         add_arguments=lambda parser: load("probing.add_probe_arguments")(parser),
         resumes=False,
     ),
+    "suggest": Command(
+        "which unlabelled images to label next",
+        "suggest.suggest",
+        example="--out results --n 100",
+        options=f"{_EVERY} images.url",
+        checked=f"{_RUN}",
+        starts_from="out",
+        add_arguments=lambda parser: load("suggest.add_arguments")(parser),
+        resumes=False,
+    ),
     "predict": Command(
         "classify other images into a Parquet dataset; later, what is new",
         "model.predict",
