@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,9 @@ WEIGHTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
 
 KERNELS = ("hidden_kernel", "kernel")
 """Weights that the penalty is on, and whose changes and distances are measured."""
+
+TEMPERATURES = (1e-3, 1e3)
+"""The least temperature that a head may have, and the largest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +189,11 @@ class Head:
                 raise ValueError(f"its {name} holds NaN or an infinite number")
         if not (self.scale > 0).all():
             raise ValueError("its scale, by which features are divided, is not above 0")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"its temperature is {self.temperature}, and not above 0")
+        low, high = TEMPERATURES
+        if not low <= self.temperature <= high:
+            raise ValueError(
+                f"its temperature is {self.temperature}, and not from {low:g} to {high:g}"
+            )
 
     @property
     def fingerprint(self) -> str:

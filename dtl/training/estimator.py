@@ -105,7 +105,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Every shard gets whole blocks of a Dask array, in their order, so blocks should be fair samples:
     shuffle rows that are sorted by class. Rows stay on the workers, in float32; a block is released
     when its shard has been made. The rows of a NumPy array are shuffled, and sent in tasks. For
-    more than a gigabyte, use Dask arrays.
+    more than a gigabyte, use Dask arrays. Probabilities have no temperature, for which rows would
+    have to be held out: scikit-learn's `CalibratedClassifierCV` does that, with
+    ``method="temperature"``.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -18,6 +19,7 @@ import samples
 
 from dtl.config import ImagesConfig
 from dtl.config.errors import UserError
+from dtl.evaluation.certainty import Thresholds
 from dtl.features.network.files import source
 from dtl.features.network.files.declaration import EXAMPLE
 from dtl.features.store import FeatureStore
@@ -131,7 +133,11 @@ def _read_result(name: str, show: Callable[[Results], object], data: bytes, fold
 
 def _use_head(results: Results) -> None:
     head = results.trained_head()
-    head.logits(np.zeros((2, len(head.mean)), np.float32))
+    logits = head.logits(np.zeros((2, len(head.mean)), np.float32))
+    p = np.exp(head.log_probabilities(np.nan_to_num(logits)))
+    if head.held_out is not None:
+        with contextlib.suppress(UserError):  # too few rows
+            Thresholds.find(head, 0.5, 0.3).apply(p, head.class_names)
     assert len(head.fingerprint) == 64
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dtl import config
 from dtl.evaluation.values import Evaluation, Mistake, SplitScores
+from dtl.head.held_out import HeldOut
 from dtl.head.model import Head
 from dtl.images import tars
 from dtl.training import values
@@ -189,6 +190,10 @@ def heads() -> list[bytes]:
             ),
             **about,
             normalize="sqrt-l2",
+            temperature=1.5,
+            held_out=HeldOut(
+                np.arange(12, dtype=np.int32) % 3, np.linspace(0, 0.5, 12), np.linspace(0.4, 1, 12)
+            ),
         ).to_bytes(),
         *cases("files", "*head.npz"),
     ]

@@ -106,7 +106,7 @@ def test_a_head_with_a_temperature_round_trip() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": 0.0}, "its temperature is 0.0, and not above 0"),
+        ({"temperature": 0.0}, "its temperature is 0.0, and not from 0.001 to 1000"),
         ({"temperature": float("nan")}, "its temperature is nan"),
         ({"temperature": "warm"}, "its temperature must be a number"),
         ({"label": np.array([0, 3], np.int32)}, "labels that 3 classes do not have"),

@@ -284,6 +284,9 @@ def test_probabilities_without_validation_images(report: ReportInput) -> None:
         scores[name] = replace(s, reliability=before, sets=(), answers=())
     evaluation = replace(report.evaluation, scores=scores, temperature=1.0, n_held_out=0)
     page = Page(render(replace(report, evaluation=evaluation)))
+    assert "The head was trained by an earlier dtl, without a temperature" in page.text
+    del scores["validation"]
+    page = Page(render(replace(report, evaluation=replace(evaluation, scores=scores))))
     assert "No validation images were set aside" in page.text
     assert "Sets that hold" not in page.text
     # Those of an earlier dtl have no such numbers.

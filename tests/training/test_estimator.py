@@ -19,7 +19,8 @@ from dask_ml.wrappers import ParallelPostFit
 from distributed import Client
 from helpers import local_cluster
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -222,6 +223,14 @@ def test_equals_the_same_blocks_as_float32_when_they_are_float32() -> None:
     one = SoftmaxRegression(epochs=3.0).fit(*as_dask(x, y))
     again = SoftmaxRegression(epochs=3.0).fit(*as_dask(x.copy(), y.astype("int8")))
     assert np.array_equal(one.coef_, again.coef_)
+
+
+def test_scikit_learn_fits_its_temperature(one_thread: Client) -> None:
+    x, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression(client=one_thread, epochs=20, l2=0.0)
+    sure = CalibratedClassifierCV(model, method="temperature", cv=2, ensemble=False).fit(x, y)
+    assert sure.calibrated_classifiers_[0].calibrators[0].beta_ != 1
+    assert sure.score(x, y) >= 0.9
 
 
 def test_the_seed_orders_the_rows() -> None:
