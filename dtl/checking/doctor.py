@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from distributed import Client
@@ -63,43 +64,88 @@ def check(
         raise UserError(f"No image of {store.url} has features, so there is nothing to check.")
     neighbours = search.find_neighbours(store, layer, client, _N_NEIGHBOURS)
     twins = duplicates.find_duplicates(store, neighbours, client, root, images or ImagesConfig())
-    labelled = rows.usable & (rows.label >= 0)
-    fold = folds.assign_folds(rows.path, rows.label, twins.group, labelled, config.folds, seed)
-    judged = folds.find_judged(rows.label, fold)
-    issues: list[Issue] = []
-    held_out: tuple[Accuracy, ...] = ()
-    overlaps: tuple[Overlap, ...] = ()
-    n_wrong = 0.0
-    if len(np.unique(rows.label[judged])) > 1:
-        heads = folds.fit_heads(store, layer, fold, config, client, features_in=features_in)
-        judged_fold = np.where(judged, fold, NO_FOLD).astype(np.int8)
-        verdicts = judging.judge_rows(heads, judged_fold, client)
-        own = rows.label[judged]
-        suspects = label_errors.find_suspects(own, verdicts)
-        issues += listing.list_suspects(rows, np.flatnonzero(judged), verdicts, suspects)
-        joint = label_errors.estimate_joint(own, verdicts.counted, len(rows.names))
-        n_wrong = float(joint.sum() - joint.diagonal().sum())
-        overlaps = classes.find_overlaps(joint, rows.names)
-        held_out = listing.count_right(verdicts.likeliest == own, {ALL: own >= 0, CLEAN: ~suspects})
-    else:
-        log.warning("Labels are not judged: fewer than two classes have several different images.")
-    issues += listing.list_twins(rows, twins)
-    issues += listing.list_odd(rows, odd.find_odd(store, neighbours))
-    label, path = rows.label, rows.path
+    labels = check_labels(
+        store, layer, rows, twins.group, config, seed, client, features_in=features_in
+    )
+    issues = [
+        *labels.issues,
+        *listing.list_twins(rows, twins),
+        *listing.list_odd(rows, odd.find_odd(store, neighbours)),
+    ]
+    labelled = rows.labelled
+    small = classes.find_small(rows.label[labelled], labels.judged[labelled], rows.names)
     return Check(
         n_images=int(rows.usable.sum()),
         n_labelled=int(labelled.sum()),
-        n_judged=int(judged.sum()),
+        n_judged=int(labels.judged.sum()),
         n_issues=count_kinds(issues),
-        n_wrong=round(n_wrong, 1),
-        held_out=held_out,
-        overlaps=overlaps,
-        small=classes.find_small(label[labelled], judged[labelled], rows.names),
-        double=classes.find_double(neighbours, label, path, rows.names),
+        n_wrong=round(labels.n_wrong, 1),
+        held_out=labels.held_out,
+        overlaps=labels.overlaps,
+        small=small,
+        double=classes.find_double(neighbours, rows.label, rows.path, rows.names),
         twins=twins.reason,
         neighbours=listing.show_neighbours(rows, issues, neighbours),
         provenance=spec.provenance(store, layer, config, seed),
     ), issues
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What was found out about the labels.
+
+    Parameters
+    ----------
+    judged : (n_images,) bool
+        Rows whose class has others in another fold.
+    n_wrong, held_out, overlaps
+        As `Check` has them.
+    """
+
+    judged: NDArray[np.bool_]
+    issues: Sequence[Issue] = ()
+    n_wrong: float = 0.0
+    held_out: tuple[Accuracy, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+
+
+def check_labels(
+    store: FeatureStore,
+    layer: str,
+    rows: Rows,
+    group: NDArray[np.int64],
+    config: CheckConfig,
+    seed: int,
+    client: Client,
+    *,
+    features_in: str = "memory",
+) -> Labels:
+    """Look for wrong labels.
+
+    Parameters
+    ----------
+    group : (n_images,) int
+        Equal for rows that must lie in one fold.
+    """
+    label, names = rows.label, rows.names
+    fold = folds.assign_folds(rows.path, label, group, rows.labelled, config.folds, seed)
+    judged = folds.find_judged(label, fold)
+    if len(np.unique(label[judged])) < 2:
+        log.warning("Labels are not judged: fewer than two classes have several different images.")
+        return Labels(judged)
+    heads = folds.fit_heads(store, layer, fold, config, client, features_in=features_in)
+    judged_fold = np.where(judged, fold, NO_FOLD).astype(np.int8)
+    verdicts = judging.judge_rows(heads, judged_fold, client)
+    own = label[judged]
+    suspects = label_errors.find_suspects(own, verdicts)
+    joint = label_errors.estimate_joint(own, verdicts.counted, len(names))
+    return Labels(
+        judged,
+        listing.list_suspects(rows, np.flatnonzero(judged), verdicts, suspects),
+        float(joint.sum() - joint.diagonal().sum()),
+        listing.count_right(verdicts.likeliest == own, {ALL: own >= 0, CLEAN: ~suspects}),
+        classes.find_overlaps(joint, names),
+    )
 
 
 def measure(

@@ -50,6 +50,11 @@ class Rows:
         columns = store.read("path"), store.read("label"), store.read_split(), store.read_usable()
         return cls(*columns, store.class_names)
 
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which rows have features and a label."""
+        return self.usable & (self.label >= 0)
+
     def name(self, row: int) -> str:
         """Return the class of a row; empty for none."""
         label = int(self.label[row])

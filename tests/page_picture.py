@@ -1,0 +1,35 @@
+"""Pictures of pages, for README: ``python tests/page_picture.py results/check.html FILE.png``."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+WIDTH, HEIGHT = 1280, 1440
+_COLOURS = 128
+
+
+def take(page: Path, width: int = WIDTH, height: int = HEIGHT) -> bytes:
+    """Return a small PNG of the upper part of a page, as a browser of this width shows it."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder, "shot.png")
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--hide-scrollbars", f"--screenshot={shot}",
+             f"--window-size={width},{height}", page.resolve().as_uri()],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        picture = Image.open(shot).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_bytes(take(Path(sys.argv[1])))
