@@ -118,10 +118,11 @@ def probe(spec: TrainingSpec, options: ProbeOptions, client: Client) -> Probe:
     usable &= label >= 0
     scored = TEST if (usable & (split == TEST)).any() else VALIDATION
     train = usable & (split == TRAIN)
-    if not train.any() or not (usable & (split == scored)).any():
+    n_held_out = int((usable & (split == scored)).sum())
+    if not train.any() or not n_held_out:
         raise UserError(
-            "A probe needs training images, and test or validation images to score. Received: "
-            f"{train.sum()} training images, and none that are held out. Set `split.test`."
+            "A probe needs labelled training images, and test or validation images to classify. "
+            f"Received: {train.sum()} and {n_held_out}. Set `split.test`, or label images."
         )
     chooses = scored == TEST and bool((usable & (split == VALIDATION)).any())
     l2s = options.l2s if chooses else options.l2s[:1]

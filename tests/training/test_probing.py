@@ -88,7 +88,7 @@ def test_without_test_images_validation_images_are_scored(
     assert found.split == SPLITS[VALIDATION]
     assert {r.l2 for r in found.results if r.method == HEAD} == {FEW.l2s[0]}  # nothing to choose by
     store.write_split(np.where(split == TRAIN, TRAIN, NO_SPLIT), {"made": "without both"})
-    with pytest.raises(UserError, match=r"none that are held out\. Set `split\.test`"):
+    with pytest.raises(UserError, match=r"Received: \d+ and 0\. Set `split\.test`"):
         probe(spec_of(store), FEW, threads)
 
 
