@@ -38,6 +38,7 @@ class Peak:
 
     def __init__(self) -> None:
         self.workers = self.driver = 0
+        self.processor_s: dict[int, float] = {}
         self._ended = threading.Event()
         self._before = psutil.Process().memory_info().rss
 
@@ -47,6 +48,8 @@ class Peak:
             for child in psutil.Process().children(recursive=True):
                 try:
                     self.workers = max(self.workers, child.memory_info().rss)
+                    used = child.cpu_times()
+                    self.processor_s[child.pid] = used.user + used.system
                 except psutil.Error:
                     continue
 
@@ -63,15 +66,19 @@ class Peak:
 def search(store: FeatureStore, n_workers: int, n_rows: int) -> tuple[str, float, Peak, np.ndarray]:
     settings = build({"cluster": {"n_workers": n_workers, "threads_per_worker": 1}}).cluster
     with connection.connect(settings) as client, Peak() as peak:
+        time.sleep(1)  # workers are there
+        before = sum(peak.processor_s.values())
         started = time.monotonic()
         rows = np.arange(store.n_images) < n_rows
         found = find_neighbours(store, "fc2", client, K, rows=rows)
         seconds = time.monotonic() - started
+        time.sleep(0.5)
+        processor_s = sum(peak.processor_s.values()) - before
     digest = hashlib.sha256(found.index.tobytes() + found.cosine.tobytes()).hexdigest()
-    pairs = n_rows * (n_rows + 1) / 2
+    speed = n_rows * (n_rows + 1) * N_FEATURES / processor_s / 1e9
     print(
-        f"{n_rows:>9,} rows, {n_workers} workers: {seconds:8.1f} s,"
-        f" {pairs * 2 * N_FEATURES / seconds / 1e9:6.1f} GFLOP/s; worker {peak.workers >> 20} MiB,"
+        f"{n_rows:>9,} rows, {n_workers} workers: {seconds:8.1f} s, {processor_s:8.1f} s of the"
+        f" workers' processors, {speed:.1f} GFLOP/s; worker {peak.workers >> 20} MiB,"
         f" driver +{peak.driver >> 20} MiB; load {os.getloadavg()[0]:.1f}; {digest[:12]}",
         flush=True,
     )
