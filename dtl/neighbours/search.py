@@ -23,8 +23,8 @@ NORMALIZE = "sqrt-l2"
 """Scaling of features whose cosine is taken, unless another is asked for."""
 
 _BLOCK_BYTES = 128 << 20
-_MOST_ROWS, _LEAST_ROWS = 1 << 15, 1 << 10
-_BLOCKS = 8
+_MOST_ROWS, _LEAST_ROWS = 1 << 15, 1 << 12
+_BLOCKS = 4
 """Limits of a block: a task holds two. Of few rows there are some blocks all the same."""
 
 
