@@ -235,6 +235,13 @@ class Probe:
     split: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        numbers: dict[tuple[str, str, str], set[int]] = {}
+        for r in self.results:
+            numbers.setdefault((r.layer, r.normalize, r.method), set()).add(r.n_per_class)
+        if not numbers or any(n != {0} | next(iter(numbers.values())) for n in numbers.values()):
+            raise ValueError("not all methods have the same numbers of images, and all of them")
+
 
 def to_json(value: Comparison | Tuning | Probe) -> bytes:
     """Return the text of compare.json, tune.json or probe.json."""

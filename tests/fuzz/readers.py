@@ -141,6 +141,12 @@ def _use_head(results: Results) -> None:
     assert len(head.fingerprint) == 64
 
 
+def _use_novelty(results: Results) -> None:
+    found = results.novelty()
+    score = found.score(np.ones((2, len(found.scaling.mean)), np.float32))
+    assert found.is_unlike(score).shape == (2,)
+
+
 def _read_checkpoint(kind: Any, data: bytes, folder: Path) -> None:
     (folder / "checkpoint.npz").write_bytes(data)
     resume(str(folder / "checkpoint.npz"), samples.PROVENANCE, kind.from_bytes)
@@ -273,6 +279,12 @@ READERS: Mapping[str, Reader] = {
     ),
     "tuning": _of_result(
         "tune.json", samples.tunings, lambda r: tables.format_trials(r.tuning())
+    ),
+    "probe": _of_result(
+        "probe.json", samples.probes, lambda r: tables.format_probe(r.probe())
+    ),
+    "novelty": _of_npz(
+        samples.novelties, functools.partial(_read_result, "novelty.npz", _use_novelty)
     ),
     "stored config": _of_result("config.toml", samples.configurations, Results.config),
     "config": Reader(samples.configurations, _read_config_file),

@@ -24,11 +24,13 @@ from dtl import config
 from dtl.evaluation.values import Evaluation, Mistake, SplitScores
 from dtl.head.held_out import HeldOut
 from dtl.head.model import Head
+from dtl.head.scaling import Scaling
 from dtl.images import tars
+from dtl.neighbours.novelty import Novelty
 from dtl.training import values
 from dtl.training.checkpoint import Checkpoint
 from dtl.training.tuning import Search
-from dtl.training.values import Comparison, Contender, Round, Rung, Trial, Tuning
+from dtl.training.values import Comparison, Contender, Probe, Probed, Round, Rung, Trial, Tuning
 
 _DATA = Path(os.environ.get("DTL_DATA", ROOT.parent / "shared" / "data"))
 _CASES = _DATA.parent / "cases"
@@ -40,7 +42,7 @@ PROVENANCE: dict[str, Any] = {
     "features": {"images": "3 of 3 classes", "precision": "float32"}, "weights_sha256": "0" * 64,
     "split": {"method": "auto", "test": 0.2}, "layer": "fc2", "train": {"l2": 0.01, "epochs": 3.0},
     "seed": 0, "tune": {"eta": 3}, "compare": {"shards": [1, 2]}, "head_sha256": "0" * 64,
-    "n_mistakes": 24,
+    "n_mistakes": 24, "probe": {"n_draws": 3},
 }  # fmt: skip
 
 
@@ -262,6 +264,23 @@ def comparisons() -> list[bytes]:
 def tunings() -> list[bytes]:
     """Return a finished search."""
     return [values.to_json(Tuning(_TRIALS, (1.0, 3.0), "validation_loss", ("a",), PROVENANCE))]
+
+
+def probes() -> list[bytes]:
+    """Return what features were found to be worth."""
+    results = (
+        Probed("fc2", "l2", method, n, 0.5, 0.4, 0.6, 0.1, 3)
+        for method in ("L-BFGS", "5-NN") for n in (0, 1)
+    )  # fmt: skip
+    return [values.to_json(Probe(tuple(results), "test", PROVENANCE))]
+
+
+def novelties() -> list[bytes]:
+    """Return how unlike the training images an image is."""
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(6, 4)).astype(np.float32)
+    scaling = Scaling("sqrt-l2", np.zeros(4), np.ones(4, np.float32))
+    return [Novelty(scaling, unit, 2, 0.3, 0.05, 9, PROVENANCE).to_bytes()]
 
 
 @functools.cache
