@@ -11,6 +11,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dtl.checking import classes, duplicates, folds, judging, label_errors, listing, odd, spec
+from dtl.checking.duplicates import Duplicates
 from dtl.checking.folds import NO_FOLD
 from dtl.checking.listing import Rows
 from dtl.checking.values import ALL, CLEAN, Accuracy, Check, Issue, Overlap, count_kinds
@@ -84,10 +85,19 @@ def check(
         overlaps=labels.overlaps,
         small=small,
         double=classes.find_double(neighbours, rows.label, rows.path, rows.names),
-        twins=twins.reason,
+        twins=_describe(twins),
         neighbours=listing.show_neighbours(rows, issues, neighbours),
         provenance=spec.provenance(store, layer, config, seed),
     ), issues
+
+
+def _describe(twins: Duplicates) -> str:
+    if not twins.n_unread:
+        return twins.reason
+    return (
+        f"{twins.reason} {twins.n_unread:,} pairs were not compared, for an image of theirs could "
+        "not be read any more."
+    )
 
 
 @dataclass(frozen=True, eq=False)

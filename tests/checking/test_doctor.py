@@ -12,7 +12,14 @@ from helpers import MakeStore, local_cluster
 from helpers import write_store as write_any_store
 
 from dtl.checking import doctor, spec
-from dtl.checking.values import LABEL, Check, Issue, issues_from_bytes, issues_to_bytes
+from dtl.checking.values import (
+    DUPLICATE,
+    LABEL,
+    Check,
+    Issue,
+    issues_from_bytes,
+    issues_to_bytes,
+)
 from dtl.config import CheckConfig, TrainConfig
 from dtl.config.errors import UserError
 from dtl.evaluation import scoring
@@ -184,3 +191,24 @@ def test_what_a_check_follows_from(make_store: MakeStore) -> None:
     assert fingerprint() == fingerprint()
     others = [fingerprint(replace(CONFIG, l2=0.2)), fingerprint(layer="x"), fingerprint(seed=1)]
     assert fingerprint() not in others
+
+
+def test_thousands_of_copies_of_one_image(tmp_path: Path, threads: Client) -> None:
+    """They lie in one fold, and are no suspects."""
+    features, label = make_rows(n=100, n_classes=2)
+    copies = 2000
+    features = np.concatenate([features, np.repeat(features[:1], copies, axis=0)])
+    label = np.r_[label, np.full(copies, label[0])]
+    store = write_any_store(
+        str(tmp_path / "f.zarr"), label, lambda _, rows: features[rows], np.zeros(len(label)),
+        chunk_images=700,
+    )  # fmt: skip
+    for chunk in range(store.n_chunks):
+        rows = store.rows(chunk)
+        hashes = np.minimum(np.arange(rows.start, rows.stop), 100).astype(np.uint64) + 1
+        store.write_chunk(chunk, {"fc2": features[rows]}, hashes, [""] * len(hashes))
+    found, issues = check(store, threads)
+    assert found.n_judged == len(label)
+    assert LABEL not in {issue.kind for issue in issues}
+    assert found.n_issues[DUPLICATE] == copies - 1
+    assert "could not be read" in found.twins
