@@ -137,6 +137,10 @@ class Accuracy:
     n_images: int
     n_right: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_right <= self.n_images:
+            raise ValueError(f"{self.n_right} of {self.n_images} images are right")
+
     @property
     def value(self) -> float:
         """The share that is right; NaN of no images."""

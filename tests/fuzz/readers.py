@@ -280,6 +280,8 @@ READERS: Mapping[str, Reader] = {
     "tuning": _of_result(
         "tune.json", samples.tunings, lambda r: tables.format_trials(r.tuning())
     ),
+    "check": _of_result("check.json", samples.checks, lambda r: tables.format_check(r.check())),
+    "issues": _of_result("issues.parquet", samples.issues, Results.issues),
     "probe": _of_result(
         "probe.json", samples.probes, lambda r: tables.format_probe(r.probe())
     ),

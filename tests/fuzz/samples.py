@@ -21,6 +21,19 @@ from helpers import ROOT, gaussian_store
 from PIL import Image
 
 from dtl import config
+from dtl.checking.values import (
+    ALL,
+    APART,
+    CLEAN,
+    Accuracy,
+    Check,
+    DoubleClass,
+    Issue,
+    Neighbour,
+    Overlap,
+    SmallClass,
+    issues_to_bytes,
+)
 from dtl.evaluation.values import Evaluation, Mistake, SplitScores
 from dtl.head.held_out import HeldOut
 from dtl.head.model import Head
@@ -42,7 +55,7 @@ PROVENANCE: dict[str, Any] = {
     "features": {"images": "3 of 3 classes", "precision": "float32"}, "weights_sha256": "0" * 64,
     "split": {"method": "auto", "test": 0.2}, "layer": "fc2", "train": {"l2": 0.01, "epochs": 3.0},
     "seed": 0, "tune": {"eta": 3}, "compare": {"shards": [1, 2]}, "head_sha256": "0" * 64,
-    "n_mistakes": 24, "probe": {"n_draws": 3},
+    "n_mistakes": 24, "probe": {"n_draws": 3}, "check": {"folds": 5},
 }  # fmt: skip
 
 
@@ -264,6 +277,26 @@ def comparisons() -> list[bytes]:
 def tunings() -> list[bytes]:
     """Return a finished search."""
     return [values.to_json(Tuning(_TRIALS, (1.0, 3.0), "validation_loss", ("a",), PROVENANCE))]
+
+
+def checks() -> list[bytes]:
+    """Return what is wrong with images."""
+    accuracies = (Accuracy(ALL, 9, 7), Accuracy(CLEAN, 8, 7), Accuracy(APART, 8, 6))
+    found = Check(
+        n_images=9, n_labelled=9, n_judged=9, n_issues={"label": 1, "leak": 1}, n_wrong=1.5,
+        held_out=accuracies[:2], overlaps=(Overlap("ant", "bee", 2.0, 0.2),),
+        small=(SmallClass("cat", 1, False),),
+        double=(DoubleClass("bee", (9, 8), 0.0, ("a.jpg",), ("b.jpg",)),), twins="twins",
+        neighbours={"a.jpg": (Neighbour("b.jpg", "bee", 0.9),)}, relabel="relabel.csv",
+        head_sha256="0" * 64, accuracies={"test": accuracies}, provenance=PROVENANCE,
+    )  # fmt: skip
+    return [found.to_json()]
+
+
+def issues() -> list[bytes]:
+    """Return faults of images."""
+    found = [Issue("a.jpg", "label", 0.9, "", "ant", "bee"), Issue("b.jpg", "leak", 1.0, "a.jpg")]
+    return [issues_to_bytes(found)]
 
 
 def probes() -> list[bytes]:
