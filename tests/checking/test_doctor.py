@@ -28,7 +28,7 @@ from dtl.images.values import ImageList
 from dtl.training import trainer
 from dtl.training.spec import TrainingSpec
 
-CONFIG = CheckConfig(folds=3)
+CONFIG = CheckConfig(folds=2)
 N, N_CLASSES = 300, 4
 
 

@@ -12,6 +12,7 @@ from helpers import CUT, THREADS, Run
 from dtl.checking.values import LABEL
 from dtl.pipeline.results import Results
 
+FOLDS = ("--check.folds", 2)
 WRONG, COPY = "green/wrong.jpg", "green/copy.jpg"
 
 
@@ -21,7 +22,7 @@ def run(here: Run, pictures: Path, tmp_path: Path) -> tuple[Run, Path]:
     shutil.move(pictures / "red" / "7.jpg", pictures / WRONG)
     shutil.copy(pictures / "green" / "0.jpg", pictures / COPY)
     out = tmp_path / "out"
-    done = here("run", "--images", pictures, "--out", out, "--check", *CUT, *THREADS)
+    done = here("run", "--images", pictures, "--out", out, "--check", *FOLDS, *CUT, *THREADS)
     assert done.returncode == 0, done.stderr
     assert re.search(r"[1-9] of 25 labels are probably wrong", done.stdout)
     return here, out
