@@ -1,22 +1,36 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import CUT, THREADS, Run, jpeg
+from helpers import COLOURS, CUT, THREADS, Run, draw, jpeg
 
 from dtl.features.store import FeatureStore
+from dtl.pipeline import command_line
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, and their features."""
+    folder = tmp_path_factory.mktemp("made")
+    draw(folder / "pictures", COLOURS, 8)
+    options = [o for o in CUT if not o.startswith("--train")]
+    options.remove("10")
+    images = ["--images", folder / "pictures", "--out", folder / "out"]
+    assert command_line.main([*map(str, ["featurize", *images, *options, *THREADS])]) == 0
+    return folder
 
 
 @pytest.fixture
-def featurized(here: Run, pictures: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "out"
-    options = [o for o in CUT if not o.startswith("--train")]
-    options.remove("10")
-    done = here("featurize", "--images", pictures, "--out", out, *options, *THREADS)
-    assert done.returncode == 0, done.stderr
-    return out
+def pictures(made: Path) -> Path:
+    return made / "pictures"
+
+
+@pytest.fixture
+def featurized(made: Path) -> Path:
+    return made / "out"
 
 
 def test_the_nearest_images_as_lines_and_as_a_page(
@@ -50,10 +64,12 @@ def test_the_page_lies_with_the_results_unless_told(
 ) -> None:
     before = FeatureStore.open(str(featurized / "features.zarr")).fingerprint
     moved = tmp_path / "moved"
-    pictures.rename(moved)
+    shutil.copytree(pictures, moved)
+    pictures.rename(tmp_path / "gone")
     done = here(
         "similar", moved / "red" / "1.jpg", "--model", featurized, "--images", moved, *THREADS
     )
+    (tmp_path / "gone").rename(pictures)
     assert done.returncode == 0, done.stderr
     assert (featurized / "similar.html").read_text().count("data:image/jpeg;base64,") == 1 + 12
     assert FeatureStore.open(str(featurized / "features.zarr")).fingerprint == before

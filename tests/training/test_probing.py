@@ -19,7 +19,7 @@ from dtl.training.spec import TrainingSpec
 from dtl.training.values import Probe, Probed, from_json, to_json
 
 FEW = ProbeOptions(
-    normalize=("l2",), n_per_class=(1, 4), n_draws=3, neighbours=(1, 5), l2s=(0.1, 1.0)
+    normalize=("l2",), n_per_class=(1, 4), n_draws=2, neighbours=(1, 5), l2s=(0.1, 1.0)
 )
 
 
@@ -29,7 +29,7 @@ def spec_of(store: FeatureStore) -> TrainingSpec:
 
 @pytest.fixture
 def store(make_store: MakeStore) -> FeatureStore:
-    return make_store(n_images=400, distance=1.0)
+    return make_store(n_images=300, n_features=12, distance=1.0)
 
 
 def test_all_training_images_and_few_of_them(store: FeatureStore, threads: Client) -> None:
