@@ -2,7 +2,8 @@
 
 A coarse search over scales, shifts and mirror images by normalised correlation, then Gauss-Newton
 steps to the best scales and shifts between pixels. What is compared is grey, without its blurred
-self: so neither brightness and contrast count, nor large areas such as a white background.
+self: so neither brightness and contrast count, nor large areas such as a white background. What a
+brighter copy has lost in white areas is cut off in the other picture, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _LEAST_COARSE = 25
 """Sides of the coarse search's parts: 78 % of the other picture are the smallest part."""
 _COARSE_BLUR, _BLUR = 2.0, 4.0
 """Deviations in pixels of the blur that is taken away."""
+
+_LEAST_BRIGHTER, _MOST_BRIGHTER, _BRIGHTER_STEPS = 1.02, 2.0, 5
+"""Factors of brightness that are made up for, and steps in which one is found."""
 
 _FLAT = 1.0
 """Length of a picture with nothing in it: a deviation of 1/64 of a grey value."""
@@ -55,6 +59,7 @@ def measure_likeness(a: Grey, b: Grey) -> float:
     >>> bool(measure_likeness(whole, part) > 0.95), bool(measure_likeness(whole, whole.T) < 0.5)
     (True, True)
     """
+    a, b = _cut_highlights(a, b), _cut_highlights(b, a)
     shrink = resample(SIDE, _COARSE)
     small_a, small_b = shrink @ a @ shrink.T, shrink @ b @ shrink.T
     best, found = -np.inf, (a, b, (1.0, 0.0, 1.0, 0.0))
@@ -67,6 +72,21 @@ def measure_likeness(a: Grey, b: Grey) -> float:
                 scale, per_pixel = side / _COARSE, SIDE / _COARSE
                 best, found = likeness, (whole, part, (scale, y * per_pixel, scale, x * per_pixel))
     return _refine(*found)
+
+
+def _cut_highlights(grey: Grey, brighter: Grey) -> Grey:
+    """Return a picture as bright as another, and with what that makes white cut off.
+
+    That is how a copy which was made brighter looks: its white areas have lost what was in them. A
+    picture that is as bright, or brighter, is returned as it is.
+    """
+    wanted, factor = float(brighter.mean()), 1.0
+    for _ in range(_BRIGHTER_STEPS):
+        factor *= wanted / max(float(np.minimum(grey * factor, 255).mean()), 1.0)
+    if not _LEAST_BRIGHTER < factor < _MOST_BRIGHTER:
+        return grey
+    cut: Grey = np.minimum(grey * np.float32(factor), np.float32(255))
+    return cut
 
 
 @functools.cache

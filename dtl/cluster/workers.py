@@ -149,6 +149,10 @@ def warn_of_pauses(client: Client) -> Iterator[None]:
         watcher.join(_LOOK_EVERY_S)  # it may be asking a scheduler that is gone
 
 
+_PAUSES_S = (0.0, 0.1, 0.5, 2.0)
+"""Between attempts to reach all workers."""
+
+
 class _Setup(WorkerPlugin):  # type: ignore[misc]
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
         self._function, self._args = function, args
@@ -164,11 +168,16 @@ def register_setup(client: Client, function: Callable[..., None], *args: Any) ->
 
 def _register(client: Client, plugin: WorkerPlugin, name: str) -> None:
     """Register a plugin on all workers, in place of one of this name."""
-    try:
-        client.register_plugin(plugin, name=name)
-    except CommClosedError:
-        # Dask keeps connections for the next request, and one may have ended meanwhile.
-        client.register_plugin(plugin, name=name)
+    for pause_s in _PAUSES_S:
+        try:
+            client.register_plugin(plugin, name=name)
+        except CommClosedError:
+            # Dask keeps connections for the next request, and one may have ended meanwhile; or a
+            # worker is lost just now, which the scheduler has yet to notice.
+            time.sleep(pause_s)
+        else:
+            return
+    client.register_plugin(plugin, name=name)
 
 
 class _SlowStorage(WorkerPlugin):  # type: ignore[misc]

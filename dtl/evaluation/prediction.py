@@ -262,19 +262,19 @@ def _tell_certainty(n: Counter[str], coverage: float | None, max_error: float | 
         log.info(
             "sets that hold the right class of %s of images like the validation ones: %.2f classes "
             "on average, one alone for %s of the new images",
-            f"{coverage:.4g}", n["members"] / n_read, f"{n['single'] / n_read:.1%}",
+            f"{100 * coverage:.4g}%", n["members"] / n_read, f"{n['single'] / n_read:.1%}",
         )  # fmt: skip
     if max_error is not None and n_read and not n["answered"]:
         log.warning(
             "No image is answered: the validation images do not show of any confidence that at "
-            "most %g of the answers are wrong. Allow more, or train with more of them.",
-            max_error,
+            "most %.4g%% of the answers are wrong. Allow more, or train with more of them.",
+            100 * max_error,
         )
     elif max_error is not None and n_read:
         log.info(
-            "answers of which at most %g are wrong: %s of %s new images (%s); the others have a "
-            "class, but no answer",
-            max_error, f"{n['answered']:,}", f"{n_read:,}", f"{n['answered'] / n_read:.1%}",
+            "answers of which at most %.4g%% are wrong: %s of %s new images (%s); the others have "
+            "a class, but no answer",
+            100 * max_error, f"{n['answered']:,}", f"{n_read:,}", f"{n['answered'] / n_read:.1%}",
         )  # fmt: skip
 
 

@@ -42,6 +42,9 @@ COPIES = {
     ),
     "darker": lambda image, seed: image.point(lambda v: v // 2),
     "brighter": lambda image, seed: image.point(lambda v: min(255, int(1.25 * v))),
+    "brighter, and white where it was light": lambda image, seed: image.point(
+        lambda v: min(255, int(1.4 * v))
+    ),
 }
 
 

@@ -374,8 +374,8 @@ def test_sets_and_answers_have_columns(
 
     run(out, lambda: processes, **asked)
     assert re.search(r"(?s)14 of 21 new images \(66.7%\) are unlike .*; of images", caplog.text)
-    assert re.search(r"answers of which at most 0.2 are wrong: \d+ of 21 new images", caplog.text)
-    assert "hold the right class of 0.8 of images like the validation ones" in caplog.text
+    assert re.search(r"answers of which at most 20% are wrong: \d+ of 21 new images", caplog.text)
+    assert "hold the right class of 80% of images like the validation ones" in caplog.text
     grow()
     run(out, lambda: processes, **asked)
     assert pq.read_table(out).column_names[-4:] == ["set", "answer", "novelty", "unlike"]
