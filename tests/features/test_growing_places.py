@@ -19,6 +19,7 @@ from dtl.features import compaction, featurization, growth, splitting
 from dtl.features.store import FeatureStore
 from dtl.features.values import REMOVED
 from dtl.images import split
+from dtl.images.decoding.figures import FIGURES
 from dtl.images.values import NO_SPLIT, ImageList
 from dtl.storage import lock
 from dtl.storage.guards import guard
@@ -55,6 +56,7 @@ def compute(store: FeatureStore, chunk: int, rows: np.ndarray) -> dict[str, np.n
         "fc2": features_of(paths),
         "content_hash": features_of(paths)[:, 0].astype(np.uint64) + 1,
         "error": error.astype(np.dtypes.StringDType()),
+        "figures": np.repeat(features_of(paths)[:, :1], len(FIGURES), axis=1),
     }
 
 
@@ -90,6 +92,7 @@ def test_a_store_grows_and_is_compacted_on_every_backend(root: str, threads: Cli
     path, fc2 = store.read("path"), store.read("fc2")
     assert sorted(path[there].tolist()) == sorted(listed(LISTS[-1]).path.tolist())
     assert (fc2 == features_of(path)).all()
+    assert (store.read("figures") == fc2[:, :1]).all()
     assert store.generations == (45, 68, 70)  # what was gone and is back has new rows
     assert {p for p, _ in store.list_skipped()} == set()
     assert (store.read_split()[there] >= 0).all()
