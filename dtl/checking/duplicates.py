@@ -37,7 +37,7 @@ _N_COPIED = 256
 """Images of which copies are made, to see how alike these are."""
 _COPY_SIDE = 256
 _COPY_SHARE = 0.9
-_MISSED = 0.04
+_MISSED = 0.02
 """Share of the copies made that the threshold may miss."""
 _LEAST_THRESHOLD, _MOST_THRESHOLD = 0.92, 0.97
 """Where copies of an image without structure are not alike, anything would be a copy of it."""
