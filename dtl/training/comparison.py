@@ -164,7 +164,8 @@ def _train(
 ) -> tuple[Head, float, list[Round]]:
     log.info("comparing: %s", name)
     started = time.monotonic()
-    trained = trainer.train(replace(spec, config=replace(spec.config, **options)), client)
+    spec = replace(spec, config=replace(spec.config, **options))
+    trained = trainer.train(spec, client, calibrate=False)  # the objective knows no temperature
     return trained.head, time.monotonic() - started, trained.history
 
 

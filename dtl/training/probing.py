@@ -161,7 +161,7 @@ def _probe_all(
     best = (-1.0, 0.0, 0.0)
     for l2 in l2s:
         config = replace(spec.config, solver="lbfgs", l2=l2)
-        head = trainer.train(replace(spec, config=config), client).head
+        head = trainer.train(replace(spec, config=config), client, calibrate=False).head
         scores = scoring.evaluate(store, head, client, n_mistakes=0).scores
         chosen_by = scores[SPLITS[VALIDATION]].accuracy if len(l2s) > 1 else 0.0
         if chosen_by > best[0]:

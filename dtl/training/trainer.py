@@ -35,7 +35,12 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    spec: TrainingSpec, client: Client, *, checkpoint: str = "", overwrite: bool = False
+    spec: TrainingSpec,
+    client: Client,
+    *,
+    checkpoint: str = "",
+    overwrite: bool = False,
+    calibrate: bool = True,
 ) -> Trained:
     """Train a head on the rows of a store that the split gives to training.
 
@@ -46,6 +51,9 @@ def train(
         caller removes it. Empty: none.
     overwrite : bool
         Start again if the checkpoint follows from other settings.
+    calibrate : bool
+        Hold the heads against the validation rows, which gives them their temperature. Without, a
+        head's log loss is the one that training made small.
 
     Raises
     ------
@@ -82,7 +90,9 @@ def train(
         heads.append(make_head(fitted.best))
     if spec.config.keep == "best":
         heads.reverse()
-    heads = [fitting.calibrate(spec.store, head, client, show=head is heads[0]) for head in heads]
+    if calibrate:
+        first = heads[0]
+        heads = [fitting.calibrate(spec.store, h, client, show=h is first) for h in heads]
     return Trained(heads[0], heads[1] if len(heads) > 1 else None, fitted.history)
 
 
