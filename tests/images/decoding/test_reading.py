@@ -70,7 +70,7 @@ def test_a_file_that_is_gone_or_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_bytes(b"2 4 6 8")
     (tmp_path / "large.png").write_bytes(b"")
     gone, text, empty = read(*(str(tmp_path / name) for name in ("gone", "text.jpg", "large.png")))
-    assert gone == (0, "the file is gone", ())
+    assert gone[:3] == (0, "the file is gone", ())
     assert text.error.startswith("not an image that Pillow reads")
     assert text.content_hash == formats.hash_content(b"2 4 6 8")
     assert (empty.error, empty.pixels) == ("empty file", ())
@@ -81,7 +81,7 @@ def test_a_file_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied", url)
 
     monkeypatch.setattr("dtl.storage.ranges.read_bytes", forbid)  # root may read everything
-    assert read("/a.jpg") == [(0, "no permission to read", ())]
+    assert [image[:3] for image in read("/a.jpg")] == [(0, "no permission to read", ())]
 
 
 def test_a_failure_of_the_storage_names_the_file(
@@ -121,7 +121,7 @@ def test_a_file_on_a_bad_sector_is_an_image_that_cannot_be_used(
     images = read(*files)
     for file, image in zip(files, images, strict=True):
         if file.endswith("/3.jpg"):
-            assert image == (0, "input/output error, each time it was read", ())
+            assert image[:3] == (0, "input/output error, each time it was read", ())
         else:
             assert len(image.pixels) == 1
 
@@ -182,7 +182,7 @@ def test_a_huge_sparse_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(60 << 30)
     began = time.monotonic()
     (image,) = read(str(sparse))
-    assert image == (0, "more than 826 MiB, too many for images.max_pixels", ())
+    assert image[:3] == (0, "more than 826 MiB, too many for images.max_pixels", ())
     (image,) = read(Extent(str(sparse), 1 << 30, 50 << 30))
     assert image.error == "more than 826 MiB, too many for images.max_pixels"
     assert time.monotonic() - began < 60
