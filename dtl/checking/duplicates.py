@@ -275,10 +275,9 @@ class _Task(NamedTuple):
 def _locate(store: FeatureStore, root: str, rows: NDArray[np.int64]) -> dict[int, str | Extent]:
     """Return where the images of rows lie."""
     found: dict[int, str | Extent] = {}
-    for chunk in np.unique(rows // store.chunk_images).tolist():
-        files, start = store.files(root, chunk), store.rows(chunk).start
-        within = rows[rows // store.chunk_images == chunk]
-        found |= {int(row): files[int(row) - start] for row in within}
+    for chunk, at, within in store.by_chunk(rows):
+        files = store.files(root, chunk)
+        found |= {int(rows[k]): files[row] for k, row in zip(at, within, strict=True)}
     return found
 
 

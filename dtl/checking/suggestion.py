@@ -113,14 +113,13 @@ def _sample(path: NDArray[np.object_], rows: NDArray[np.intp], seed: int) -> NDA
 
 def _guess(store: FeatureStore, head: Head, rows: NDArray[np.intp], client: Client) -> _Guesses:
     label, margin = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
-    ends = np.searchsorted(rows, [store.rows(c).stop for c in range(store.n_chunks)])
-    chunks = [int(c) for c in np.unique(rows // store.chunk_images)]
-    tasks = ((c, rows[ends[c - 1] if c else 0 : ends[c]] - store.rows(c).start) for c in chunks)
+    tasks, places = [], {}
+    for chunk, places[chunk], within in store.by_chunk(rows):
+        tasks.append((chunk, within))
     sent = Session(client).submit_value(head, "head")
     with track("margins", len(rows), "images") as advance:
         for chunk, found in map_chunks(client, _guess_chunk, tasks, store=store, head=sent):
-            part = slice(ends[chunk - 1] if chunk else 0, ends[chunk])
-            label[part], margin[part] = found
+            label[places[chunk]], margin[places[chunk]] = found
             advance(len(found.label))
     return _Guesses(label, margin)
 
@@ -163,9 +162,7 @@ def _read_units(
     store: FeatureStore, layer: str, rows: NDArray[np.int64], scaling: Scaling
 ) -> NDArray[np.float32]:
     unit = np.empty((len(rows), store.n_features(layer)), np.float32)
-    chunk_of = rows // store.chunk_images
-    for chunk in np.unique(chunk_of).tolist():
-        here = chunk_of == chunk
-        features = store.read(layer, chunk)[rows[here] - store.rows(chunk).start]
-        unit[here] = scale_to_unit(features, scaling, f"rows of chunk {chunk} of {store.url}")
+    for chunk, at, within in store.by_chunk(rows):
+        what = f"rows of chunk {chunk} of {store.url}"
+        unit[at] = scale_to_unit(store.read(layer, chunk)[within], scaling, what)
     return unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -228,6 +228,16 @@ class FeatureStore(StoredSplit):
         start = chunk * self.chunk_images
         return slice(start, min(start + self.chunk_images, self.n_images))
 
+    def by_chunk(
+        self, rows: NDArray[np.integer[Any]]
+    ) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.integer[Any]]]]:
+        """Yield each chunk that has some rows (n,), their places in `rows`, and in the chunk."""
+        chunk_of = rows // self.chunk_images
+        order = np.argsort(chunk_of, kind="stable")
+        chunks, first = np.unique(chunk_of[order], return_index=True)
+        for chunk, at in zip(chunks.tolist(), np.split(order, first)[1:], strict=True):
+            yield chunk, at, rows[at] - self.rows(chunk).start
+
     def read(self, name: str, chunk: int | None = None) -> NDArray[Any]:
         """Read an array's rows of one chunk, or all of them.
 
@@ -361,11 +371,10 @@ class FeatureStore(StoredSplit):
             return []
         rows = np.flatnonzero(skipped & (self.read("label") != REMOVED))
         path = self.read("path")
-        found = []
-        for chunk in np.unique(rows // self.chunk_images).tolist():
-            error, first = self.read("error", chunk), self.rows(chunk).start
-            of_chunk = rows[(rows >= first) & (rows < first + len(error))]
-            found += [(str(path[row]), str(error[row - first])) for row in of_chunk]
+        found: list[tuple[str, str]] = []
+        for chunk, at, within in self.by_chunk(rows):
+            error = self.read("error", chunk)[within]
+            found += zip(map(str, path[rows[at]]), map(str, error), strict=True)
         return sorted(found)
 
     def list_instruction_sets(self) -> list[str]:

@@ -210,12 +210,9 @@ class _Source(NamedTuple):
         """Read rows, which rise, as a block."""
         store = self.store
         unit = np.empty((len(rows), store.n_features(self.layer)), np.float32)
-        chunks, first = np.unique(rows // store.chunk_images, return_index=True)
-        for chunk, start, end in zip(chunks, first, [*first[1:], len(rows)], strict=True):
-            features = store.read(self.layer, int(chunk))
-            within = rows[start:end] - store.rows(int(chunk)).start
+        for chunk, at, within in store.by_chunk(rows):
             what = f"rows of chunk {chunk} of {store.url}"
-            unit[start:end] = scale_to_unit(features[within], self.scaling, what)
+            unit[at] = scale_to_unit(store.read(self.layer, chunk)[within], self.scaling, what)
         return Block(unit, rows, least)
 
 

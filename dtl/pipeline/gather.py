@@ -147,10 +147,19 @@ def read_pictures(
     root, tar_names = locate_images(url, store), store.attrs.get("shards", [])
     files: dict[str, str | Extent] = {path: storage.join(root, path) for path in paths}
     if tar_names:
-        rows = [row for row, path in enumerate(store.read("path")) if path in files]
-        for chunk in {row // store.chunk_images for row in rows}:
-            located = zip(store.read("path", chunk), store.files(root, chunk), strict=True)
-            files |= {str(path): place for path, place in located if path in files}
+        all_paths = store.read("path")
+        rows = np.array([row for row, path in enumerate(all_paths) if path in files], np.intp)
+        for chunk, at, within in store.by_chunk(rows):
+            places = store.files(root, chunk)
+            named = zip(map(str, all_paths[rows[at]]), within, strict=True)
+            files |= {path: places[row] for path, row in named}
+    return make_thumbnails(files, max_pixels, page=page, side=side)
+
+
+def make_thumbnails(
+    files: Mapping[str, str | Extent], max_pixels: int, *, page: str, side: int
+) -> dict[str, bytes]:
+    """Read images as small JPEGs, as `read_pictures` does, from their places by name."""
 
     def read(file: str | Extent) -> bytes | str:
         try:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from dtl import storage
-from dtl.config import Config, hide
+from dtl.config import hide
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.features.values import NetworkSpec, check_weights
 from dtl.images import listing
-from dtl.images.decoding import formats
 from dtl.images.values import NO_SPLIT, SPLITS
 from dtl.neighbours.search import Neighbours, find_nearest
 from dtl.neighbours.values import Match, Matched
-from dtl.pipeline.gather import find_root
+from dtl.pipeline.gather import make_thumbnails, read_pictures
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
@@ -28,13 +25,10 @@ from dtl.pipeline.tables import align_columns
 from dtl.report.similar import render_similar
 from dtl.storage import Extent
 
-log = logging.getLogger(__name__)
-
 _MOST_IMAGES = 200
 _MOST_LINES = 5
 """Neighbours of each image in the terminal; all are on the page."""
 _PICTURE_SIDE = 200
-_READERS = 8
 
 
 def add_similar_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +59,13 @@ def similar(run: Run, arguments: argparse.Namespace) -> None:
         Matched(hide(path), error=error) if error else Matched(hide(path), next(named))
         for path, error in zip(files, errors, strict=True)
     ]
-    own = _read_pictures(dict(zip(map(hide, files), files.values(), strict=True)), run.options)
-    stored = _read_pictures(_locate(run.options, store, found), run.options)
+    most = run.options.images.max_pixels
+    shown = {match.path for image in matched for match in image.matches}
+    files_by_name = dict(zip(map(hide, files), files.values(), strict=True))
+    own = make_thumbnails(files_by_name, most, page="page", side=_PICTURE_SIDE)
+    stored = read_pictures(
+        run.options.images.url, store, sorted(shown), most, page="page", side=_PICTURE_SIDE
+    )
     n_images, title = int(store.read_usable().sum()), storage.base_name(hide(store.attrs["root"]))
     html = render_similar(matched, own, stored, title, layer, n_images)
     storage.write_bytes(page, html.encode())
@@ -128,34 +127,6 @@ def _name_matches(store: FeatureStore, found: Neighbours) -> list[tuple[Match, .
         name_row(rows, cosines)
         for rows, cosines in zip(found.index.tolist(), found.cosine.tolist(), strict=True)
     ]
-
-
-def _locate(options: Config, store: FeatureStore, found: Neighbours) -> dict[str, str | Extent]:
-    """Return where the stored images lie that were found, by path."""
-    root = find_root(options.images.url or str(store.attrs["root"]), str(store.attrs["root"]))
-    rows = np.unique(found.index[found.index >= 0])
-    files: dict[str, str | Extent] = {}
-    for chunk in np.unique(rows // store.chunk_images).tolist():
-        within = rows[rows // store.chunk_images == chunk] - store.rows(chunk).start
-        path, places = store.read("path", chunk), store.files(root, chunk)
-        files |= {str(path[row]): places[row] for row in within.tolist()}
-    return files
-
-
-def _read_pictures(files: Mapping[str, str | Extent], options: Config) -> dict[str, bytes]:
-    """Read images as small JPEGs; those that cannot be read are left out."""
-
-    def read(file: str | Extent) -> bytes:
-        try:
-            data = storage.read_file(file)
-            return formats.thumbnail(data, _PICTURE_SIDE, max_pixels=options.images.max_pixels)
-        except (OSError, ValueError) as error:
-            log.warning("The page lacks a picture: %s", error)
-            return b""
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        pictures = zip(files, pool.map(read, files.values()), strict=True)
-        return {path: jpeg for path, jpeg in pictures if jpeg}
 
 
 def _format(found: list[Matched]) -> str:
