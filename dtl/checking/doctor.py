@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from distributed import Client
@@ -38,7 +39,7 @@ def check(
     root: str,
     images: ImagesConfig | None = None,
     *,
-    features_in: str = "memory",
+    features_in: Literal["memory", "store"] = "memory",
 ) -> tuple[Check, list[Issue]]:
     """Look for faults of a store's images.
 
@@ -128,7 +129,7 @@ def check_labels(
     seed: int,
     client: Client,
     *,
-    features_in: str = "memory",
+    features_in: Literal["memory", "store"] = "memory",
 ) -> Labels:
     """Look for wrong labels.
 

@@ -215,7 +215,7 @@ def choose_threshold(scores: NDArray[np.floating]) -> float:
     Examples
     --------
     >>> choose_threshold(np.linspace(0.93, 0.98, 101))
-    0.932
+    0.931
     >>> choose_threshold(np.zeros(0))
     0.97
     """

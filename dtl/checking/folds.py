@@ -10,23 +10,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from distributed import Client, Future
 from numpy.typing import NDArray
 
 from dtl.cluster.progress import track
-from dtl.cluster.spread import Session, group_shards
+from dtl.cluster.spread import Session
 from dtl.config import CheckConfig, TrainConfig
 from dtl.features.store import FeatureStore
 from dtl.head import blas, softmax
-from dtl.head.scaling import Scaling, merge_moments
+from dtl.head.scaling import Scaling
 from dtl.head.softmax import Params
 from dtl.images.split import hash_keys
 from dtl.images.values import NO_SPLIT, TRAIN
-from dtl.training import lbfgs, sharding
-from dtl.training.spec import MOST_SHARDS, Inputs
+from dtl.training import lbfgs, trainer
+from dtl.training.spec import MOST_SHARDS, Inputs, count_train
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def fit_heads(
     config: CheckConfig,
     client: Client,
     *,
-    features_in: str = "memory",
+    features_in: Literal["memory", "store"] = "memory",
 ) -> FoldHeads:
     """Fit a head without each fold, one after the other.
 
@@ -145,17 +145,13 @@ def fit_heads(
     """
     session = Session(client)
     everything = session.submit_value(_as_split(fold, NO_FOLD), "rows")
-    moments = session.map_reduce(
-        sharding.chunk_moments, store.n_chunks, store, layer, config.normalize, everything,
-        merge=merge_moments, name="moments",
-    )  # fmt: skip
-    scaling = session.submit(Scaling.fit, moments, config.normalize, name="scaling")
-    solver = TrainConfig(solver="lbfgs", l2=config.l2)
+    scaling = trainer.submit_scaling(session, store, layer, config.normalize, everything)
+    solver = TrainConfig(solver="lbfgs", l2=config.l2, features_in=features_in)
     n_folds = int(fold.max()) + 1
     found: list[Params] = []
     with track("held-out heads", n_folds, "folds") as advance:
         for k in range(n_folds):
-            inputs = _load(store, layer, _as_split(fold, k), scaling, features_in, client)
+            inputs = _load(store, layer, _as_split(fold, k), scaling, solver, client)
             fitted = lbfgs.solve(inputs, solver, Session(client), tolerance=_TOLERANCE, show=False)
             found.append(fitted.last)
             advance(1)
@@ -175,24 +171,15 @@ def _load(
     layer: str,
     split: NDArray[np.int8],
     scaling: Future,
-    features_in: str,
+    solver: TrainConfig,
     client: Client,
 ) -> Inputs:
-    session = Session(client)
-    n_shards = min(MOST_SHARDS, store.n_chunks)
+    session, n_shards = Session(client), min(MOST_SHARDS, store.n_chunks)
     rows = session.submit_value(split, "rows")
-    groups = [
-        session.submit(
-            sharding.load_group, store, layer, indices, n_shards, scaling, features_in, rows,
-            name=f"load-shards-{g}",
-        )
-        for g, indices in enumerate(group_shards(client, n_shards))
-    ]  # fmt: skip
-    chunk = np.arange(store.n_images) // store.chunk_images
-    n_train = np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
+    groups = trainer.submit_groups(session, store, layer, n_shards, scaling, solver, rows)
     shape = store.n_features(layer), len(store.class_names)
     start = session.submit(softmax.zero_params, *shape, name="start")
-    return Inputs(groups, n_train, False, start, scaling)
+    return Inputs(groups, count_train(store, split, n_shards), False, start, scaling)
 
 
 def compute_chunk(

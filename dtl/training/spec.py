@@ -117,9 +117,7 @@ class TrainingSpec:
     @cached_property
     def n_train(self) -> NDArray[np.integer[Any]]:
         """The training rows of each shard (n_shards,)."""
-        n_shards, store = self.n_shards, self.store
-        chunk = np.arange(store.n_images) // store.chunk_images
-        return np.bincount(chunk[self.split == TRAIN] % n_shards, minlength=n_shards)
+        return count_train(self.store, self.split, self.n_shards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +171,14 @@ class Trained:
     head: Head
     other: Head | None
     history: list[Round]
+
+
+def count_train(
+    store: FeatureStore, split: NDArray[np.int8], n_shards: int
+) -> NDArray[np.integer[Any]]:
+    """Count the training rows of each shard (n_shards,), by the split of every row."""
+    chunk = np.arange(store.n_images) // store.chunk_images
+    return np.bincount(chunk[split == TRAIN] % n_shards, minlength=n_shards)
 
 
 def continues(head: Head, store: FeatureStore) -> bool:

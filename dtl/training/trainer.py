@@ -22,6 +22,7 @@ from dtl.cluster.spread import Session, group_shards
 from dtl.config import TrainConfig
 from dtl.config.errors import UserError
 from dtl.evaluation import fitting
+from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.head.scaling import Scaling, merge_moments
 from dtl.head.schedules import Plan
@@ -140,20 +141,42 @@ def load_groups(spec: TrainingSpec, session: Session) -> tuple[list[Future], Fut
     With `train.features_in` = store the features are read when a batch asks for them. It returns
     `Inputs.groups` and `Inputs.scaling`.
     """
-    store, layer, n_shards, config = spec.store, spec.layer, spec.n_shards, spec.config
+    store, layer, config = spec.store, spec.layer, spec.config
+    scaling = submit_scaling(session, store, layer, config.normalize)
+    return submit_groups(session, store, layer, spec.n_shards, scaling, config), scaling
+
+
+def submit_scaling(
+    session: Session, store: FeatureStore, layer: str, normalize: str, split: Future | None = None
+) -> Future:
+    """Start to fit the scaling of a store's training rows.
+
+    `split` is of all rows, (n_images,) int8, if not as stored.
+    """
     moments = session.map_reduce(
-        sharding.chunk_moments, store.n_chunks, store, layer, config.normalize,
+        sharding.chunk_moments, store.n_chunks, store, layer, normalize, split,
         merge=merge_moments, name="moments",
     )  # fmt: skip
-    scaling = session.submit(Scaling.fit, moments, config.normalize, name="scaling")
-    groups = [
+    return session.submit(Scaling.fit, moments, normalize, name="scaling")
+
+
+def submit_groups(
+    session: Session,
+    store: FeatureStore,
+    layer: str,
+    n_shards: int,
+    scaling: Future,
+    config: TrainConfig,
+    split: Future | None = None,
+) -> list[Future]:
+    """Start to load a store's shards, as `Inputs.groups`; `split` as `submit_scaling` has it."""
+    return [
         session.submit(
             sharding.load_group, store, layer, indices, n_shards, scaling, config.features_in,
-            name=f"load-shards-{g}",
+            split, name=f"load-shards-{g}",
         )
         for g, indices in enumerate(group_shards(session.client, n_shards, config.shards_per_task))
     ]  # fmt: skip
-    return groups, scaling
 
 
 def check_stopping(config: TrainConfig, has_validation: bool) -> None:

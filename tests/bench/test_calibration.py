@@ -42,12 +42,11 @@ Heads = Callable[[str, int], tuple[FeatureStore, Head]]
 
 @pytest.fixture(scope="module")
 def make_head(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, threads: Client
+    real_results: Path, tmp_path_factory: pytest.TempPathFactory, threads: Client
 ) -> Heads:
     """Makes heads on the features of the photographs, by name and seed of the split."""
-    run = os.environ.get("DTL_BENCH_RUN") or request.getfixturevalue("real_run")[0]
     folder = tmp_path_factory.mktemp("calibration") / "features.zarr"
-    shutil.copytree(Path(run) / "features.zarr", folder)
+    shutil.copytree(real_results / "features.zarr", folder)
     store = FeatureStore.open(str(folder))
 
     @functools.cache

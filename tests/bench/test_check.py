@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
-from helpers import command, local_cluster
+from helpers import local_cluster
 from numpy.typing import NDArray
 
 from dtl.checking import doctor
@@ -29,16 +29,8 @@ SHARE = 0.05
 
 
 @pytest.fixture(scope="module")
-def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    folder = os.environ.get("DTL_BENCH_RUN")
-    if folder is None:
-        folder = str(tmp_path_factory.mktemp("real") / "out")
-        done = command(
-            "featurize", "--images", data / "caltech256", "--out", folder, "--features.layers",
-            LAYER, "--features.weights", str(data / "vgg16_imagenet_conv.npz"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return FeatureStore.open(f"{folder}/features.zarr")
+def store(real_results: Path) -> FeatureStore:
+    return FeatureStore.open(str(real_results / "features.zarr"))
 
 
 def relabel(store: FeatureStore, url: str, label: NDArray[np.int32]) -> FeatureStore:

@@ -13,16 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import command
 from numpy.typing import NDArray
 
 from dtl.checking.suggested import FEW_PER_CLASS
 from dtl.checking.suggestion import measure_margin
 from dtl.config import TrainConfig
 from dtl.features.store import FeatureStore
-from dtl.head.quasi_newton import Point, minimise
+from dtl.head.fitting import fit_softmax
 from dtl.head.scaling import Moments, Scaling, scale_rows
-from dtl.head.softmax import log_softmax, residuals
 from dtl.neighbours.selection import select_covering
 
 LAYER = "block5_pool"
@@ -36,38 +34,8 @@ Choose = Callable[[Rows, Rows, int, NDArray[np.float64]], Rows]
 
 
 @pytest.fixture(scope="module")
-def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    folder = os.environ.get("DTL_BENCH_RUN")
-    if folder is None:
-        folder = str(tmp_path_factory.mktemp("real") / "out")
-        done = command(
-            "featurize", "--images", data / "caltech256", "--out", folder, "--features.layers",
-            LAYER, "--features.weights", str(data / "vgg16_imagenet_conv.npz"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return FeatureStore.open(f"{folder}/features.zarr")
-
-
-def fit(
-    features: NDArray[np.float32], label: NDArray[np.int32], n_classes: int
-) -> NDArray[np.float32]:
-    """The kernel and bias (n_features + 1, n_classes) at the optimum of the default penalty."""
-    x = np.c_[features, np.ones(len(features), np.float32)]
-    l2 = np.full((x.shape[1], 1), TrainConfig().l2, np.float32)
-    l2[-1] = 0
-    rows = np.arange(len(x))
-
-    def evaluate(flat: NDArray[np.float32]) -> Point:
-        w = flat.reshape(x.shape[1], n_classes)
-        log_p = log_softmax(x @ w)
-        value = -log_p[rows, label].mean() + 0.5 * (l2 * w * w).sum()
-        gradient = x.T @ residuals(log_p, label) / np.float32(len(x)) + l2 * w
-        return Point(flat, float(value), gradient.astype(np.float32).ravel())
-
-    for k, point in enumerate(minimise(evaluate, np.zeros(x.shape[1] * n_classes, np.float32))):
-        if point.steepness < 1e-4 or k == 300:
-            break
-    return point.x.reshape(x.shape[1], n_classes)
+def store(real_results: Path) -> FeatureStore:
+    return FeatureStore.open(str(real_results / "features.zarr"))
 
 
 def choose_randomly(seed: int) -> Choose:
@@ -96,12 +64,10 @@ def draw_curve(
         fitted = Scaling.fit(Moments.of(scale_rows(features[labelled], "sqrt-l2")), "sqrt-l2")
         scaled = fitted.apply(features)
         known = np.unique(label[labelled])  # a head knows no other classes
-        w = fit(
-            scaled[labelled], np.searchsorted(known, label[labelled]).astype(np.int32), len(known)
-        )
-        found = (np.c_[scaled, np.ones(len(scaled), np.float32)] @ w).astype(np.float64)
+        of_known = np.searchsorted(known, label[labelled])
+        head = fit_softmax(scaled[labelled], of_known, len(known), TrainConfig().l2)
         logits = np.full((len(label), n_classes), -1e9)
-        logits[:, known] = found
+        logits[:, known] = scaled @ head["kernel"] + head["bias"]
         curve.append(float((logits[test].argmax(axis=1) == label[test]).mean()))
     return curve
 
