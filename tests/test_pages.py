@@ -87,6 +87,8 @@ ELSEWHERE = {
     "dtl run --images photos --out results --images.labels labels.csv --images.unlabelled keep":
         "tests/pipeline/test_suggest.py"
         "::test_labels_come_back_without_features_computed_again",
+    "dtl report results unit-length":
+        "tests/pipeline/test_side_by_side.py::test_two_runs_on_the_same_images",
     "dtl suggest --out results --n 100":
         "tests/pipeline/test_suggest.py"
         "::test_labels_come_back_without_features_computed_again",

@@ -69,7 +69,7 @@ def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[st
     >>> differences({"train": {"l2": 0.0}}, {"train": {"l2": 0.1}})
     ['train.l2: asked for 0.0, stored 0.1']
     """
-    wanted, stored = _flatten(wanted), _flatten(stored)
+    wanted, stored = flatten(wanted), flatten(stored)
     return [
         f"{name}: asked for {wanted.get(name)!r}, stored {stored.get(name)!r}"
         for name in sorted({*wanted, *stored})
@@ -86,9 +86,16 @@ def check_same(
         raise DifferentSettingsError(f"{message}\n{advice}" if advice else message)
 
 
-def _flatten(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, whose keys have dots.
+
+    Examples
+    --------
+    >>> flatten({"train": {"l2": 0.1}, "seed": 0})
+    {'train.l2': 0.1, 'seed': 0}
+    """
     flat: dict[str, Any] = {}
     for name, value in fingerprint.items():
         nested = isinstance(value, Mapping)
-        flat |= _flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat

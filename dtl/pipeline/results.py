@@ -48,6 +48,7 @@ class Results:
     ``evaluation.json``   `Evaluation`
     ``timings.json``      how long each stage took; differs from run to run
     ``report.html``       the page of the run
+    ``side-by-side.html`` the run beside others
     ``compare.json``      `Comparison`, with its page, ``compare.html``
     ``tune.json``         `Tuning`, with its page, ``tune.html``
     ``tune.npz``          `Search` that is not finished
@@ -70,6 +71,7 @@ class Results:
         self.features = self._place("features.zarr")
         self.network = self._place("network")
         self.report = self._place("report.html")
+        self.side_by_side_page = self._place("side-by-side.html")
         self.comparison_page = self._place("compare.html")
         self.tuning_page = self._place("tune.html")
         self.check_page = self._place("check.html")

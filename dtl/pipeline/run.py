@@ -179,6 +179,13 @@ def read_options(arguments: argparse.Namespace, command: Command) -> config.Conf
     (``--config``), the command line's.
     """
     given = _nested(arguments)
+    if runs := getattr(arguments, "runs", ()):  # of `report`: the first has the options
+        if "out" in given:
+            raise UserError(
+                "Give the runs by their names alone, or one as `out`. Received: "
+                f"{', '.join(runs)} and {given['out']}."
+            )
+        given["out"] = runs[0]
     layers: list[Mapping[str, Any]] = [command.base]
     read_from: dict[str, Mapping[str, Any]] = {}
     file: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, Check
 from dtl.evaluation.metrics import find_interval
+from dtl.evaluation.pairing import Pairing
 from dtl.evaluation.values import Evaluation
 from dtl.training.values import Comparison, Probe, Tuning
 
@@ -46,6 +47,36 @@ def _list_certainty(scores: Evaluation) -> list[str]:
 def _format_interval(n: int, n_images: int) -> str:
     low, high = find_interval(n, n_images)
     return f"{100 * low:.1f}-{high:.1%}"
+
+
+def format_runs(evaluations: Sequence[Evaluation], names: Sequence[str]) -> str:
+    """Lay out the scores of runs, a line for each split."""
+    titles = ("", "images", "accuracy", "95% interval", "top-5", "mean recall", "log loss")
+    rows: list[tuple[str, ...]] = [("", *titles)]
+    for name, evaluation in zip(names, evaluations, strict=True):
+        for k, (split, s) in enumerate(evaluation.scores.items()):
+            interval = _format_interval(round(s.accuracy * s.n_images), s.n_images)
+            shares = (f"{s.accuracy:.1%}", interval, f"{s.top5:.1%}", f"{s.mean_recall:.1%}")
+            start = (name if k == 0 else "", split, f"{s.n_images}")
+            rows.append((*start, *shares, f"{s.log_loss:.3f}"))
+    return align_columns(rows, right={*range(2, 8)})
+
+
+def format_pairings(pairings: Sequence[Pairing], names: Sequence[str]) -> str:
+    """Say how each run does on the same images as the first: the difference, and its p-value."""
+    titles = ("images", "points", "95% interval", f"only {names[0]}", "only it", "p")
+    rows: list[tuple[str, ...]] = [(f"against {names[0]}", *titles)]
+    for pairing, name in zip(pairings, names[1:], strict=True):
+        found: tuple[str, ...] = ("0", "", "", "", "", "")
+        if pairing.n_common:
+            low, high = (f"{100 * end:+.1f}" for end in pairing.interval)
+            first, second = pairing.n_only
+            found = (
+                f"{pairing.n_common}", f"{100 * pairing.difference:+.1f}", f"{low} to {high}",
+                f"{first}", f"{second}", f"{pairing.p_value:.2g}",
+            )  # fmt: skip
+        rows.append((name, *found))
+    return align_columns(rows, right={*range(1, 7)})
 
 
 def format_comparison(compared: Comparison) -> str:

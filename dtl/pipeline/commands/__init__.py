@@ -131,12 +131,13 @@ COMMANDS = {
         starts_from="out",
     ),
     "report": Command(
-        "evaluation.json to report.html",
+        "evaluation.json to report.html; of several runs, a page that compares them",
         "staged.report",
-        example="--out results",
-        options="out storage images.url",
+        example="results",
+        options="out cluster yarn storage images.url",
         checked=_RUN,
         starts_from="out",
+        add_arguments=lambda parser: load("staged.add_report_arguments")(parser),
     ),
     "compare": Command(
         "averaging in several ways, against the exact optimum",

@@ -7,11 +7,13 @@ import logging
 from dataclasses import replace
 
 from dtl import config, storage
+from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.pipeline import stages
+from dtl.pipeline.commands import side_by_side
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.run import Run
 from dtl.pipeline.tables import format_check, format_scores
@@ -101,8 +103,24 @@ def evaluate(run: Run, _: argparse.Namespace) -> None:
     print_line(format_scores(scores))
 
 
-def report(run: Run, _: argparse.Namespace) -> None:
-    """Write the report of an evaluated head anew."""
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `report`."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="*", help="in place of --out; several: side by side"
+    )
+    parser.add_argument(
+        "--page", metavar="URL", default="",
+        help="of several runs; default: side-by-side.html in the first",
+    )  # fmt: skip
+
+
+def report(run: Run, arguments: argparse.Namespace) -> None:
+    """Write the report of an evaluated head anew, or a page of several runs side by side."""
+    if len(arguments.runs) > 1:
+        side_by_side.compare_runs(run, arguments.runs, arguments.page)
+        return
+    if arguments.page:
+        raise UserError("--page is for several runs; the report of one is report.html in it.")
     store, head, scores = run.results.store(), run.results.trained_head(), run.results.evaluation()
     if scores is None or scores.provenance["head_sha256"] != head.fingerprint:
         raise FileNotFoundError(
