@@ -90,7 +90,13 @@ def format_comparison(compared: Comparison) -> str:
         distances = (f"{c.objective:.5f}", f"{c.objective_gap:.3%}", f"{c.kernel_distance:.2%}")
         moved = f"{c.bytes_moved / 2**20:,.0f}"
         rows.append((c.name, *accuracies, loss, *distances, f"{c.seconds:.1f}", moved))
-    return align_columns(rows, right=set(range(1, len(rows[0]))))
+    table = align_columns(rows, right=set(range(1, len(rows[0]))))
+    best = compared.contenders[0]
+    intervals = [
+        f"{split} {_format_interval(round(best.accuracy[split] * n), n)}"
+        for split, n in compared.n_images.items()
+    ]
+    return f"{table}\n95% intervals of {best.name}: {', '.join(intervals)}" if intervals else table
 
 
 def format_probe(found: Probe) -> str:
@@ -112,14 +118,17 @@ def format_probe(found: Probe) -> str:
 def format_trials(found: Tuning) -> str:
     """Lay out trials, the best first, and their scores when they ended."""
     titles = ("learning rate", "l2", "dropout", "frequency", "epochs", "val. loss", "validation")
-    rows: list[tuple[str, ...]] = [("", *titles, "train")]
+    n = found.n_validation
+    rows: list[tuple[str, ...]] = [("", *titles, *["95% interval"] * bool(n), "train")]
     for number, trial in enumerate(found.trials, 1):
         options = (trial.learning_rate, trial.l2, trial.dropout, trial.averaging_frequency)
-        scores: tuple[str, ...] = ("diverged", "", "", "")
+        scores: tuple[str, ...] = ("diverged", *[""] * (3 + bool(n)))
         if not trial.diverged:
             last = trial.rungs[-1]
-            accuracies = (f"{a:.1%}" for a in (last.validation_accuracy, last.train_accuracy))
-            scores = (f"{last.epoch:.3g}", f"{last.validation_loss:.5g}", *accuracies)
+            accuracy = last.validation_accuracy
+            interval = [_format_interval(round(accuracy * n), n)] if n else []
+            scores = (f"{last.epoch:.3g}", f"{last.validation_loss:.5g}", f"{accuracy:.1%}")
+            scores = (*scores, *interval, f"{last.train_accuracy:.1%}")
         rows.append((f"{number}", *(f"{value:g}" for value in options), *scores))
     return align_columns(rows, right=set(range(len(rows[0]))))
 

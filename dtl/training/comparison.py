@@ -99,7 +99,10 @@ def compare(spec: TrainingSpec, compared: CompareConfig, client: Client) -> Comp
         seconds = time.monotonic() - started
         n_bytes = features.size * spec.store.dtype(spec.layer).itemsize
         add(_SKLEARN, head, (0, 0), seconds, n_bytes, [])
-    return Comparison(tuple(contenders), provenance(spec, compared))
+    n_images = {
+        name: int((spec.split == SPLITS.index(name)).sum()) for name in contenders[0].accuracy
+    }
+    return Comparison(tuple(contenders), provenance(spec, compared), n_images)
 
 
 def check(config: TrainConfig, compared: CompareConfig) -> None:

@@ -34,6 +34,7 @@ from dtl.head import blas, descent
 from dtl.head.npz import from_npz, join_groups, reading, split_groups, to_npz
 from dtl.head.schedules import Plan
 from dtl.head.softmax import Params
+from dtl.images.values import VALIDATION
 from dtl.training import trainer
 from dtl.training.checkpoint import resume
 from dtl.training.rounds import ROUNDS_AHEAD, RoundTasks
@@ -181,7 +182,8 @@ def tune(
             storage.write_bytes(checkpoint, Search(tuple(trials), params, fingerprint).to_bytes())
     trials.sort(key=lambda trial: _rank(trial, metric))
     hints = tuple(list_hints(trials[0], tuned))
-    return Tuning(tuple(trials), tuple(cuts), metric, hints, fingerprint)
+    n_validation = int((spec.split == VALIDATION).sum())
+    return Tuning(tuple(trials), tuple(cuts), metric, hints, fingerprint, n_validation)
 
 
 def check(config: TrainConfig, tuned: TuneConfig, seed: int) -> None:

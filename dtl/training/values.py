@@ -129,6 +129,13 @@ class Comparison:
 
     contenders: tuple[Contender, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    n_images: Mapping[str, int] = field(default_factory=dict)
+    """Of each split; empty in what earlier versions stored."""
+
+    def __post_init__(self) -> None:
+        for split, n in self.n_images.items():
+            if n < 1 or not all(0 <= c.accuracy.get(split, -1) <= 1 for c in self.contenders):
+                raise ValueError(f"{split} has {n} images, or an accuracy that is not from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,8 @@ class Tuning:
         Advice to those who use the best trial.
     provenance : dict
         Its fingerprint.
+    n_validation : int
+        Images that the trials were compared on; 0 in what earlier versions stored.
     """
 
     trials: tuple[Trial, ...]
@@ -187,10 +196,16 @@ class Tuning:
     metric: str
     hints: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    n_validation: int = 0
 
     def __post_init__(self) -> None:
         if not all(trial.rungs or trial.diverged for trial in self.trials):
             raise ValueError("a trial has no scores and has not diverged")
+        accuracies = [rung.validation_accuracy for t in self.trials for rung in t.rungs]
+        if self.n_validation < 0 or (
+            self.n_validation and not all(0 <= a <= 1 for a in accuracies)
+        ):
+            raise ValueError("a validation accuracy is not from 0 to 1, or its images are not")
 
 
 @dataclass(frozen=True)

@@ -270,13 +270,13 @@ def comparisons() -> list[bytes]:
     """Return a comparison."""
     scores = {"train": 1.0, "validation": 0.9}
     one = Contender("L-BFGS", 0, 0, scores, scores, 0.1, 0.0, 0.0, 2.5, 100, ((0.5, 0.2),))
-    return [values.to_json(Comparison((one,), PROVENANCE))]
+    return [values.to_json(Comparison((one,), PROVENANCE, {"train": 70, "validation": 20}))]
 
 
 @functools.cache
 def tunings() -> list[bytes]:
     """Return a finished search."""
-    return [values.to_json(Tuning(_TRIALS, (1.0, 3.0), "validation_loss", ("a",), PROVENANCE))]
+    return [values.to_json(Tuning(_TRIALS, (1.0, 3.0), "validation_loss", ("a",), PROVENANCE, 40))]
 
 
 def checks() -> list[bytes]:

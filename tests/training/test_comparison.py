@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from distributed import Client
 from helpers import MakeStore, gaussian_store
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -22,7 +23,7 @@ from dtl.config import CompareConfig, TrainConfig
 from dtl.config.provenance import differences
 from dtl.features.store import FeatureStore
 from dtl.images.values import TRAIN, VALIDATION
-from dtl.pipeline import command_line
+from dtl.pipeline import command_line, tables
 from dtl.pipeline.results import Results
 from dtl.report import page
 from dtl.training import comparison
@@ -179,6 +180,12 @@ def test_page_has_every_way_and_fetches_nothing(compared: Comparison) -> None:
     laid_out = re.sub(r"<script.*?</script>", "", html, flags=re.S)
     assert not re.search(r'(?:src|href)="(?!data:|#)', laid_out)
     assert page.render_comparison(compared, "<photographs>") == html
+    table = tables.format_comparison(compared)
+    for split, n in compared.n_images.items():
+        n_right = round(compared.contenders[0].accuracy[split] * n)
+        low, high = binomtest(n_right, n).proportion_ci(method="wilson")
+        assert f"{100 * low:.1f} to {100 * high:.1f}\u202f%" in html
+        assert f"{split} {100 * low:.1f}-{high:.1%}" in table
     plots = json.loads(re.search(r'id="plots">(.*?)</script>', html, re.S)[1])
     assert list(plots) == ["gaps"]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from distributed import Client
 from helpers import MakeStore, a_worker_is_killed, gaussian_store, local_cluster
+from scipy.stats import binomtest
 
 from dtl import config, storage
 from dtl.cluster import connection
@@ -20,7 +21,7 @@ from dtl.config import TrainConfig, TuneConfig
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
 from dtl.images.values import TEST, VALIDATION
-from dtl.pipeline import command_line
+from dtl.pipeline import command_line, tables
 from dtl.pipeline.results import Results
 from dtl.report import page
 from dtl.training import trainer, tuning
@@ -411,6 +412,14 @@ def test_page_has_every_trial_and_fetches_nothing(found: Tuning) -> None:
     laid_out = re.sub(r"<script.*?</script>", "", html, flags=re.S)
     assert not re.search(r'(?:src|href)="(?!data:|#)', laid_out)
     assert page.render_tuning(found, "<photographs>") == html
+    table = tables.format_trials(found)
+    for trial in found.trials:
+        n = found.n_validation
+        n_right = round(trial.rungs[-1].validation_accuracy * n) if not trial.diverged else n
+        low, high = binomtest(n_right, n).proportion_ci(method="wilson")
+        assert trial.diverged or f"{100 * low:.1f} to {100 * high:.1f}\u202f%" in html
+        assert trial.diverged or f"{100 * low:.1f}-{high:.1%}" in table
+    assert "interval" not in tables.format_trials(replace(found, n_validation=0))
     plots = json.loads(re.search(r'id="plots">(.*?)</script>', html, re.S)[1])
     assert list(plots) == ["rungs", "options"]
     only_one = replace(found, cuts=(9.0,))
