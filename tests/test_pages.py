@@ -81,6 +81,10 @@ ELSEWHERE = {
         "tests/pipeline/test_run_with_labels.py::test_a_table_gives_the_bytes_of_the_folders",
     "dtl featurize --images photos --out early --features.layers fc1":
         "tests/features/test_derivation.py::test_fc1_becomes_fc2_and_predictions_bit_for_bit",
+    "dtl doctor --images photos --out results":
+        "tests/pipeline/test_doctor.py::test_nothing_is_found_where_nothing_is_wrong",
+    "dtl run --images photos --out results --dry-run":
+        "tests/pipeline/test_forecast.py::test_a_dry_run_changes_nothing",
     "dtl probe --out results": "tests/pipeline/test_neighbours.py::test_a_probe_is_done_once",
     "dtl similar new.jpg --model results":
         "tests/pipeline/test_neighbours.py::test_the_nearest_images_as_lines_and_as_a_page",

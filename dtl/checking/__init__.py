@@ -1,4 +1,4 @@
 """Faults of the images: wrong labels, near-duplicates, odd images, classes that overlap.
 
-Others use `doctor.check` and the values in `values`.
+Others use `inspection.check` and the values in `values`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from distributed import Client, Future, WorkerPlugin
 from distributed.comm import CommClosedError
 
 from dtl import storage
-from dtl.config.errors import UserError
+from dtl.config.errors import DRIVER, Fault, UserError, refuse
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,32 @@ def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any)
         for worker in known_workers(client)
     }
     return {worker: _wait_for_result(client, worker, f, _STILL_S) for worker, f in futures.items()}
+
+
+def try_on_each_worker(
+    client: Client, function: Callable[..., Any], args_of: Mapping[str, tuple[Any, ...]]
+) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Run a function on workers, each with arguments of its own.
+
+    Returns
+    -------
+    results : dict of str to object
+        By address, where the function returned.
+    errors : dict of str to Exception
+        By address, where it raised what a person or the storage can mend.
+    """
+    futures = {
+        worker: client.submit(function, *args, workers=[worker], pure=False)
+        for worker, args in args_of.items()
+    }
+    results: dict[str, Any] = {}
+    errors: dict[str, Exception] = {}
+    for worker, future in futures.items():
+        try:
+            results[worker] = _wait_for_result(client, worker, future, _STILL_S)
+        except (UserError, OSError, ImportError, MemoryError) as error:
+            errors[worker] = error
+    return results, errors
 
 
 def run_on_one_worker(client: Client, function: Callable[..., Any], *args: Any) -> Any:
@@ -225,3 +252,31 @@ def check_visible(client: Client, *urls: str) -> None:
                     f"Worker {worker} does not see {url}. Put it where every worker reads it: "
                     "hdfs://, s3://, or a folder mounted on all machines."
                 )
+
+
+def check_output(client: Client, url: str) -> None:
+    """Refuse a folder in which a worker cannot write, or does not see what the driver writes.
+
+    Raises
+    ------
+    FaultsError
+        With the check ``output``, a fault for each worker.
+    """
+    workers = known_workers(client)
+    _, errors = try_on_each_worker(client, storage.check_writable, dict.fromkeys(workers, (url,)))
+    faults = [Fault("output", f"{error}", "", worker) for worker, error in sorted(errors.items())]
+    probe = storage.join(url, f".dtl-{uuid.uuid4().hex}.partial")
+    storage.write_bytes(probe, DRIVER.encode())
+    try:
+        seen = run_on_each_worker(client, storage.exists, probe)
+    finally:
+        storage.remove(probe)
+    faults += [
+        Fault(
+            "output", f"It does not see what the driver writes to {url}.",
+            "Set `out` to where all write: hdfs://, s3://, or a folder mounted on all machines.",
+            worker,
+        )
+        for worker, found in sorted(seen.items()) if not found and worker not in errors
+    ]  # fmt: skip
+    refuse(faults)

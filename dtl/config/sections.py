@@ -311,10 +311,11 @@ class Config(Section):
     exact: bool = option(False,
         "refuse features of another list of images, instead of taking in what is new")
     repair: bool = option(False,
-        "read all files of features.zarr, and make again what is missing or damaged")
+        "read all of features.zarr; repair what is damaged")
     retry_skipped: bool = option(False,
         "try skipped images again; if one can be read now, what was trained without it goes")
     with_check: bool = option(False, "then do what `check` does, too")
+    dry_run: bool = option(False, "say what would be done, and how long it takes")
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

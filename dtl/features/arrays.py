@@ -25,6 +25,9 @@ from dtl.config.errors import UserError
 _READERS = 16
 """Threads that read small files; they wait for the storage."""
 
+_LEVEL = 1
+"""Of compression: a higher one takes longer to compress than it saves in writing."""
+
 MayBeAbsent = Callable[[int], bool]
 """Whether a file, by its number, may be missing: then its rows have the fill value."""
 
@@ -122,7 +125,7 @@ class Arrays:
             dtype=layout.dtype,
             chunks=(layout.chunk_rows, *others),
             shards=None if layout.shard_rows is None else (layout.shard_rows, *others),
-            compressors=ZstdCodec(level=1, checksum=True),  # which finds flipped bytes
+            compressors=ZstdCodec(level=_LEVEL, checksum=True),  # which finds flipped bytes
             fill_value=layout.fill_value,
             dimension_names=layout.dimension_names,
         )
@@ -295,6 +298,11 @@ class Arrays:
     def _damaged(self, key: str, error: Exception | None = None) -> DamagedError:
         what = "is missing" if error is None else f"is damaged ({str(error) or repr(error)})"
         return DamagedError(f"{storage.join(self.url, key)} {what}. {self.advice}")
+
+
+def count_stored_bytes(values: NDArray[Any]) -> int:
+    """Return how many bytes a file of a layer's rows has."""
+    return len(Zstd(level=_LEVEL, checksum=True).encode(np.ascontiguousarray(values)))
 
 
 class _MissingError(Exception):

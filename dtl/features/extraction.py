@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,9 +15,14 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dtl.cluster.workers import MORE_MEMORY, known_workers, run_on_each_worker
+from dtl.cluster.workers import (
+    MORE_MEMORY,
+    known_workers,
+    run_on_each_worker,
+    run_on_one_worker,
+)
 from dtl.config import FeaturesConfig, ImagesConfig
-from dtl.config.errors import UserError
+from dtl.config.errors import Fault, UserError, refuse
 from dtl.config.provenance import check_same
 from dtl.features import converted
 from dtl.features.network.files import source
@@ -101,15 +107,13 @@ def prepare(
         return _prepare_openvino(client, spec, precision or features.precision, images, repair)
     probes = run_on_each_worker(client, _describe_network, spec.network, features)
     description = next(iter(probes.values()))[0]
-    _check_memory(client, features, _add_overhead(description, features.batch_images))
+    check_memory(client, features, _add_overhead(description, features.batch_images))
     available = [precisions for _, precisions in probes.values()]
     network = spec.make_network_spec(_choose_precision(precision or features.precision, available))
     views = Views.of(features)
     hashes = run_on_each_worker(client, _load_network, network, views.sizes)
-    if len(set(hashes.values())) > 1:
-        raise UserError(f"The workers have different weights: {hashes}. Give them one file.")
     return Extractor(
-        network, next(iter(hashes.values())), spec.images, features.batch_images,
+        network, _check_hashes(hashes), spec.images, features.batch_images,
         description.input_size, views.widen(description.n_features),
         {"precision": network.precision}, views=views,
     )  # fmt: skip
@@ -125,7 +129,7 @@ def _prepare_openvino(
     how, found, quantization = converted.prepare(client, spec, precision, images, repair=repair)
     views = Views.of(spec.features)
     needed = converted.estimate_memory(found, how.batch_images, views.sizes)
-    _check_memory(client, spec.features, needed)
+    check_memory(client, spec.features, needed)
     run_on_each_worker(client, _load_network, how, views.sizes or (found.input_size,))
     known = {"precision": how.precision, "source_sha256": found.source_sha256}
     return Extractor(
@@ -134,14 +138,37 @@ def _prepare_openvino(
     )  # fmt: skip
 
 
-def _check_memory(client: Client, features: FeaturesConfig, needed: int) -> None:
-    for address, worker in known_workers(client).items():
-        limit = worker["memory_limit"]
-        if limit and limit < needed:
-            raise UserError(
-                f"Worker {address} may use {limit / 2**30:.1f} GiB; {features.network} up to "
-                f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB. {MORE_MEMORY}"
-            )
+def _check_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the SHA-256 that all workers have, or refuse those that have not most workers'."""
+    counts = Counter(hashes.values())
+    usual = max(counts, key=lambda sha256: (counts[sha256], sha256))
+    refuse([
+        Fault(
+            "weights", f"Its weights have the SHA-256 {found[:16]}…, and others' {usual[:16]}….",
+            "Set `features.weights` to one file that all workers read.", worker,
+        )
+        for worker, found in sorted(hashes.items()) if found != usual
+    ])  # fmt: skip
+    return usual
+
+
+def count_needed_bytes(client: Client, spec: ExtractionSpec) -> int:
+    """Return the bytes that a worker with the network needs on Keras; a worker finds it out."""
+    description, _ = run_on_one_worker(client, _describe_network, spec.network, spec.features)
+    return _add_overhead(description, spec.features.batch_images)
+
+
+def check_memory(client: Client, features: FeaturesConfig, needed: int) -> None:
+    """Refuse workers that may use less memory than they need, with the check ``memory``."""
+    refuse([
+        Fault(
+            "memory",
+            f"It may use {limit / 2**30:.1f} GiB; {features.network} up to "
+            f"{', '.join(features.layers)} needs {needed / 2**30:.1f} GiB.", MORE_MEMORY, address,
+        )
+        for address, worker in known_workers(client).items()
+        if (limit := worker["memory_limit"]) and limit < needed
+    ])  # fmt: skip
 
 
 def estimate_memory(features: FeaturesConfig) -> int:

@@ -95,6 +95,7 @@ def featurize(
         check = functools.partial(check_same_images, root=listed.root, images=spec.images)
         split = begin_repair(store, listed, extractor.n_features, client, check)
     store.write_places(listed)
+    _warn_of_space(store, extractor)
     compute = functools.partial(_extract_chunk, root=listed.root, extractor=extractor)
     fill(
         store, compute, client, max_skipped=spec.images.max_skipped,
@@ -102,6 +103,19 @@ def featurize(
     )  # fmt: skip
     splitting.repeat_split(store, split)
     return store
+
+
+def _warn_of_space(store: FeatureStore, extractor: Extractor) -> None:
+    n_rows = int((store.read("status") == PENDING).sum())
+    row_bytes = sum(n * store.dtype(layer).itemsize for layer, n in extractor.n_features.items())
+    free = storage.find_free_bytes(store.url, ask_hdfs=False)
+    if free is not None and free < n_rows * row_bytes:
+        log.warning(
+            "%s has %s of free space, and features of %d images take up to %s, before they are "
+            "compressed. `dtl doctor` with the same options measures how much it will be.",
+            store.url, storage.format_bytes(free), n_rows,
+            storage.format_bytes(n_rows * row_bytes),
+        )  # fmt: skip
 
 
 def fill(

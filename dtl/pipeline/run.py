@@ -8,25 +8,28 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dtl import config, storage
-from dtl.config.errors import UserError
+from dtl.config.errors import FaultsError, UserError
 from dtl.config.sections import is_network_file
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
 from dtl.head.model import Head
 from dtl.pipeline.commands import Command
 from dtl.pipeline.results import Results
-from dtl.storage import lock
+from dtl.storage import kerberos, lock
 from dtl.storage.ledger import read_parsed
 from dtl.training.spec import TrainingSpec, head_url
 
 if TYPE_CHECKING:
     from distributed import Client
+
+log = logging.getLogger(__name__)
 
 _LOGS_OF_DASK = ("distributed", "distributed.client", "distributed.gc", "tornado.application")
 """Loggers that have a level and a handler of their own."""
@@ -45,6 +48,7 @@ class Run:
 
     def __init__(self, options: config.Config, stack: ExitStack) -> None:
         self.options = options
+        self.started = time.monotonic()
         self._stack = stack
         self._client: Client | None = None
         self._lock: lock.Lock | None = None
@@ -97,6 +101,28 @@ class Run:
     def dashboard(self) -> str:
         """Where Dask showed the work; empty if there was none."""
         return str(self._client.dashboard_link) if self._client else ""
+
+    def check_ticket(self) -> None:
+        """Refuse a Hadoop that asks for a Kerberos ticket where there is none that is valid."""
+        o = self.options
+        if (list_hdfs_urls(o) or o.cluster.address == "yarn") and kerberos.is_needed():
+            kerberos.check_ticket(least_s=0)
+
+    def check_workers(self) -> None:
+        """Refuse workers that cannot write the results; warn of those that are not alike.
+
+        `dtl.pipeline.doctor` makes the same checks, and more that take longer.
+        """
+        from dtl.cluster import clocks, versions
+        from dtl.cluster.workers import check_output, check_shared
+
+        check_shared(self.client, self.options.images.url, self.results.url)
+        check_output(self.client, self.results.url)
+        for check in (versions.check_versions, clocks.check_clocks):
+            try:
+                check(self.client)
+            except FaultsError as error:
+                log.warning("%s", error)
 
     def check_worker_memory(self) -> None:
         """Refuse YARN's containers if the network has no room in them, before any is started."""
@@ -158,6 +184,7 @@ class Run:
                 repair=False,
                 retry_skipped=False,
                 with_check=False,
+                dry_run=False,
             )
         )
 

@@ -40,6 +40,7 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
     With `splits`, the list is split, too, to refuse what a later stage would.
     """
     c, results, spec = run.options, run.results, run.extraction
+    run.check_ticket()
     started = time.monotonic()
     listed = listing.list_images(c.images, c.seed)
     listing_s = time.monotonic() - started
@@ -65,6 +66,7 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
 
     run.check_worker_memory()
     client = run.client
+    run.check_workers()
     results.add_timing("list", listing_s, len(listed), "images")
     started = time.monotonic()
 
@@ -224,13 +226,13 @@ def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
     sha256 = head.fingerprint if head else ""
     if found is not None and found.head_sha256 == sha256:
         return found
-    from dtl.checking import doctor  # Dask and SciPy, which a finished check does not need
+    from dtl.checking import inspection  # Dask and SciPy, which a finished check does not need
     from dtl.pipeline.gather import gather_check, locate_images
     from dtl.report import checkup
 
     started = time.monotonic()
     if found is None:
-        found, issues = doctor.check(
+        found, issues = inspection.check(
             store,
             c.layer,
             c.check,
@@ -242,7 +244,7 @@ def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
         )
     else:
         issues = results.issues()
-    accuracies = doctor.measure(store, head, issues, run.client) if head else {}
+    accuracies = inspection.measure(store, head, issues, run.client) if head else {}
     found = replace(
         found, head_sha256=sha256, accuracies=accuracies, relabel=results.choose_relabel(c.images)
     )

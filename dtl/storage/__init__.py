@@ -11,4 +11,5 @@ from dtl.storage.places import *  # noqa: F403
 from dtl.storage.ranges import *  # noqa: F403
 from dtl.storage.retries import *  # noqa: F403
 from dtl.storage.slow import *  # noqa: F403
+from dtl.storage.space import *  # noqa: F403
 from dtl.storage.walking import *  # noqa: F403

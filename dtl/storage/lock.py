@@ -95,6 +95,11 @@ class Lock:
         storage.write_bytes(self._file, json.dumps(self._content).encode())
 
 
+def check_free(url: str) -> None:
+    """Raise `BlockingIOError`, which names the other driver, if one holds a folder."""
+    _refuse_living(storage.join(url, _NAME), url)
+
+
 @contextlib.contextmanager
 def hold(url: str) -> Iterator[Lock]:
     """Hold a folder for this driver until the end of the context.

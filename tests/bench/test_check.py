@@ -15,7 +15,7 @@ from distributed import Client
 from helpers import local_cluster
 from numpy.typing import NDArray
 
-from dtl.checking import doctor
+from dtl.checking import inspection
 from dtl.checking.listing import Rows
 from dtl.checking.values import Issue
 from dtl.config import CheckConfig
@@ -65,7 +65,9 @@ def find(store: FeatureStore, seed: int, client: Client) -> tuple[list[Issue], f
     """The suspects, and the seconds that they take; without twins, which are no part of this."""
     started = time.monotonic()
     _, group = np.unique(store.read("content_hash"), return_inverse=True)
-    found = doctor.check_labels(store, LAYER, Rows.read(store), group, CheckConfig(), seed, client)
+    found = inspection.check_labels(
+        store, LAYER, Rows.read(store), group, CheckConfig(), seed, client
+    )
     return [*found.issues], time.monotonic() - started
 
 

@@ -301,7 +301,7 @@ def small() -> Iterator[Client]:
 
 def test_too_little_memory_is_refused_before_the_weights_are_loaded(small: Client) -> None:
     message = (
-        r"Worker inproc://.* may use 2\.0 GiB; VGG16 up to fc1, fc2 needs 2\.5 GiB\. Give each "
+        r"Worker inproc://.*: It may use 2\.0 GiB; VGG16 up to fc1, fc2 needs 2\.5 GiB\. Give each "
         r"worker more memory \(`cluster\.memory_limit` on a local cluster, .*, or run fewer "
     )
     with pytest.raises(ValueError, match=message):

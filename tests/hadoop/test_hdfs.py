@@ -213,6 +213,10 @@ def test_what_hdfs_refuses_is_said_before_the_work(
     assert f"Cannot write to {out}" in done.stderr
     assert "Permission denied: user=somebody" in done.stderr
     assert "dashboard" not in done.stderr
+    done = command("doctor", "--images", images, "--out", out, *CUT, "--cluster", "tcp://0.0.0.0:1",
+                   HADOOP_USER_NAME="somebody")  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(rf"output +driver +WRONG +Cannot write to {out}: .*user=somebody", done.stdout)
 
     fs.makedirs("/small", exist_ok=True)
     admin(hadoop, "-setQuota", "1", "/small")
@@ -222,7 +226,16 @@ def test_what_hdfs_refuses_is_said_before_the_work(
     admin(hadoop, "-clrQuota", "/small")
 
     admin(hadoop, "-setSpaceQuota", "1k", "/small")
-    assert "The quota of space is used up" in refused(here, images, f"{hadoop.url}/small/out")
+    small = f"{hadoop.url}/small/out"
+    assert "The quota of space is used up" in refused(here, images, small)
+    done = here("doctor", "--images", images, "--out", small, *CUT, *THREADS)
+    assert done.returncode == 1
+    assert re.search(r"output +driver +WRONG +.*The quota of space is used up", done.stdout)
+    admin(hadoop, "-clrSpaceQuota", "/small")
+    well = f"{hadoop.url}/small/well"
+    done = here("doctor", "--images", images, "--out", well, *CUT, *THREADS)
+    assert done.returncode == 0, done.stdout
+    assert not storage.exists(well)
 
     admin(hadoop, "-safemode", "enter")
     said = refused(here, images, f"{hadoop.url}/safe")

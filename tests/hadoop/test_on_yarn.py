@@ -323,6 +323,29 @@ def test_what_yarn_gives_is_not_refused(manager: skein.Client) -> None:
         capacity.check_capacity(manager, wanted.yarn)
 
 
+def test_the_doctor_finds_what_yarn_lacks_and_nothing_where_it_lacks_nothing(
+    yarn: MiniCluster, pictures: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{yarn.url}/examined"
+    options = ["doctor", "--images", pictures, "--out", out, *CUT, *SMALL]
+    planted = {
+        ("--yarn.queue", "nope"): "YARN has no queue 'nope'. It has: default, small. Choose one",
+        ("--yarn.worker-memory", "9GiB"): "asks for 9216 MiB, but a container of this YARN has at "
+        "most 8192 MiB (yarn.scheduler.maximum-allocation-mb). Lower --yarn.worker-memory.",
+    }
+    for fault, said in planted.items():
+        assert command_line.main([*options, *fault]) == 1
+        shown = capsys.readouterr().out
+        assert re.search(rf"yarn +driver +WRONG +.*{re.escape(said)}", shown), shown
+        assert "it needs yarn, which must be mended first" in shown
+    assert command_line.main(options) == 0, capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "checks: all ok." in shown
+    assert re.search(r"yarn +driver +ok +queue default uses 0 % of its share; .*workers fit", shown)
+    assert re.search(rf"hdfs +driver +ok +{yarn.url}/ answers", shown)
+    assert not storage.exists(out)
+
+
 def test_no_resource_manager(
     yarn: MiniCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from dtl.cluster.yarn.containers import in_container
 from dtl.cluster.yarn.specification import MASTER_MIB, limit_worker_memory
 from dtl.config import ClusterConfig, YarnConfig, parse_memory
 from dtl.config.errors import UserError
+from dtl.storage import hadoop
 
 
 def check_worker_memory(
@@ -99,6 +100,7 @@ def _check_containers(nodes: Sequence[Any], yarn: YarnConfig, *, driver: bool) -
         value: Any = getattr(yarn, option.removeprefix("yarn."), 0)
         amounts[option] = parse_memory(value) >> 20 if resource == "memory" else value
         largest = max(getattr(node.total_resources, resource) for node in nodes)
+        _check_maximum(option, resource, amounts[option])
         if amounts[option] > largest:
             unit = " MiB" if resource == "memory" else ""
             raise UserError(
@@ -112,6 +114,42 @@ def _check_containers(nodes: Sequence[Any], yarn: YarnConfig, *, driver: bool) -
             f"together need {needed} MiB, but all nodes of YARN have {total} MiB. Lower "
             f"`yarn.worker_memory`{' or `yarn.driver_memory`' if driver else ''}."
         )
+
+
+_MAXIMA = {
+    "memory": "yarn.scheduler.maximum-allocation-mb",
+    "vcores": "yarn.scheduler.maximum-allocation-vcores",
+}
+
+
+def _check_maximum(option: str, resource: str, amount: int) -> None:
+    """Refuse more than a container may have, as far as this machine's configuration says it."""
+    name = _MAXIMA.get(resource, "")
+    most = hadoop.read_property(name) if name else ""
+    if most.isdecimal() and amount > int(most):
+        unit = " MiB" if resource == "memory" else ""
+        raise UserError(
+            f"{option} asks for {amount}{unit}, but a container of this YARN has at most "
+            f"{most}{unit} ({name}). Lower `{option}`."
+        )
+
+
+def describe_room(manager: skein.Client, yarn: YarnConfig) -> str:
+    """Say how much of the queue is in use, and how many workers fit in what nodes have free."""
+    queue = manager.get_queue(yarn.queue.rsplit(".", 1)[-1])
+    nodes = manager.get_nodes(states=["RUNNING"])
+    worker_mib = parse_memory(yarn.worker_memory) >> 20
+    n_fit = sum(
+        min(
+            (node.total_resources.memory - node.used_resources.memory) // worker_mib,
+            (node.total_resources.vcores - node.used_resources.vcores) // yarn.worker_vcores,
+        )
+        for node in nodes
+    )
+    return (
+        f"queue {yarn.queue} uses {queue.percent_used:.0f} % of its share; "
+        f"{describe_nodes(nodes)}; {max(n_fit, 0)} workers fit now"
+    )
 
 
 def describe_nodes(nodes: Sequence[Any]) -> str:

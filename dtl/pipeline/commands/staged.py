@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 def run_all(run: Run, _: argparse.Namespace) -> None:
     """Run every stage, and print the scores; with ``--check``, what is wrong with the images."""
     run.check_start()
+    if run.options.dry_run:
+        from dtl.pipeline.forecast import measuring, text
+
+        print_line(text.format_forecast(measuring.measure(run), run.options))
+        return
     store = stages.featurize(run, splits=True)
     head = stages.train(run, store)
     scores = stages.evaluate(run, store, head)

@@ -11,7 +11,7 @@ from distributed import Client
 from helpers import MakeStore, local_cluster
 from helpers import write_store as write_any_store
 
-from dtl.checking import doctor, spec
+from dtl.checking import inspection, spec
 from dtl.checking.values import (
     DUPLICATE,
     LABEL,
@@ -57,7 +57,7 @@ def make_flipped(url: str) -> tuple[FeatureStore, np.ndarray]:
 
 
 def check(store: FeatureStore, client: Client) -> tuple[Check, list[Issue]]:
-    return doctor.check(store, "fc2", CONFIG, 0, client, "/nowhere")
+    return inspection.check(store, "fc2", CONFIG, 0, client, "/nowhere")
 
 
 def test_flipped_labels_are_found_with_the_right_class(tmp_path: Path, threads: Client) -> None:
@@ -86,7 +86,7 @@ def test_accuracy_beside_its_value_without_suspects(tmp_path: Path, threads: Cli
     store, wrong = make_flipped(str(tmp_path / "f.zarr"))
     _, issues = check(store, threads)
     head = trainer.train(TrainingSpec(store, TrainConfig(n_shards=2), "fc2", 0), threads).head
-    found = doctor.measure(store, head, issues, threads)
+    found = inspection.measure(store, head, issues, threads)
     scores = scoring.evaluate(store, head, threads).scores
     for k, (name, accuracies) in enumerate(found.items()):
         every, clean = accuracies

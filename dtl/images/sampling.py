@@ -1,0 +1,76 @@
+"""A sample of the images, read and decoded on each worker before the work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from distributed import Client
+
+from dtl.cluster.workers import known_workers, try_on_each_worker
+from dtl.config import ImagesConfig
+from dtl.config.errors import Fault, refuse
+from dtl.images import tars
+from dtl.images.decoding.reading import open_images
+from dtl.images.values import ImageList
+from dtl.storage import Extent
+
+_PER_WORKER, _MOST = 16, 512
+"""Images that a worker reads, and all of them."""
+
+_SIZE = (32, 32)
+"""Pictures are thrown away: a small size costs least."""
+
+_N_NAMED = 3
+
+
+def check_sample(client: Client, images: ImageList, config: ImagesConfig) -> int:
+    """Read some images on each worker, others on each; return how many were read.
+
+    Rows are in random order, so the first are a fair sample.
+
+    Raises
+    ------
+    FaultsError
+        With the check ``sample``: if a worker does not reach the storage, or more of the sample
+        than the share ``images.max_skipped`` is unreadable.
+    """
+    workers = sorted(known_workers(client))
+    per_worker = max(1, min(_PER_WORKER, _MOST // len(workers)))
+    rows = np.arange(len(workers) * per_worker) % len(images)
+    files = tars.locate_listed(images, rows)
+    args_of = {
+        worker: (files[k * per_worker : (k + 1) * per_worker], config)
+        for k, worker in enumerate(workers)
+    }
+    found, failed = try_on_each_worker(client, read_sample, args_of)
+    faults = [
+        Fault("sample", f"It cannot read the images: {error}", "Check its way to the storage: the "
+              "network, its credentials, and that the folder is mounted there.", worker)
+        for worker, error in sorted(failed.items())
+    ]  # fmt: skip
+    errors = {
+        str(images.path[row]): error
+        for worker, of_worker in found.items()
+        for row, error in zip(rows[workers.index(worker) * per_worker :], of_worker, strict=False)
+        if error
+    }
+    n_read = len({*rows.tolist()})
+    if len(errors) > config.max_skipped * n_read:
+        named = "; ".join(f"{path}: {error}" for path, error in [*errors.items()][:_N_NAMED])
+        more = f", and {len(errors) - _N_NAMED} more" if len(errors) > _N_NAMED else ""
+        faults.append(Fault(
+            "sample",
+            f"{len(errors)} of {n_read} images of a sample cannot be used ({named}{more}); more "
+            f"than {config.max_skipped:.1%} of all end a run.",
+            "Mend or remove them, or set `images.max_skipped` = "
+            f"{min(2 * len(errors) / n_read, 1):.2g}.",
+        ))  # fmt: skip
+    refuse(faults)
+    return n_read
+
+
+def read_sample(files: Sequence[str | Extent], config: ImagesConfig) -> list[str]:
+    """Read and decode images, on a worker; return why each cannot be used, if so."""
+    with open_images(files, [_SIZE], config, n_ahead=len(files)) as images:
+        return [image.error for image in images]
