@@ -29,7 +29,7 @@ from dtl.images.values import SPLITS, ImageList
 from dtl.pipeline.findings import Examination, UnseenError
 from dtl.pipeline.run import Run, list_hdfs_urls
 from dtl.storage import kerberos, lock
-from dtl.storage.hdfs import UnreachableError
+from dtl.storage.hdfs import UnreachableError, ask_namenode
 
 if TYPE_CHECKING:
     from dtl.features.extraction import Extractor
@@ -90,11 +90,11 @@ def _find_ticket() -> str:
 def _ask_namenode(server: str) -> str:
     began = time.monotonic()
     try:
-        _within(_ANSWER_S, functools.partial(storage.exists, server))
+        _within(_ANSWER_S, functools.partial(ask_namenode, server))
     except (TimeoutError, UnreachableError):
         where = os.environ.get("HADOOP_CONF_DIR", "not set")
         refuse([Fault(
-            "hdfs", f"No NameNode answers at {server} within {_ANSWER_S:.0f} s.",
+            "hdfs", f"No NameNode answers at {server}.",
             "Check the address, and that HADOOP_CONF_DIR names the cluster's configuration "
             f"(now: {where}). Type: hdfs dfs -ls {server}",
         )])  # fmt: skip

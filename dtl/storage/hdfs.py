@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fsspec.implementations.arrow import HadoopFileSystem
+from hdfs_native import Client
 from hdfs_native.fsspec import HdfsFileSystem
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,17 @@ _RPC_ERROR = re.compile(r'RPCError\("(?P<exception>[\w.$]+)", "(?P<message>.*)"\
 
 class UnreachableError(ConnectionError):
     """No NameNode answered for as long as ``hdfs-site.xml`` lets a client try."""
+
+
+def ask_namenode(server: str) -> None:
+    """Ask for the root of a server, ``hdfs://…/``, without the minutes of patience of a run.
+
+    Raises `OSError`: an `UnreachableError` if no NameNode answers.
+    """
+    try:
+        Client(server[:-1], {"dfs.client.failover.max.attempts": "1"}).get_file_info("/")
+    except (RuntimeError, OSError) as error:
+        raise translate(error, server) from error
 
 
 def _retry(method: Callable[..., Any]) -> Callable[..., Any]:
