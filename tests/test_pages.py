@@ -91,6 +91,8 @@ ELSEWHERE = {
     "dtl run --images photos --out results --images.labels labels.csv --images.unlabelled keep":
         "tests/pipeline/test_suggest.py"
         "::test_labels_come_back_without_features_computed_again",
+    "dtl report results --occlusion":
+        "tests/pipeline/test_side_by_side.py::test_where_the_decision_lies",
     "dtl report results unit-length":
         "tests/pipeline/test_side_by_side.py::test_two_runs_on_the_same_images",
     "dtl suggest --out results --n 100":
@@ -294,7 +296,7 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
     known |= {"--config", "--debug", "--help", "--help-all", "--model", "--wait"}
     known |= {"--to", "--from", "--md5", "--scratch", "--layout", "--coverage", "--max-error"}
     known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
-    known |= {"--wrap", "--dashboard-address", "--no-dashboard", "--page"}
+    known |= {"--wrap", "--dashboard-address", "--no-dashboard", "--page", "--occlusion"}
     known |= {"--layers", "--normalisations"}  # of `probe`
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     used = re.findall(r"(?<![\w-])(--[a-z][\w.-]*\w)", text)

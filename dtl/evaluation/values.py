@@ -26,6 +26,38 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Occluded:
+    """One picture, and what covering each of its parts does to the class that was predicted.
+
+    Parameters
+    ----------
+    path, true, predicted
+        As `Mistake` has them.
+    probability : float
+        Of the predicted class, of the whole picture.
+    least : float
+        The same where covering a part lowers it most.
+    drop : tuple of rows of float
+        How far covering each of 8 x 8 cells lowers it: the mean of the patches that cover the cell.
+    """
+
+    path: str
+    true: str
+    predicted: str
+    probability: float
+    least: float
+    drop: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """The pictures that were looked into."""
+
+    pictures: tuple[Occluded, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Reliability:
     """How far probabilities are from what happens; intervals are of 95 %."""
 

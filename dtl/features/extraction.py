@@ -8,7 +8,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +27,14 @@ from dtl.config.provenance import check_same
 from dtl.features import converted
 from dtl.features.network.files import source
 from dtl.features.network.files.source import NetworkSource
+from dtl.features.store import FeatureStore
 from dtl.features.values import (
     Description,
     ExtractionSpec,
     FileSpec,
     Network,
     NetworkSpec,
+    check_weights,
     find_network,
 )
 from dtl.features.views import Views
@@ -117,6 +119,20 @@ def prepare(
         description.input_size, views.widen(description.n_features),
         {"precision": network.precision}, views=views,
     )  # fmt: skip
+
+
+def prepare_as_stored(
+    client: Client, spec: ExtractionSpec, store: FeatureStore, most_images: int
+) -> Extractor:
+    """Load the network that a store's features are of, for a few more images; see `prepare`.
+
+    Weights that are not the store's are a `DifferentSettingsError`.
+    """
+    extractor = prepare(client, spec, str(store.fingerprint["precision"]))
+    check_weights(extractor.weights_sha256, store.attrs["weights_sha256"], store.url)
+    if isinstance(extractor.network, NetworkSpec):  # a batch is filled up: a few take as long
+        extractor = replace(extractor, batch_images=min(extractor.batch_images, most_images))
+    return extractor
 
 
 def _prepare_openvino(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +13,19 @@ from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images import split
-from dtl.images.decoding import formats
 from dtl.images.values import NO_SPLIT, SPLITS, UNLABELLED
+from dtl.pipeline.illustrations import illustrate
+from dtl.pipeline.pictures import read_pictures
 from dtl.pipeline.results import Results
 from dtl.pipeline.stages import list_warnings
 from dtl.report import checkup
 from dtl.report.checkup import CheckInput
 from dtl.report.page import ReportInput
-from dtl.storage import Extent
 from dtl.training.values import Tuning
-
-log = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a mistake's picture
 _SMALL_SIDE = 128  # of a neighbour's
 _MOST_SUSPECTS = 8  # of the report; all are on the check's page
-_READERS = 8
-"""Pictures that are read at the same time: they wait for the storage."""
 _SHOWN_ELSEWHERE = {
     "class_names", "left_out", "n_left_out", "left_out_counts", "empty_folders", "dtl", "format",
     "shards", "quantization", "generations", "earlier",
@@ -67,7 +61,7 @@ def gather_report(
         },
         history=results.history(),
         evaluation=scores,
-        pictures=read_pictures(root, store, paths, settings.images.max_pixels),
+        pictures=read_pictures(root, store, paths, settings.images.max_pixels, side=_PICTURE_SIDE),
         skipped=store.list_skipped(),
         left_out=[(path, reason) for path, reason in store.attrs["left_out"]],
         left_out_counts=store.attrs.get("left_out_counts", {}),
@@ -82,6 +76,7 @@ def gather_report(
         tuning=select_tuning(results.tuning(), head.provenance),
         check=found,
         suspects=suspects,
+        illustrations=illustrate(results, settings, store, head, scores),
     )
 
 
@@ -124,81 +119,3 @@ def select_tuning(found: Tuning | None, made_from: Mapping[str, Any]) -> Tuning 
     if found is None or any(found.provenance[name] != made_from[name] for name in names):
         return None
     return found
-
-
-def read_pictures(
-    url: str,
-    store: FeatureStore,
-    paths: Collection[str],
-    max_pixels: int,
-    *,
-    page: str = "report",
-    side: int = _PICTURE_SIDE,
-) -> dict[str, bytes]:
-    """Read images, from `url` on, as small JPEGs by path; warn if some are gone.
-
-    Parameters
-    ----------
-    page : str
-        What the warning says that they are missing from.
-    side : int
-        Pixels of the longer side.
-    """
-    root, tar_names = locate_images(url, store), store.attrs.get("shards", [])
-    files: dict[str, str | Extent] = {path: storage.join(root, path) for path in paths}
-    if tar_names:
-        all_paths = store.read("path")
-        rows = np.array([row for row, path in enumerate(all_paths) if path in files], np.intp)
-        for chunk, at, within in store.by_chunk(rows):
-            places = store.files(root, chunk)
-            named = zip(map(str, all_paths[rows[at]]), within, strict=True)
-            files |= {path: places[row] for path, row in named}
-    return make_thumbnails(files, max_pixels, page=page, side=side)
-
-
-def make_thumbnails(
-    files: Mapping[str, str | Extent], max_pixels: int, *, page: str, side: int
-) -> dict[str, bytes]:
-    """Read images as small JPEGs, as `read_pictures` does, from their places by name."""
-
-    def read(file: str | Extent) -> bytes | str:
-        try:
-            return formats.thumbnail(storage.read_file(file), side, max_pixels=max_pixels)
-        except (OSError, ValueError) as error:  # they may have moved, or changed, since
-            return str(error)
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        read_all = dict(zip(files, pool.map(read, files.values()), strict=True))
-    problems = [f"{path}: {found}" for path, found in read_all.items() if isinstance(found, str)]
-    if problems:
-        log.warning(
-            "The %s lacks the pictures of %d of %d images, such as %s",
-            page, len(problems), len(files), problems[0],
-        )  # fmt: skip
-    return {path: found for path, found in read_all.items() if isinstance(found, bytes)}
-
-
-def locate_images(url: str, store: FeatureStore) -> str:
-    """Return where the paths of a store's images begin, by `images.url`, which may be empty."""
-    url, listed = url or str(store.attrs["root"]), str(store.attrs["root"])
-    tar_names = store.attrs.get("shards", [])
-    if tar_names == [storage.base_name(url)]:  # it is the tar itself
-        url = url.rstrip("/").removesuffix(f"/{tar_names[0]}")
-    return find_root(url, listed)
-
-
-def find_root(given: str, listed: str) -> str:
-    """Return where the paths begin: the photographs may have moved since they were listed.
-
-    Their listed place may be a folder in the given one, and lacks its password.
-
-    Examples
-    --------
-    >>> find_root("/photos", "/photos/archive"), find_root("/moved", "/photos")
-    ('/photos/archive', '/moved')
-    >>> find_root("ftp://me:pw@host/a", "ftp://me:***@host/a/b")
-    'ftp://me:pw@host/a/b'
-    """
-    given = given.rstrip("/")
-    hidden = config.hide(given)
-    return given + listed[len(hidden) :] if f"{listed}/".startswith(f"{hidden}/") else given

@@ -18,7 +18,7 @@ from dtl.checking.values import Check, Issue, issues_from_bytes, issues_to_bytes
 from dtl.config import Config, ImagesConfig, TrainConfig
 from dtl.config.errors import UserError
 from dtl.config.plain import from_plain
-from dtl.evaluation.values import Evaluation
+from dtl.evaluation.values import Evaluation, Occlusion
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.storage.ledger import parse_object, read_parsed
@@ -46,6 +46,7 @@ class Results:
     ``novelty.npz``       `Novelty`: how unlike the training images an image is
     ``history.parquet``   one `Round` per row
     ``evaluation.json``   `Evaluation`
+    ``occlusion.json``    `Occlusion`, of some mistakes
     ``timings.json``      how long each stage took; differs from run to run
     ``report.html``       the page of the run
     ``side-by-side.html`` the run beside others
@@ -183,9 +184,9 @@ class Results:
     def remove_outdated(self) -> None:
         """Remove what follows from the features, but heads, for there are other images now."""
         for name in (
-            "report.html", "evaluation.json", "checkpoint.npz", "compare.json", "compare.html",
-            "tune.json", "tune.html", "tune.npz", "check.json", "check.html", "issues.parquet",
-            "probe.json", "probe.html", "suggest.html",
+            "report.html", "evaluation.json", "occlusion.json", "checkpoint.npz", "compare.json",
+            "compare.html", "tune.json", "tune.html", "tune.npz", "check.json", "check.html",
+            "issues.parquet", "probe.json", "probe.html", "suggest.html",
         ):  # fmt: skip
             storage.remove(self._place(name))
 
@@ -197,6 +198,18 @@ class Results:
         """Store scores, and remove the report of others."""
         storage.remove(self.report)
         self._write("evaluation.json", value.to_json())
+
+    def occlusion(self, head: Head) -> Occlusion | None:
+        """Read what covering parts of pictures does to a head's answers; None if not known."""
+        parse = functools.partial(training_values.from_json, Occlusion)
+        found = self._read("occlusion.json", parse, "head_sha256", "n_images")
+        if found is None or found.provenance["head_sha256"] != head.fingerprint:
+            return None
+        return found
+
+    def write_occlusion(self, value: Occlusion) -> None:
+        """Store it."""
+        self._write("occlusion.json", training_values.to_json(value))
 
     def comparison(self) -> Comparison | None:
         """Read the comparison; None if there is none."""

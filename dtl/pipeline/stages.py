@@ -16,7 +16,7 @@ from dtl.checking import spec as check_spec
 from dtl.checking.values import Check
 from dtl.cluster import processors
 from dtl.config.provenance import differences
-from dtl.evaluation.values import N_MISTAKES, Evaluation
+from dtl.evaluation.values import N_MISTAKES, Evaluation, Occlusion
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
@@ -31,7 +31,7 @@ from dtl.training.values import Comparison, Probe, Round, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
-_Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Probe, Tuning)
+_Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Occlusion, Probe, Tuning)
 
 
 def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
@@ -227,7 +227,8 @@ def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
     if found is not None and found.head_sha256 == sha256:
         return found
     from dtl.checking import inspection  # Dask and SciPy, which a finished check does not need
-    from dtl.pipeline.gather import gather_check, locate_images
+    from dtl.pipeline.gather import gather_check
+    from dtl.pipeline.pictures import locate_images
     from dtl.report import checkup
 
     started = time.monotonic()
@@ -253,6 +254,29 @@ def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
     page = checkup.render(gather_check(c, store, found, issues))
     results.write_check(found, issues, table, page)
     return found
+
+
+def occlude(run: Run, store: FeatureStore, head: Head, scores: Evaluation, n_images: int) -> None:
+    """Find out where in the pictures of the first mistakes the decision lies."""
+    mistakes = scores.mistakes[:n_images]
+    wanted = {"head_sha256": head.fingerprint, "n_images": len(mistakes)}
+    if reuse("occlusion", run.results.occlusion(head), wanted) is not None or not mistakes:
+        return
+    from dtl.evaluation import occlusion
+    from dtl.features import extraction
+    from dtl.pipeline.pictures import locate_pictures
+
+    c = run.options
+    run.check_worker_memory()
+    started = time.monotonic()
+    extractor = extraction.prepare_as_stored(run.client, run.extraction, store, occlusion.N_PASSES)
+    paths = [mistake.path for mistake in mistakes]
+    places = locate_pictures(c.images.url or str(store.attrs["root"]), store, paths)
+    files = [places[path] for path in paths]
+    found = occlusion.occlude(mistakes, files, head, extractor, run.client)
+    run.results.write_occlusion(Occlusion(found, wanted))
+    n_passes = occlusion.N_PASSES * len(mistakes)
+    run.results.add_timing("occlusion", time.monotonic() - started, n_passes, "passes")
 
 
 def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> None:

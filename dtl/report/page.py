@@ -25,6 +25,13 @@ from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.images.values import SPLITS
 from dtl.report import plots
+from dtl.report.illustrations import (
+    MOST_NAMED,
+    Illustrations,
+    list_cells,
+    list_colors,
+    list_points,
+)
 from dtl.training.values import Comparison, Round, Tuning
 
 _NOTHING = "\N{EN DASH}"
@@ -69,6 +76,7 @@ class ReportInput:
         What is wrong with the images, if it was looked for.
     suspects : sequence of Issue
         Its likeliest label errors, whose pictures are among `pictures`.
+    illustrations : Illustrations
     quantization : mapping
         How far the network in int8 is from float32, as the feature store holds it; may be empty.
     """
@@ -95,6 +103,7 @@ class ReportInput:
     suspects: Sequence[Issue] = ()
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    illustrations: Illustrations = field(default_factory=Illustrations)
 
 
 def render(report: ReportInput) -> str:
@@ -159,6 +168,15 @@ def render(report: ReportInput) -> str:
         fewest_drawn=plots.choose_fewest_drawn(main),
         rounds_per_bar=plots.choose_rounds_per_bar(report.history),
         log_classes=math.log(len(report.class_names)),
+        illustrations=report.illustrations,
+        illustrated={
+            path: b64encode(jpeg).decode()
+            for path, jpeg in (report.illustrations.pictures or {}).items()
+        },
+        points=list_points(report.illustrations, report.class_names),
+        class_colors=list_colors(report.class_names),
+        most_named=MOST_NAMED,
+        list_cells=list_cells,
     )
 
 

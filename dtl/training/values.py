@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from dtl.config.plain import from_plain
+from dtl.evaluation.values import Occlusion
 
 _Value = TypeVar("_Value")
 
@@ -258,8 +259,8 @@ class Probe:
             raise ValueError("not all methods have the same numbers of images, and all of them")
 
 
-def to_json(value: Comparison | Tuning | Probe) -> bytes:
-    """Return the text of compare.json, tune.json or probe.json."""
+def to_json(value: Comparison | Tuning | Probe | Occlusion) -> bytes:
+    """Return the text of compare.json, tune.json, probe.json or occlusion.json."""
     return (json.dumps(asdict(value), indent=1) + "\n").encode()
 
 

@@ -16,7 +16,7 @@ from dtl.config import ImagesConfig
 from dtl.features.store import FeatureStore
 from dtl.images import listing
 from dtl.images.decoding import formats
-from dtl.pipeline.gather import read_pictures
+from dtl.pipeline.pictures import read_pictures
 
 IMAGES = {
     f"{name}/{k}.jpg": jpeg(np.full((9, 9, 3), 90 * k + 20, np.uint8))
@@ -55,7 +55,7 @@ def list_into_store(url: str, folder: Path) -> FeatureStore:
 
 def check_pictures(url: str, store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        found = read_pictures(url, store, [MISTAKE], 1000)
+        found = read_pictures(url, store, [MISTAKE], 1000, side=256)
     assert found == {MISTAKE: formats.thumbnail(IMAGES[MISTAKE], 256)}, caplog.text
     assert not caplog.records
 
@@ -90,7 +90,7 @@ def test_pictures_of_one_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     store = list_into_store(str(tmp_path / "photos" / "0.tar"), tmp_path)
     mistake = str(store.read("path")[0])
     for place in ("photos", "moved"):
-        found = read_pictures(str(tmp_path / place / "0.tar"), store, [mistake], 1000)
+        found = read_pictures(str(tmp_path / place / "0.tar"), store, [mistake], 1000, side=256)
         assert found == {mistake: formats.thumbnail(IMAGES[mistake], 256)}, caplog.text
         if place == "photos":
             (tmp_path / "photos").rename(tmp_path / "moved")

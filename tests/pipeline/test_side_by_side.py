@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -76,12 +77,34 @@ def test_one_run_by_its_name(here: Run, runs: Runs) -> None:
     assert (runs["unfair"] / "report.html").exists()
 
 
+def test_where_the_decision_lies(here: Run, runs: Runs) -> None:
+    bad = runs["bad"]
+    done = here("report", bad, "--occlusion", 2, *THREADS)
+    assert done.returncode == 0, done.stderr
+    pictures = json.loads((bad / "occlusion.json").read_text())["pictures"]
+    mistakes = json.loads((bad / "evaluation.json").read_text())["mistakes"][:2]
+    for seen, mistake in zip(pictures, mistakes, strict=True):
+        for name in ("path", "true", "predicted"):
+            assert seen[name] == mistake[name]
+        assert seen["probability"] == pytest.approx(mistake["probability"], rel=1e-4)
+        assert seen["least"] <= seen["probability"] + 1e-6
+    page = (bad / "report.html").read_text()
+    assert page.count('<svg viewBox="0 0 8 8"') == 2
+    assert "100 passes" in page  # that they took
+    # It stays on the page, and is not done again.
+    assert here("report", bad).returncode == 0
+    assert (bad / "report.html").read_text() == page
+    done = here("report", bad, "--occlusion", 2, *THREADS)
+    assert "occlusion: done before" in done.stderr
+
+
 def test_what_cannot_be_asked_is_refused(here: Run, runs: Runs, tmp_path: Path) -> None:
     good, bad = runs["good"], runs["bad"]
     for arguments, said in (
         ((good, bad, good), "each once. Received: 3, of which"),
         ((good, "--out", bad), "Give the runs by their names alone, or one as --out"),
         ((good, "--page", tmp_path / "page.html"), "--page is for several runs"),
+        ((good, "--occlusion", 25), "Expected 0 to 24 pictures for --occlusion"),
         ((good, tmp_path), f"nothing at {tmp_path}"),
         ((good, bad, "--page", good / "head.npz"), "is a file that is no page"),
     ):

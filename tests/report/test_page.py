@@ -27,8 +27,9 @@ from scipy.stats import binomtest
 from dtl.config import build, to_dict
 from dtl.evaluation.certainty import Measured
 from dtl.evaluation.metrics import Counts, count, score
-from dtl.evaluation.values import Evaluation, Mistake
+from dtl.evaluation.values import Evaluation, Mistake, Occluded, Occlusion
 from dtl.images.values import SPLITS
+from dtl.report.illustrations import ConfusedPair, FeatureMap, Illustrations
 from dtl.report.page import ReportInput, render
 from dtl.report.plots import smooth
 from dtl.training.values import Round
@@ -117,6 +118,26 @@ def sample(
             "train": {"seconds": 18.0, "n": n_rounds, "unit": "rounds"},
         },
         warnings=("untrained network: the weights are random",),
+    )
+
+
+def illustrate(report: ReportInput, n_points: int = 40) -> ReportInput:
+    """Add confused pairs, a map of the features, and covered pictures."""
+    names, rng = report.class_names, np.random.default_rng(0)
+    paths = tuple(f"{names[k % len(names)]}/map {k}.jpg" for k in range(n_points))
+    confused = ConfusedPair((names[0], names[-1]), (3, 1), (paths[:4], paths[4:8]))
+    labels = rng.integers(0, len(names), (2, n_points)).astype(np.int32)
+    drop = tuple(map(tuple, rng.normal(size=(8, 8)).round(3).tolist()))
+    seen = Occluded(paths[0], names[0], names[1], 0.9, 0.2, drop)
+    return replace(
+        report,
+        illustrations=Illustrations(
+            confused=[confused],
+            feature_map=FeatureMap("t-SNE", rng.random((n_points, 2)), *labels, paths, 9_999),
+            occlusion=Occlusion((seen,)),
+            pictures={path: draw("pair") for path in paths[1:8]},
+            thumbnails={path: draw("map")[:1400] for path in paths[1:]},
+        ),
     )
 
 
@@ -343,6 +364,25 @@ def test_confusions_are_listed_from_the_most_frequent(report: ReportInput, page:
     assert f"Taken for Images {names[true]} {names[predicted]} {n} of {of}" in page.text
 
 
+def test_illustrations(report: ReportInput) -> None:
+    shown = illustrate(report)
+    page = Page(render(shown))
+    names = report.class_names
+    for text in (
+        f"{names[0]} , 3 taken for {names[-1]}", f"{names[-1]} , 1 taken for {names[0]}",
+        "40 of the 9,999 test images, as the head sees", "By t-SNE", "90.0\u202f%; down to 20.0",
+    ):  # fmt: skip
+        assert text in page.text, text
+    assert page.text.count("no picture") == 3  # a mistake's, one of a pair, and one that is covered
+    assert len(page.all("rect")) == 1 + 64
+    [points] = [json.loads(s) for s in page.raw["script"] if s.startswith("[[")]
+    assert len(points) == 40
+    assert all(0 <= x <= 1000 and 0 <= y <= 1000 for x, y, *_ in points)
+    assert [p[6] == "" for p in points] == [True] + [False] * 39
+    assert render(shown) == render(illustrate(report))
+    assert "Map of the features" not in Page(render(report)).text
+
+
 def test_a_missing_picture_is_said(page: Page) -> None:
     pictures = [image["src"] for image in page.all("img")]
     assert len(pictures) == 23
@@ -382,6 +422,16 @@ def test_names_are_shown_and_never_run() -> None:
             config=to_dict(build({"out": hostile})),
         )
     )
+
+
+def test_illustrations_run_no_name() -> None:
+    report = illustrate(sample(HOSTILE, n_rounds=2, n_images=3))
+    page = Page(render(report))
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    plain = Page(render(sample(HOSTILE, n_rounds=2, n_images=3)))
+    assert len(page.raw["script"]) == len(plain.raw["script"]) + 1  # with the points
+    [points] = [json.loads(s) for s in page.raw["script"] if s.startswith("[[")]
+    assert {p[3] for p in points} == set(HOSTILE)
 
 
 def test_names_that_would_not_show_are_escaped() -> None:
@@ -506,9 +556,9 @@ def test_no_mistakes_at_all() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_classes", "limit_mb"), [(257, 3), (1000, 6)])
+@pytest.mark.parametrize(("n_classes", "limit_mb"), [(257, 4.2), (1000, 7.2)])
 def test_size(n_classes: int, limit_mb: int) -> None:
-    report = sample(n_classes=n_classes, n_rounds=3000, n_images=30)
+    report = illustrate(sample(n_classes=n_classes, n_rounds=3000, n_images=30), 600)
     text = render(report)
     assert len(text.encode()) < limit_mb * 1e6
     assert len(Page(text).plots) == 8
@@ -548,8 +598,10 @@ setTimeout(() => {
   document.querySelector(".sortable button").click();
   names.push(first());
   const plots = [...document.querySelectorAll(".plot")];
+  document.querySelector(".map circle").dispatchEvent(new PointerEvent("pointerenter"));
   parent.document.body.dataset.found = JSON.stringify({
     errors, names, pwned: typeof pwned, width: innerWidth,
+    tip: document.querySelector(".tip").textContent,
     scrollWidth: document.documentElement.scrollWidth,
     painted: plots.filter(plot => canvases(plot).some(painted)).map(plot => plot.id),
   });
@@ -587,12 +639,16 @@ def browse(report: ReportInput, width: int, folder: Path) -> dict[str, Any]:
 def test_a_browser_draws_every_plot(
     names: tuple[str, ...] | None, width: int, tmp_path: Path
 ) -> None:
-    report = sample(names)
+    report = illustrate(sample(names))
     found = browse(report, width, tmp_path)
     assert found["errors"] == []
     assert found["pwned"] == "undefined"
     assert found["width"] == width
     assert found["scrollWidth"] <= width
+    shown = report.illustrations.feature_map
+    assert shown is not None
+    assert report.class_names[shown.label[0]] in found["tip"]
+    assert shown.paths[0] in found["tip"]
     plots = {"loss", "accuracy", "updates", "rate", "seconds", "confusion", "classes"}
     plots.add("reliability")
     assert {plot.removeprefix("plot-") for plot in found["painted"]} == plots

@@ -14,8 +14,8 @@ from dtl.evaluation.values import Evaluation
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.images.values import SPLITS
-from dtl.pipeline.gather import read_pictures
 from dtl.pipeline.messages import name_flags, print_line
+from dtl.pipeline.pictures import read_pictures
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.pipeline.tables import format_pairings, format_runs

@@ -12,13 +12,12 @@ from dtl import storage
 from dtl.config import hide
 from dtl.config.errors import UserError
 from dtl.features.store import FeatureStore
-from dtl.features.values import NetworkSpec, check_weights
 from dtl.images import listing
 from dtl.images.values import NO_SPLIT, SPLITS
 from dtl.neighbours.search import Neighbours, find_nearest
 from dtl.neighbours.values import Match, Matched
-from dtl.pipeline.gather import make_thumbnails, read_pictures
 from dtl.pipeline.messages import print_line
+from dtl.pipeline.pictures import make_thumbnails, read_pictures
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.pipeline.tables import align_columns
@@ -96,12 +95,7 @@ def _extract(
 
     run.check_worker_memory()
     spec = replace(run.extraction, network_url=model.network)
-    precision = str(store.fingerprint["precision"])
-    extractor = extraction.prepare(run.client, spec, precision)
-    check_weights(extractor.weights_sha256, store.attrs["weights_sha256"], store.url)
-    if isinstance(extractor.network, NetworkSpec):  # a batch is filled up: a few take as long
-        batch_images = min(extractor.batch_images, len(files))
-        extractor = replace(extractor, batch_images=batch_images)
+    extractor = extraction.prepare_as_stored(run.client, spec, store, len(files))
     tasks = map_chunks(run.client, extraction.extract, [[*files.values()]], extractor=extractor)
     extracted = next(iter(tasks))
     return extracted.features[layer], extracted.errors

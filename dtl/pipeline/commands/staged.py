@@ -9,16 +9,19 @@ from dataclasses import replace
 from dtl import config, storage
 from dtl.config.errors import UserError
 from dtl.config.provenance import check_same
+from dtl.evaluation.values import N_MISTAKES
 from dtl.features import splitting
 from dtl.features.store import FeatureStore
 from dtl.head.model import Head
 from dtl.pipeline import stages
-from dtl.pipeline.commands import side_by_side
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.run import Run
 from dtl.pipeline.tables import format_check, format_scores
 
 log = logging.getLogger(__name__)
+
+_N_OCCLUDED = 6
+"""Pictures that `report --occlusion` looks into unless told."""
 
 
 def run_all(run: Run, _: argparse.Namespace) -> None:
@@ -114,6 +117,11 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", metavar="RUN", nargs="*", help="in place of --out; several: side by side"
     )
     parser.add_argument(
+        "--occlusion", metavar="N", nargs="?", type=int, const=_N_OCCLUDED, default=0,
+        help="cover parts of the pictures of the worst N mistakes (without N: 6), to show where "
+        "the decision lies; takes 50 passes of the network for each",
+    )  # fmt: skip
+    parser.add_argument(
         "--page", metavar="URL", default="",
         help="of several runs; default: side-by-side.html in the first",
     )  # fmt: skip
@@ -122,8 +130,15 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def report(run: Run, arguments: argparse.Namespace) -> None:
     """Write the report of an evaluated head anew, or a page of several runs side by side."""
     if len(arguments.runs) > 1:
+        from dtl.pipeline.commands import side_by_side  # with Bokeh
+
         side_by_side.compare_runs(run, arguments.runs, arguments.page)
         return
+    if not 0 <= arguments.occlusion <= N_MISTAKES:
+        raise UserError(
+            f"Expected 0 to {N_MISTAKES} pictures for --occlusion, as the evaluation keeps so many "
+            f"mistakes. Received: {arguments.occlusion}."
+        )
     if arguments.page:
         raise UserError("--page is for several runs; the report of one is report.html in it.")
     store, head, scores = run.results.store(), run.results.trained_head(), run.results.evaluation()
@@ -134,6 +149,8 @@ def report(run: Run, arguments: argparse.Namespace) -> None:
     _check_made_with(run, store, head)
     run.begin()
     storage.remove(run.results.report)
+    if arguments.occlusion:
+        stages.occlude(run, store, head, scores, arguments.occlusion)
     stages.report(run, store, head, scores)
     _print_warnings(store)
     print_line(f"Report: {run.results.report}")

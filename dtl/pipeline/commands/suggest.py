@@ -18,6 +18,7 @@ from dtl.pipeline.run import Run
 log = logging.getLogger(__name__)
 
 _N = 100
+_PICTURE_SIDE = 256
 _MOST_SHOWN = 500
 """Pictures on the page."""
 
@@ -94,11 +95,13 @@ def _check_labels(run: Run, store: FeatureStore) -> None:
 
 
 def _render(run: Run, store: FeatureStore, found: suggested.Suggestions) -> bytes:
-    from dtl.pipeline.gather import read_pictures
+    from dtl.pipeline.pictures import read_pictures
     from dtl.report.suggest import render_suggestions
 
     c = run.options
     root = c.images.url or str(store.attrs["root"])
     shown = found.paths[:_MOST_SHOWN]
-    pictures = read_pictures(root, store, shown, c.images.max_pixels, page="page")
+    pictures = read_pictures(
+        root, store, shown, c.images.max_pixels, page="page", side=_PICTURE_SIDE
+    )
     return render_suggestions(found, pictures, storage.base_name(hide(root))).encode()
