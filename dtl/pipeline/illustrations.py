@@ -47,7 +47,12 @@ def illustrate(
         occlusion=occlusion,
         pictures=read_pictures(root, store, paths, most, side=_PICTURE_SIDE),
         thumbnails=read_pictures(
-            root, store, feature_map.paths if feature_map else (), most, side=_THUMBNAIL_SIDE
+            root,
+            store,
+            feature_map.paths if feature_map else (),
+            most,
+            page="report's map",
+            side=_THUMBNAIL_SIDE,
         ),
         resize=settings.images.resize,
     )

@@ -113,7 +113,7 @@ def render_side_by_side(shown: SideBySide) -> str:
                 "changes": won + lost[::-1],
                 "n_changes": len(changes),
                 "most": max((abs(c.gain) for c in changes), default=1),
-                "images": [_select(pairing, winner, shown.pairings) for winner in (1, 0)],
+                "images": {w: _select(pairing, w, shown.pairings) for w in (1, 0)},
             }
         )
     return fill(
