@@ -11,7 +11,8 @@ import numpy as np
 from dtl.checking.values import LABEL, Issue
 from dtl.config import ImagesConfig
 from dtl.features.values import REMOVED
-from dtl.images.values import NO_SPLIT, SPLITS, ImageList
+from dtl.images.label_csv import make_label_csv
+from dtl.images.values import ImageList
 
 GIVEN, SUGGESTED = "given", "suggested"
 """Columns for the person, beside those that ``images.labels`` reads."""
@@ -33,9 +34,6 @@ def make_table(images: ImageList, issues: Sequence[Issue], config: ImagesConfig)
     kinds: dict[str, dict[str, str]] = {}
     for issue in issues:
         kinds.setdefault(issue.path, {})[issue.kind] = issue.partner
-    has_splits = bool((images.given_split != NO_SPLIT).any())
-    names = [config.path_column, config.label_column]
-    names += [config.split_column] if has_splits else []
     paths, labels = images.path.tolist(), images.label_names().tolist()
 
     def rank(row: int) -> tuple[float, bool, str]:
@@ -43,19 +41,16 @@ def make_table(images: ImageList, issues: Sequence[Issue], config: ImagesConfig)
         return (-suspect.score if suspect else 0.0, paths[row] not in kinds, paths[row])
 
     rows = sorted(np.flatnonzero(images.label != REMOVED).tolist(), key=rank)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([*names, GIVEN, SUGGESTED, "score", "issues", "partner"])
-    for row in rows:
-        path, found = paths[row], kinds.get(paths[row], {})
-        split = int(images.given_split[row])
-        cells = [path, labels[row]]
-        cells += [SPLITS[split] if split != NO_SPLIT else ""] if has_splits else []
-        suspect = suspects.get(path)
-        said = (suspect.suggested, f"{suspect.score:.4f}") if suspect else ("", "")
-        partner = next(filter(None, found.values()), "")
-        table.writerow([*cells, labels[row], *said, " ".join(found), partner])
-    return text.getvalue().encode()
+    found = [suspects.get(paths[row]) for row in rows]
+    of_row = [kinds.get(paths[row], {}) for row in rows]
+    more = {
+        GIVEN: [labels[row] for row in rows],
+        SUGGESTED: [suspect.suggested if suspect else "" for suspect in found],
+        "score": [f"{suspect.score:.4f}" if suspect else "" for suspect in found],
+        "issues": [" ".join(named) for named in of_row],
+        "partner": [next(filter(None, named.values()), "") for named in of_row],
+    }
+    return make_label_csv(images, np.array(rows, np.int64), config, more)
 
 
 def is_edited(data: bytes, config: ImagesConfig) -> bool:

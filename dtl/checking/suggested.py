@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtl.config import ImagesConfig
-from dtl.images.values import NO_SPLIT, SPLITS, ImageList
+from dtl.images.label_csv import make_label_csv
+from dtl.images.values import ImageList
 
 COVERAGE, MARGIN = "coverage", "margin"
 """Ways to rank: what stands for most images; or for most that the head is unsure of."""
@@ -59,21 +60,11 @@ def make_table(found: Suggestions, images: ImageList, config: ImagesConfig) -> b
     images : ImageList
         All rows of the store.
     """
-    rows = np.flatnonzero(images.label >= 0)
-    rows = rows[np.argsort(images.path[rows].astype(object), kind="stable")]
-    has_splits = bool((images.given_split[rows] != NO_SPLIT).any())
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    columns = [config.path_column, config.label_column]
-    table.writerow([*columns, *[config.split_column] * has_splits, "guess"])
-    for path, guess in zip(found.paths, found.guesses, strict=True):
-        table.writerow([path, "", *[""] * has_splits, guess])
-    names = images.label_names()
-    for row in rows.tolist():
-        k = int(images.given_split[row])
-        split_name = "" if k == NO_SPLIT else SPLITS[k]
-        table.writerow([images.path[row], names[row], *[split_name] * has_splits, ""])
-    return text.getvalue().encode()
+    labelled = np.flatnonzero(images.label >= 0)
+    labelled = labelled[np.argsort(images.path[labelled].astype(object), kind="stable")]
+    rows = np.concatenate([found.rows, labelled])
+    guesses = [*found.guesses, *[""] * len(labelled)]
+    return make_label_csv(images, rows, config, {"guess": guesses})
 
 
 def count_new_labels(data: bytes, labels: Mapping[str, str], config: ImagesConfig) -> int | None:

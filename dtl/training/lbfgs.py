@@ -46,10 +46,10 @@ PATIENCE = 50
 class GradientSum:
     """Sums of one or more shards' rows that a step needs.
 
-    `kernel` and `bias` are gradients of the cross-entropy, float64. `scores` (2, 3) are those of
-    training and of validation rows, as `local_sgd.score_rows` has them. `losses` are the mean
-    cross-entropy of each shard's training rows. Seconds are those of the slowest task, and of
-    adding up, from level to level.
+    `kernel` and `bias` are gradients of the cross-entropy, float64; that of a single block's kernel
+    is the float32 product. `scores` (2, 3) are those of training and of validation rows, as
+    `local_sgd.score_rows` has them. `losses` are the mean cross-entropy of each shard's training
+    rows. Seconds are those of the slowest task, and of adding up, from level to level.
     """
 
     kernel: NDArray[np.floating]
@@ -77,9 +77,8 @@ def shard_gradient(params: Params, shard: Shard, *, validates: bool = True) -> G
     scikit-learn's in float64 to 1e-8, in half the time.
     """
     shape = params["kernel"].shape
-    kernel_gradient, bias_gradient = buffers.empty(shape, np.float64), np.zeros(shape[1])
-    kernel_gradient[...] = 0
-    product, scores = buffers.empty(shape, np.float32), np.zeros((2, 3))
+    kernel_gradient: NDArray[np.floating] | None = None
+    bias_gradient, scores = np.zeros(shape[1]), np.zeros((2, 3))
     with blas.one_blas_thread():
         for (x, labels), validation in shard.scan():
             log_p, residual, total = _log_softmax(params, x)
@@ -87,11 +86,14 @@ def shard_gradient(params: Params, shard: Shard, *, validates: bool = True) -> G
             residual[np.arange(len(labels)), labels] -= 1
             rounded = buffers.empty(residual.shape, np.float32)
             rounded[...] = residual
-            kernel_gradient += np.matmul(x.T, rounded, out=product)
+            product = np.matmul(x.T, rounded, out=buffers.empty(shape, np.float32))
+            kernel_gradient = product if kernel_gradient is None else _add(kernel_gradient, product)
             bias_gradient += residual.sum(axis=0)
             scores[0] += local_sgd.score_rows(log_p, labels)
             if validates:
                 scores[1] += _score_rows(params, validation)
+    if kernel_gradient is None:
+        kernel_gradient = np.zeros(shape, np.float32)
     losses = {shard.index: float(scores[0, 2] / shard.n_train)} if shard.n_train else {}
     return GradientSum(kernel_gradient, bias_gradient, scores, losses)
 
@@ -136,13 +138,18 @@ def _log_softmax(
 def add(a: GradientSum, b: GradientSum) -> GradientSum:
     """Add the sums of two runs of shards."""
     return GradientSum(
-        np.add(a.kernel, b.kernel, out=buffers.empty(a.kernel.shape, np.float64)),
+        _add(a.kernel, b.kernel),
         a.bias + b.bias,
         a.scores + b.scores,
         {**a.losses, **b.losses},
         max(a.step_s, b.step_s),
         max(a.merge_s, b.merge_s),
     )
+
+
+def _add(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Add arrays of either type in float64, in memory that is used again."""
+    return np.add(a, b, out=buffers.empty(a.shape, np.float64), dtype=np.float64)
 
 
 def solve(
