@@ -87,6 +87,7 @@ def check(
         small=small,
         double=classes.find_double(neighbours, rows.label, rows.path, rows.names),
         twins=_describe(twins),
+        n_unread=twins.n_unread,
         neighbours=listing.show_neighbours(rows, issues, neighbours),
         provenance=spec.provenance(store, layer, config, seed),
     ), issues

@@ -179,6 +179,8 @@ class Check:
         Findings on classes, the worst first.
     twins : str
         Which images count as near-twins, and why.
+    n_unread : int
+        Pairs of images that could not be compared, for one of them could not be read.
     neighbours : dict of path to tuple of Neighbour
         The nearest images of the first suspects.
     relabel : str
@@ -199,6 +201,7 @@ class Check:
     small: tuple[SmallClass, ...]
     double: tuple[DoubleClass, ...] = ()
     twins: str = ""
+    n_unread: int = 0
     neighbours: Mapping[str, tuple[Neighbour, ...]] = field(default_factory=dict)
     relabel: str = ""
     head_sha256: str = ""
