@@ -22,6 +22,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
 from tornado.ioloop import IOLoop
 
+from dtl.cluster import live
 from dtl.cluster.dashboard import serve_dashboard
 from dtl.cluster.losses import start_local
 from dtl.cluster.security import LOOPBACK, keep_local, load_certificate, make_private_folder
@@ -67,7 +68,7 @@ def connect(
         cluster = application.start_cluster(config, yarn or YarnConfig(), file_systems=file_systems)
     else:
         cluster = _connect_to_scheduler(config.address)
-    with cluster as client, warn_of_pauses(client):
+    with cluster as client, warn_of_pauses(client), live.follow(client):
         yield client
 
 

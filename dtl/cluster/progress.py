@@ -1,4 +1,4 @@
-"""Progress of a long stage: a bar on a terminal, a line now and then in a log."""
+"""Progress of a long stage: a bar on a terminal, a line now and then in a log, the live page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from dtl.cluster import live
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ def track(stage: str, total: int, unit: str, *, show: bool = True) -> Iterator[A
             now = time.monotonic()
             per_second = done / max(now - started, 1e-9)
             speed = f"{per_second:.1f} {unit}/s"
+            if show:
+                so_far = {"name": stage, "unit": unit, "done": done, "total": total, "note": note}
+                live.tell("stage", of=stage, **so_far)
             if bar and task is not None:
                 bar.update(task, advance=n, note=note, speed=speed)
             elif show and (now - last >= _LINE_EVERY_S or done == total):

@@ -13,7 +13,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dtl import storage
-from dtl.cluster import processors
+from dtl.cluster import live, processors
 from dtl.cluster.chunks import map_chunks
 from dtl.cluster.progress import track
 from dtl.cluster.workers import check_shared, check_visible, run_on_each_worker
@@ -28,6 +28,9 @@ from dtl.images.decoding.reading import describe_costliest
 from dtl.images.values import ImageList
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 10
+"""Skipped images of a chunk that the live page may name."""
 
 Computed = dict[str, NDArray[Any]]
 """Features by layer, ``content_hash``, ``error`` and ``figures`` of some of a chunk's rows."""
@@ -152,9 +155,13 @@ def fill(
     results = map_chunks(
         client, _fill_chunk, store.pending_chunks(), store=store, compute=compute, describe=describe
     )
+    live.tell("chunks", n=store.n_chunks, pending=_list_runs(np.flatnonzero(n_pending_of)))
     with track("features", n_pending, "images") as advance:
-        for chunk, n_skipped_of[chunk] in results:
-            n_skipped = n_skipped_of.sum()
+        for chunk, n_skipped_of[chunk], unread in results:
+            n_skipped = int(n_skipped_of.sum())
+            live.tell("chunk", chunk=chunk, n_skipped=n_skipped)
+            for path, reason in unread:
+                live.tell("skipped", path=path, reason=reason)
             advance(int(n_pending_of[chunk]), f"{n_skipped} skipped" if n_skipped else "")
             if n_skipped > int(max_skipped * is_there.sum()):
                 break
@@ -175,8 +182,15 @@ def _fill_chunk(
     *,
     store: FeatureStore,
     compute: Callable[[FeatureStore, int, NDArray[np.intp]], Computed],
-) -> tuple[int, int]:
-    """Compute and store what is pending of a chunk, on a worker; return it, and what is skipped."""
+) -> tuple[int, int, list[tuple[str, str]]]:
+    """Compute and store what is pending of a chunk, on a worker.
+
+    Returns
+    -------
+    chunk, n_skipped : int
+    unread : list of (path, reason)
+        The first images that could not be read.
+    """
     status = store.read("status", chunk)
     # Dask runs a task again when its worker is lost before its result was fetched.
     if (status == PENDING).any():
@@ -193,7 +207,18 @@ def _fill_chunk(
         columns = [whole.pop(name) for name in COMPUTED_COLUMNS]
         store.write_chunk(chunk, whole, *columns)
         status = store.read("status", chunk)
-    return chunk, int(((status == SKIPPED) & (store.read("label", chunk) != REMOVED)).sum())
+    rows = np.flatnonzero((status == SKIPPED) & (store.read("label", chunk) != REMOVED))
+    unread = []
+    if len(rows):
+        named = (store.read(name, chunk)[rows[:_SHOWN]].tolist() for name in ("path", "error"))
+        unread = [*zip(*named, strict=True)]
+    return chunk, len(rows), unread
+
+
+def _list_runs(numbers: NDArray[np.intp]) -> list[list[int]]:
+    """Return [first, end) of each run of neighbouring numbers, which rise."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [[int(run[0]), int(run[-1]) + 1] for run in runs if len(run)]
 
 
 def _extract_chunk(

@@ -27,6 +27,7 @@ from dtl.head import averaging, blas, buffers, quasi_newton
 from dtl.head.quasi_newton import Point
 from dtl.head.softmax import Params
 from dtl.training import local_sgd
+from dtl.training.rounds import show_rounds
 from dtl.training.sharding import Labelled, Shard
 from dtl.training.spec import Fitted, Inputs
 from dtl.training.values import Round
@@ -197,7 +198,7 @@ def solve(
     objective = _Objective(inputs, initial["kernel"].shape, config, session)
     session.wait(inputs.groups)  # reading the features is no part of the first iteration's time
     x0 = np.concatenate([initial["kernel"].ravel(), initial["bias"]])
-    recorder = _Recorder(inputs, objective, x0)
+    recorder = _Recorder(inputs, objective, x0, show=show)
     points = quasi_newton.minimise(objective, x0)
     with (
         track("training", MAX_ITERATIONS, "iterations at most", show=show) as advance,
@@ -241,8 +242,13 @@ class _Recorder:
     computes its next step.
     """
 
-    def __init__(self, inputs: Inputs, objective: _Objective, x0: NDArray[np.float32]) -> None:
+    def __init__(
+        self, inputs: Inputs, objective: _Objective, x0: NDArray[np.float32], *, show: bool
+    ) -> None:
         self._history: list[Round] = []
+        self._show = show
+        if show:
+            show_rounds([], begins=True)
         self._has_validation, self._n_shards = inputs.has_validation, len(inputs.n_train)
         self._objective = objective
         self._before, self._last = objective.kernel(x0), time.monotonic()
@@ -281,6 +287,8 @@ class _Recorder:
             scores = scores + self._objective.session.result(validation)
         fields: dict[str, Any] = local_sgd.combine_scores([[scores]], self._has_validation)
         self._history[-1] = replace(self._history[-1], **fields)
+        if self._show:
+            show_rounds(self._history[-1:])
 
     def finish(self) -> list[Round]:
         """Return all iterations."""

@@ -10,11 +10,12 @@ import operator
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from distributed import Future
 
+from dtl.cluster import live
 from dtl.cluster.progress import track
 from dtl.cluster.spread import Session
 from dtl.config import RETIRED, TrainConfig
@@ -153,6 +154,8 @@ def run(
         params = session.submit_value(resumed.params, "resumed")
         started -= resumed.seconds
     start = tasks.submit_start(params)
+    if show:
+        show_rounds(history, begins=True)
     with (
         track("training", plan.n_rounds, "rounds", show=show) as advance,
         blas.one_blas_thread(),  # throughout, where the workers are threads of this process
@@ -167,6 +170,8 @@ def run(
                     f"`train.learning_rate` (now {config.learning_rate})."
                 )
             history.append(done)
+            if show:
+                show_rounds([done])
             if tally.add(done):
                 best = session.submit(
                     local_sgd.pick_weights,
@@ -238,6 +243,14 @@ def _finish_rounds(
             **found,
         )
         yield done, after
+
+
+def show_rounds(history: Sequence[Round], *, begins: bool = False) -> None:
+    """Show rounds on the live page; where a training `begins`, in place of those of another."""
+    if begins:
+        live.tell("training")
+    for done in history:
+        live.tell("round", **asdict(done))
 
 
 def find_standstill(history: Sequence[Round]) -> Round | None:

@@ -13,6 +13,7 @@ import skein
 from distributed import Client
 from distributed.security import Security
 
+from dtl.cluster import live
 from dtl.cluster.workers import known_workers
 from dtl.cluster.yarn.capacity import check_capacity, describe_nodes
 from dtl.cluster.yarn.containers import ADDRESS, DASHBOARD, PAGE, SCHEDULER, WORKER, in_container
@@ -135,8 +136,9 @@ def _connect(
         with Client(address, security=security) as client:
             log.info("Dask dashboard: %s", app.kv[DASHBOARD].decode())
             # YARN's proxy carries pages, but not the websockets that move plots.
-            page = f"{app.ui.get_pages()[PAGE].address}info/main/workers.html"
-            log.info("  by YARN's proxy, without what moves: %s", page)
+            page = app.ui.get_pages()[PAGE].address
+            log.info("  by YARN's proxy, without what moves: %sinfo/main/workers.html", page)
+            log.info("  the live page by YARN's proxy: %s%s", page, live.PAGE)
             yield app, client
 
 

@@ -1,0 +1,119 @@
+"""Events of a run, from the driver and the workers to the scheduler."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from distributed import Client
+
+log = logging.getLogger(__name__)
+
+TOPIC = "dtl-live"
+"""Of the events that the scheduler's plugin reads."""
+
+PAGE = "dtl/live"
+"""Where the page lies in the dashboard."""
+
+_SEND_EVERY_S = 0.5
+_MOST_WAITING = 20_000
+"""Events that wait to be sent; beyond it the scheduler does not answer, and they are dropped."""
+
+
+class _Feed:
+    """Events that wait to be sent to one scheduler."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, event: dict[str, Any], of: str) -> None:
+        with self._lock:
+            if of:
+                self._latest[of] = event
+            elif len(self._events) < _MOST_WAITING:
+                self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        with self._lock:
+            events = [*self._events, *self._latest.values()]
+            self._events.clear()
+            self._latest.clear()
+        return events
+
+
+_feeds: list[_Feed] = []
+
+
+def tell(kind: str, *, of: str = "", **values: Any) -> None:
+    """Tell the live pages of this process's clusters something; without any, do nothing.
+
+    Parameters
+    ----------
+    kind : str
+        Which event of `state.State` it is.
+    of : str
+        Only the last event `of` something is sent, where several come within half a second.
+    values
+        What msgpack takes.
+    """
+    for feed in _feeds:
+        feed.add({"kind": kind, "at": time.time(), **values}, of)
+
+
+@contextmanager
+def follow(client: Client) -> Iterator[None]:
+    """Serve the live page of a cluster, and send it what this process tells while the block runs.
+
+    A scheduler that cannot import dtl has no such page, which is logged.
+    """
+    try:
+        _register(client)
+    except Exception as error:  # whatever unpickling raises in the scheduler's process
+        log.info(
+            "There is no live page, for the scheduler cannot load it (%s: %s). Install this dtl "
+            "where it runs.", type(error).__name__, error,
+        )  # fmt: skip
+        yield
+        return
+    log.info("live page: %s/%s", client.dashboard_link.rsplit("/", 1)[0], PAGE)
+    feed, ended = _Feed(), threading.Event()
+
+    def send() -> None:
+        is_last = False
+        while not is_last and client.status == "running":
+            is_last = ended.wait(_SEND_EVERY_S)
+            if events := feed.take():
+                try:
+                    client.log_event(TOPIC, events)
+                except OSError:  # the scheduler is lost, which the work itself will say
+                    return
+
+    sender = threading.Thread(target=send, name="dtl-live", daemon=True)
+    _feeds.append(feed)
+    feed.add({"kind": "begin", "at": time.time()}, "")
+    sender.start()
+    try:
+        yield
+    finally:
+        _feeds.remove(feed)
+        feed.add({"kind": "end", "at": time.time()}, "")
+        ended.set()
+        sender.join(5 * _SEND_EVERY_S)  # it may be asking a scheduler that is gone
+
+
+def _register(client: Client) -> None:
+    from dtl.cluster.live.plugin import LivePage
+
+    client.register_plugin(LivePage(), name=TOPIC)
+
+
+def read_events(message: Any) -> list[Mapping[str, Any]]:
+    """Return the events of a message of the topic; what is none is left out."""
+    events = message if isinstance(message, (list, tuple)) else [message]
+    return [event for event in events if isinstance(event, dict) and "kind" in event]
