@@ -98,26 +98,15 @@ def drawn(dom: str, name: str) -> float:
     return float(found[1])
 
 
-@pytest.fixture
-def link(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
-    caplog.set_level(logging.INFO, "dtl")
-
-    def find() -> str:
-        [line, *_] = [m for m in caplog.messages if m.startswith("live page: ")]
-        return line.removeprefix("live page: ")
-
-    yield find
-
-
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
-def test_a_browser_sees_a_training_from_its_beginning(tmp_path: Path, link: Any) -> None:
+def test_a_browser_sees_a_training_from_its_beginning(tmp_path: Path) -> None:
     store = gaussian_store(str(tmp_path / "features.zarr"))
-    settings = TrainConfig(n_shards=3, epochs=400.0, batch_size=16, averaging_frequency=3)
+    settings = TrainConfig(n_shards=3, epochs=120.0, batch_size=16, averaging_frequency=3)
     cluster = config.build({"cluster": {"processes": False}}).cluster
     with connection.connect(cluster) as client:
-        fitted: list[Fitted] = []
+        link, fitted = live.find_page(client), list[Fitted]()
         live.tell("skipped", path=HOSTILE, reason="damaged")
         work = threading.Thread(
             target=lambda: fitted.append(
@@ -125,12 +114,12 @@ def test_a_browser_sees_a_training_from_its_beginning(tmp_path: Path, link: Any)
             )
         )
         work.start()
-        wait_until(lambda: read(link())["n_rounds"] > 5, "the first rounds")
-        before, during = read(link()), look(link(), tmp_path)
+        wait_until(lambda: read(link)["n_rounds"] > 5, "the first rounds")
+        before, during = read(link), look(link, tmp_path)
         work.join()
         history = fitted[0].history
-        wait_until(lambda: read(link())["n_rounds"] == len(history), "the last round")
-        after, at_the_end = read(link()), look(link(), tmp_path)
+        wait_until(lambda: read(link)["n_rounds"] == len(history), "the last round")
+        after, at_the_end = read(link), look(link, tmp_path)
     assert before["rounds"]["loss"][:5] == [r.loss for r in history[:5]]  # from the beginning
     assert before["n_rounds"] < len(history)
     assert drawn(during, "each") != drawn(at_the_end, "each")
@@ -151,7 +140,8 @@ def test_a_browser_sees_a_training_from_its_beginning(tmp_path: Path, link: Any)
         assert all(v is None or v == kept[int(k)] for k, v in rows)
     assert after["shard_loss"] == list(last.shard_loss)
     assert [step["shard"] for step in after["steps"]] == [*range(len(after["steps"]))]
-    assert after["steps"][0]["n"] == len(history)
+    # Tasks of the first rounds may end before the scheduler hears that a training begins.
+    assert 0.8 * len(history) < after["steps"][0]["n"] <= len(history)
     assert after["workers"][0]["memory"] > 1 << 20
     [stage] = [s for s in after["stages"] if s["name"] == "training"]
     assert stage["done"] == stage["total"] == len(history)
@@ -165,7 +155,7 @@ def start_scheduler(tmp_path: Path) -> Iterator[Any]:
     jobs: list[subprocess.Popen[bytes]] = []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def start(before: str = "") -> str:
+    def start(before: str = "pass") -> str:
         place = tmp_path / "scheduler.json"
         local = ["--host", "127.0.0.1", "--no-dashboard"]
         words = ["scheduler", "--port", "0", "--scheduler-file", str(place), *local]
@@ -190,15 +180,16 @@ def start_scheduler(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_foreign_scheduler_has_the_page_of_the_last_run(start_scheduler: Any, link: Any) -> None:
+def test_a_foreign_scheduler_has_the_page_of_the_last_run(start_scheduler: Any) -> None:
     address = start_scheduler()
     for stage in ("first", "second"):
-        with connection.connect(ClusterConfig(address)):
+        with connection.connect(ClusterConfig(address)) as client:
+            link = live.find_page(client)
             live.tell("stage", name=stage, unit="things", done=1, total=2)
-    found = read(link())
+    found = read(link)
     assert [s["name"] for s in found["stages"]] == ["second"]
     assert found["ended"] >= found["began"]
-    with urllib.request.urlopen(link(), timeout=30) as page:
+    with urllib.request.urlopen(link, timeout=30) as page:
         assert b"dtl, live" in page.read()
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
 

@@ -4,6 +4,6 @@ Stages `tell` events, and know nothing of the page. `follow` sends them to the s
 plugin keeps a bounded `State`, and serves it as JSON beside a page that asks for it each second.
 """
 
-from dtl.cluster.live.feed import PAGE, follow, tell
+from dtl.cluster.live.feed import PAGE, find_page, follow, tell
 
-__all__ = ["PAGE", "follow", "tell"]
+__all__ = ["PAGE", "find_page", "follow", "tell"]

@@ -81,7 +81,7 @@ def follow(client: Client) -> Iterator[None]:
         )  # fmt: skip
         yield
         return
-    log.info("live page: %s/%s", client.dashboard_link.rsplit("/", 1)[0], PAGE)
+    log.info("live page: %s", find_page(client))
     feed, ended = _Feed(), threading.Event()
 
     def send() -> None:
@@ -105,6 +105,11 @@ def follow(client: Client) -> Iterator[None]:
         feed.add({"kind": "end", "at": time.time()}, "")
         ended.set()
         sender.join(5 * _SEND_EVERY_S)  # it may be asking a scheduler that is gone
+
+
+def find_page(client: Client) -> str:
+    """Return the address of the live page of a client's scheduler."""
+    return f"{client.dashboard_link.rsplit('/', 1)[0]}/{PAGE}"
 
 
 def _register(client: Client) -> None:
