@@ -10,6 +10,7 @@ from distributed import Client
 from dtl.cluster.workers import known_workers, try_on_each_worker
 from dtl.config import ImagesConfig
 from dtl.config.errors import Fault, refuse
+from dtl.config.text import printable
 from dtl.images import tars
 from dtl.images.decoding.reading import open_images
 from dtl.images.values import ImageList
@@ -21,7 +22,7 @@ _PER_WORKER, _MOST = 16, 512
 _SIZE = (32, 32)
 """Pictures are thrown away: a small size costs least."""
 
-_N_NAMED = 3
+_N_NAMED, _MOST_LETTERS = 3, 200
 
 
 def check_sample(client: Client, images: ImageList, config: ImagesConfig) -> int:
@@ -57,7 +58,10 @@ def check_sample(client: Client, images: ImageList, config: ImagesConfig) -> int
     }
     n_read = len({*rows.tolist()})
     if len(errors) > config.max_skipped * n_read:
-        named = "; ".join(f"{path}: {error}" for path, error in [*errors.items()][:_N_NAMED])
+        named = "; ".join(
+            f"{printable(path)[:_MOST_LETTERS]}: {error}"
+            for path, error in [*errors.items()][:_N_NAMED]
+        )
         more = f", and {len(errors) - _N_NAMED} more" if len(errors) > _N_NAMED else ""
         faults.append(Fault(
             "sample",

@@ -75,7 +75,7 @@ class Examination:
         """
         bad = {f.check for f in self.findings if f.outcome in (WRONG, UNSEEN)}
         if missing := [need for need in needs if need in bad]:
-            because = f"it needs {' and '.join(missing)}, which must be mended first"
+            because = f"mend {', '.join(missing)} first"
             self.findings.append(Finding(name, where, UNSEEN, because))
             return None
         try:
@@ -86,7 +86,7 @@ class Examination:
                 found = Finding(fault.check, fault.where, outcome, fault.message, fault.advice)
                 self.findings.append(found)
             if name not in {fault.check for fault in error.faults} and not warns:
-                because = f"it needs {error.faults[0].check}, which must be mended first"
+                because = f"mend {error.faults[0].check} first"
                 self.findings.append(Finding(name, where, UNSEEN, because))
             return None
         except UnseenError as error:

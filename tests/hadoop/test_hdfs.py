@@ -194,10 +194,15 @@ def test_a_class_that_may_not_be_listed_is_an_error(
     fs.client.set_permission(f"{path}/{closed}", 0o700)
     out = f"{hadoop.url}/of-somebody"
     done = command("featurize", "--images", images, "--out", out, HADOOP_USER_NAME="somebody")
+    examined = command("doctor", "--images", images, "--out", out, *CUT, *THREADS,
+                       HADOOP_USER_NAME="somebody")  # fmt: skip
     fs.client.set_permission(f"{path}/{closed}", 0o755)
     assert done.returncode == 1
     assert "Permission denied: user=somebody" in done.stderr
-    assert f"{images}/{closed} may not be listed, and its files would be missed" in done.stderr
+    unlisted = f"{images}/{closed} may not be listed, and its files would be missed"
+    assert unlisted in done.stderr
+    assert re.search(r"images +driver +WRONG +hdfs", examined.stdout)
+    assert unlisted in examined.stdout
 
 
 def test_what_hdfs_refuses_is_said_before_the_work(
@@ -213,7 +218,7 @@ def test_what_hdfs_refuses_is_said_before_the_work(
     assert f"Cannot write to {out}" in done.stderr
     assert "Permission denied: user=somebody" in done.stderr
     assert "dashboard" not in done.stderr
-    done = command("doctor", "--images", images, "--out", out, *CUT, "--cluster", "tcp://0.0.0.0:1",
+    done = command("doctor", "--images", images, "--out", out, *CUT, *THREADS,
                    HADOOP_USER_NAME="somebody")  # fmt: skip
     assert done.returncode == 1
     assert re.search(rf"output +driver +WRONG +Cannot write to {out}: .*user=somebody", done.stdout)
@@ -231,6 +236,12 @@ def test_what_hdfs_refuses_is_said_before_the_work(
     done = here("doctor", "--images", images, "--out", small, *CUT, *THREADS)
     assert done.returncode == 1
     assert re.search(r"output +driver +WRONG +.*The quota of space is used up", done.stdout)
+    broken = f"{hadoop.url}/broken"
+    for name in ("one", "two"):
+        for k in range(8):
+            storage.write_bytes(f"{broken}/{name}/{k}.jpg", b"\xff\xd8\xff cut off")
+    done = here("doctor", "--images", broken, "--out", f"{hadoop.url}/out", *CUT, *THREADS)
+    assert re.search(r"sample +driver +WRONG +16 of 16 images of a sample cannot", done.stdout)
     admin(hadoop, "-clrSpaceQuota", "/small")
     well = f"{hadoop.url}/small/well"
     done = here("doctor", "--images", images, "--out", well, *CUT, *THREADS)

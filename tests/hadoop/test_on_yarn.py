@@ -328,16 +328,31 @@ def test_the_doctor_finds_what_yarn_lacks_and_nothing_where_it_lacks_nothing(
 ) -> None:
     out = f"{yarn.url}/examined"
     options = ["doctor", "--images", pictures, "--out", out, *CUT, *SMALL]
-    planted = {
-        ("--yarn.queue", "nope"): "YARN has no queue 'nope'. It has: default, small. Choose one",
+    storage.write_bytes(f"{yarn.url}/a_file", b"")
+    here_wrong = {
+        "images": f"No such folder: {yarn.url}/none. Check --images.",
+        "weights": f"No such file: {yarn.url}/none.npz",
+        "output": f"Cannot write to {yarn.url}/a_file/out: ",
+        "yarn": "YARN has no queue 'nope'. It has: default, small. Choose one with --yarn.queue",
+    }
+    assert command_line.main([
+        *options, "--images", f"{yarn.url}/none", "--features.weights", f"{yarn.url}/none.npz",
+        "--out", f"{yarn.url}/a_file/out", "--yarn.queue", "nope",
+    ]) == 1  # fmt: skip
+    shown = capsys.readouterr().out
+    for name, said in here_wrong.items():
+        assert re.search(rf"{name} +driver +WRONG +.*{re.escape(said)}", shown), shown
+    assert "NOT CHECKED  mend yarn first" in shown
+    of_yarn = {
         ("--yarn.worker-memory", "9GiB"): "asks for 9216 MiB, but a container of this YARN has at "
         "most 8192 MiB (yarn.scheduler.maximum-allocation-mb). Lower --yarn.worker-memory.",
+        ("--yarn.environment", "hdfs:///nowhere.tar"): "no such file: hdfs:///nowhere.tar. Make it "
+        "with `dtl pack-environment`.",
     }
-    for fault, said in planted.items():
+    for fault, said in of_yarn.items():
         assert command_line.main([*options, *fault]) == 1
         shown = capsys.readouterr().out
         assert re.search(rf"yarn +driver +WRONG +.*{re.escape(said)}", shown), shown
-        assert "it needs yarn, which must be mended first" in shown
     assert command_line.main(options) == 0, capsys.readouterr().out
     shown = capsys.readouterr().out
     assert "checks: all ok." in shown

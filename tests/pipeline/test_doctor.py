@@ -196,7 +196,7 @@ def test_faults_on_the_driver(
     assert f"No such file: {tmp_path}/none.npz" in found["weights"]
     assert f"Cannot write to {tmp_path}/file/out: " in found["output"]
     assert "Choose another --out" in found["output"]
-    assert "it needs images, which must be mended first" in done.stdout
+    assert "NOT CHECKED  mend images first" in done.stdout
 
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_S", 1)
@@ -354,14 +354,14 @@ def test_the_table_shows_any_name() -> None:
     text = findings.format_findings([
         Finding("images", "driver", OK, "60"),
         Finding("output", "w1", WRONG, "a\x1b[2J\nb", "Type: c\nd"),
-        Finding("space", "driver", UNSEEN, "it needs output"),
+        Finding("space", "driver", UNSEEN, "mend output first"),
     ])  # fmt: skip
     assert text == (
         "images  driver  ok           60\n"
         "output  w1      WRONG        a\\x1b[2J\n"
         "                             b\n"
         "                             > Type: c\\nd\n"
-        "space   driver  NOT CHECKED  it needs output\n\n"
+        "space   driver  NOT CHECKED  mend output first\n\n"
         "3 checks: 1 wrong, 1 not checked."
     )
 

@@ -59,6 +59,13 @@ def test_a_finished_run_only_starts() -> None:
     assert costs.find_limits(done, RATES) == []
 
 
+def test_an_iteration_of_the_exact_solver_is_a_product_on_all_threads() -> None:
+    exact = replace(WORK, steps_per_round=0, round_flop=4e10)
+    fast = replace(RATES, flop_s=1e-11)
+    for n, threads in ((1, 2), (4, 8), (100, 8)):
+        assert predict_round(exact, fast, n) == pytest.approx(0.05 + 0.4 / threads)
+
+
 def test_limits_are_named_in_their_order() -> None:
     limits = costs.find_limits(WORK, RATES)
     assert [(limit.stage, limit.n_workers) for limit in limits] == [
@@ -99,8 +106,11 @@ def test_the_cost_of_rounds_is_found_again() -> None:
     assert found.seconds == pytest.approx(20 * 0.13 + 10 * 0.25)
 
 
-def test_a_dry_run_changes_nothing(tmp_path: Path, here: Run) -> None:
+def test_a_dry_run_changes_nothing(
+    tmp_path: Path, here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw(tmp_path / "pictures", COLOURS, 16)
+    monkeypatch.setattr(measuring, "_ROUNDS_S", 0.1)
     out = tmp_path / "out"
     options = ("--images", tmp_path / "pictures", "--out", out, *CUT, *THREADS)
     done = here("run", "--dry-run", *options)
@@ -127,10 +137,12 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, here: Run) -> None:
         "Done before: features of 48 of 48 images, the head, its scores, the report" in done.stdout
     )
     assert "dashboard" not in done.stderr
-    other = here("run", "--dry-run", *options, "--train.l2", "0.5")
+    monkeypatch.setattr(measuring, "_see", lambda *_: [False])  # workers on other machines
+    other = here("run", "--dry-run", *options, "--train.solver", "lbfgs")
+    assert "* with made-up rows on this machine alone, whose folders the workers do" in other.stdout
     assert "Done before: features of 48 of 48 images.\n" in other.stdout
     assert not re.search(r"^features", other.stdout, re.M)
-    assert re.search(r"training +\d+ rounds?", other.stdout)
+    assert re.search(r"training +L-BFGS, if it takes 100 iterations +\S+ s +\d+ ms", other.stdout)
     refused = here("run", "--dry-run", *options, "--features.layers", "block1_conv1")
     assert refused.returncode == 1
     assert "layers: asked for ['block1_conv1']" in refused.stderr

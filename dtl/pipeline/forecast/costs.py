@@ -24,14 +24,18 @@ class Work:
     chunk_images : int
     image_bytes : float
         Mean size of an image's file.
-    n_features : int
-        Of all layers; `row_bytes` is what they take in memory, of one layer that trains.
+    row_bytes : int
+        Of the layer that trains, as float32.
     n_train, n_held_out : int
         Rows that train, and that validate.
     n_shards : int
-        Replicas; the largest of them takes `steps` steps in all.
+        Replicas.
+    steps_per_round : float
+        Of each replica.
     n_rounds, n_validations : int
         Left of the training; none where there is a head.
+    round_flop, novelty_flop : float
+        Operations of a round besides its steps, and of all that novelty takes.
     evaluates, reports : bool
         Whether these stages are left.
     """
@@ -47,6 +51,7 @@ class Work:
     steps_per_round: float
     n_rounds: int
     n_validations: int
+    round_flop: float = 0.0
     novelty_flop: float = 0.0
     evaluates: bool = True
     reports: bool = True
@@ -184,7 +189,9 @@ def predict_round(work: Work, rates: Rates, n_workers: int) -> float:
     >>> [round(predict_round(work, rates, n), 3) for n in (1, 2, 4, 1000)]
     [0.45, 0.25, 0.15, 0.15]
     """
-    return rates.round_s + count_turns(work, rates, n_workers) * work.steps_per_round * rates.step_s
+    steps_s = count_turns(work, rates, n_workers) * work.steps_per_round * rates.step_s
+    n_busy = min(n_workers * rates.n_threads, work.n_shards)
+    return rates.round_s + steps_s + work.round_flop * rates.flop_s / n_busy
 
 
 def count_turns(work: Work, rates: Rates, n_workers: int) -> int:

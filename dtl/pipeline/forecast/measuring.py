@@ -50,6 +50,9 @@ _BATCHES = 4
 _FEWEST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 12, 80, 3.0
 """Rounds of the rehearsal: as many as take some seconds."""
 
+LBFGS_ITERATIONS = 100
+"""Of the exact solver, whose number nobody knows before: assumed."""
+
 _TASKS_S = 0.02
 """What the tasks of a round take at least, to begin with."""
 
@@ -121,6 +124,9 @@ def measure(run: Run) -> Measured:
         width = extractor.n_features[o.layer]
     row_bytes = width * 4
     work = replace(work, row_bytes=row_bytes, novelty_flop=_count_novelty(work, row_bytes))
+    if work.trains and o.train.solver == "lbfgs":  # two products for loss and gradient
+        flop = 4 * work.n_train * row_bytes / 4 * len(images.class_names)
+        work = replace(work, round_flop=flop)
     with ExitStack() as stack:
         folder = tempfile.mkdtemp(prefix="dtl-rehearsal-")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -158,6 +164,9 @@ def find_work(
     plan = Plan.make(per_shard, o.train, o.seed)
     n_rounds, evaluates, reports = plan.n_rounds, True, True
     n_validations = math.ceil(n_rounds / plan.validate_every)
+    steps_per_round = plan.first_steps[-1] / plan.n_rounds
+    if o.train.solver == "lbfgs":
+        n_rounds, n_validations, steps_per_round = LBFGS_ITERATIONS, 0, 0.0
     if store is not None and n_done == n_images and not store.is_growing:
         spec = run.training_spec(store)
         head = results.head()
@@ -180,7 +189,7 @@ def find_work(
     work = Work(
         n_images, n_images - n_done, chunk_images, float(images.size_bytes.mean()), 0,
         int((of_rows == TRAIN).sum()), int((of_rows == VALIDATION).sum()), n_shards,
-        plan.first_steps[-1] / plan.n_rounds, n_rounds, n_validations,
+        steps_per_round, n_rounds, n_validations,
         evaluates=evaluates, reports=reports,
     )  # fmt: skip
     return work, tuple(done)
@@ -320,8 +329,6 @@ def _rehearse(
 def shorten(spec: TrainingSpec, work: Work, flop_s: float) -> TrainConfig:
     """Return the options of a training of few rounds, with the batches of the whole one."""
     config = spec.config
-    if config.solver == "lbfgs":
-        return config
     per_shard = np.array([-(-work.n_train // work.n_shards)])
     batch_size = with_batch_size(config, per_shard).batch_size
     steps_per_epoch = math.ceil(int(spec.n_train.max()) / batch_size)
@@ -333,7 +340,7 @@ def shorten(spec: TrainingSpec, work: Work, flop_s: float) -> TrainConfig:
     return replace(
         config, batch_size=batch_size, epochs=epochs, n_shards=work.n_shards, patience=0,
         warmup_epochs=0.0, schedule="constant", learning_rate_steps="", start_from="",
-        hidden_start="random", averaging_frequency_end=0, keep="last",
+        hidden_start="random", averaging_frequency_end=0, keep="last", solver="averaging",
     )  # fmt: skip
 
 
@@ -351,8 +358,6 @@ class Rounds:
 def fit_rounds(history: Sequence[Round], spec: TrainingSpec, n_threads: int) -> Rounds:
     """Fit the cost of rounds to those of a rehearsal."""
     seconds = [r.step_s + r.average_s + r.wait_s for r in history]
-    if spec.config.solver == "lbfgs":
-        return Rounds(0.0, take_median(seconds), 0.0, sum(seconds))
     n_shards = spec.n_shards
     size = choose_group_size(n_shards, n_threads)
     n_in_turn = math.ceil(math.ceil(n_shards / size) / n_threads)

@@ -64,6 +64,8 @@ def _list_stages(
             f"{_count(work.n_rounds, 'round')} of {work.steps_per_round:.3g} steps, "
             f"{_count(work.n_shards, 'replica')}"
         )
+        if options.train.solver == "lbfgs":
+            left = f"L-BFGS, if it takes {work.n_rounds} iterations"
         of_round = f"{round_ms:.0f} ms a round, rehearsed*"
         rows.append(("training", left, format_s(now.train_s), of_round))
     if work.evaluates:
