@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from helpers import COLOURS, CUT, THREADS, Run, contents, draw
 
-from dtl.pipeline.forecast import costs, measuring
+from dtl.config import TrainConfig
+from dtl.pipeline.forecast import costs, measuring, rehearsal
 from dtl.pipeline.forecast.costs import Rates, Work, predict, predict_round
+from dtl.training.spec import TrainingSpec
 from dtl.training.values import Round
 
 WORK = Work(
@@ -73,7 +75,7 @@ def test_limits_are_named_in_their_order() -> None:
     ]  # fmt: skip
     assert "each of 8 replicas has a thread" in limits[0].reason
     assert "56% of a round are its tasks and its average" in limits[0].reason
-    assert "100 chunks of 256 images" in limits[1].reason
+    assert "100 whole chunks of 256 images" in limits[1].reason
     assert "features.chunk_images = 25 makes 1,024" in limits[1].reason
     assert "hands out 500 chunks per second" in limits[2].reason
 
@@ -89,7 +91,7 @@ def test_the_cost_of_rounds_is_found_again() -> None:
 
     class Spec:
         n_shards = 8
-        config = replace(measuring.TrainConfig(), averaging_frequency=10)
+        config = replace(TrainConfig(), averaging_frequency=10)
         split = np.zeros(1000, np.int8)
 
     def a_round(k: int) -> Round:
@@ -98,8 +100,8 @@ def test_the_cost_of_rounds_is_found_again() -> None:
         return Round(k, k, 1.0, (), 0.1, 0.1, 0.1, step_s=0.08, average_s=0.02,
                      wait_s=0.03 + scored, train_loss=loss)  # fmt: skip
 
-    spec: measuring.TrainingSpec = Spec  # type: ignore[assignment]
-    found = measuring.fit_rounds([a_round(k) for k in range(1, 21)], spec, 4)
+    spec: TrainingSpec = Spec  # type: ignore[assignment]
+    found = rehearsal.fit_rounds([a_round(k) for k in range(1, 21)], spec, 4)
     assert found.step_s == pytest.approx(0.004)  # two shards in turn took 0.08
     assert found.round_s == pytest.approx(0.05)
     assert found.score_row_s == pytest.approx(0.25 * 4 / 1000)
@@ -110,7 +112,7 @@ def test_a_dry_run_changes_nothing(
     tmp_path: Path, here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tmp_path / "pictures", COLOURS, 16)
-    monkeypatch.setattr(measuring, "_ROUNDS_S", 0.1)
+    monkeypatch.setattr(rehearsal, "_ROUNDS_S", 0.1)
     out = tmp_path / "out"
     options = ("--images", tmp_path / "pictures", "--out", out, *CUT, *THREADS)
     done = here("run", "--dry-run", *options)
@@ -126,7 +128,7 @@ def test_a_dry_run_changes_nothing(
         rf"writes +\d+\.\d KiB to {out}; .* free",
         r"workers +each takes \d+\.\d GiB for the network and \d+\.\d KiB for rows",
         r"driver +\d+\.\d .iB so far",
-        r" 1,000 +\S+ s +\S+ s +\S+ s", r"features from 6 workers on: 6 chunks of 8 images",
+        r" 1,000 +\S+ s +\S+ s +\S+ s", r"features from 6 workers on: 6 whole chunks of 8 images",
         r"training from 3 workers on: each of 6 replicas has a thread",
     ):  # fmt: skip
         assert re.search(line, done.stdout), (line, done.stdout)

@@ -1,4 +1,5 @@
 """What a run would do, read, write and take: `measuring.measure`, then `costs`, then `text`.
 
-`costs` is arithmetic on what `measuring` has found out; `text` lays it out for the terminal.
+`measuring` and `rehearsal` find out what there is to do, and what it costs; `costs` is arithmetic on
+that, and `text` lays it out for the terminal.
 """

@@ -223,7 +223,8 @@ def find_limits(work: Work, rates: Rates) -> list[Limit]:
     limits = []
     if work.n_pending:
         n_chunks, wanted = work.n_chunks, max(work.n_pending // _MANY, _SMALL_CHUNK)
-        reason = f"{n_chunks:,} chunks of {work.chunk_images} images, of which a worker takes one"
+        whole = f"{n_chunks:,} whole chunks of {work.chunk_images} images are handed out"
+        reason = whole if n_chunks > 1 else f"one chunk of {work.chunk_images} images has them all"
         if wanted < work.chunk_images:
             reason += f"; features.chunk_images = {wanted} makes {-(-work.n_pending // wanted):,}"
         limits.append(Limit("features", n_chunks, reason))
