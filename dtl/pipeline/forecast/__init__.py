@@ -1,5 +1,4 @@
-"""What a run would do, read, write and take: `measuring.measure`, then `costs`, then `text`.
+"""What a run would do, read, write and take: `measuring.measure`, then `text.format_forecast`.
 
-`measuring` and `rehearsal` find out what there is to do, and what it costs; `costs` is arithmetic on
-that, and `text` lays it out for the terminal.
+`measuring` and `rehearsal` find out what is left and what it costs; `costs` is arithmetic on that.
 """
