@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 CHECKPOINT_EVERY: int = RETIRED["train"]["checkpoint_every"]
 """Rounds between two checkpoints."""
 
+_MOST_SHOWN = 2000
+"""Rounds of a training that goes on, which the live page is told at once."""
+
 ROUNDS_AHEAD = 4
 """Submitted before the oldest round's numbers are waited for."""
 
@@ -249,7 +252,8 @@ def show_rounds(history: Sequence[Round], *, begins: bool = False) -> None:
     """Show rounds on the live page; where a training `begins`, in place of those of another."""
     if begins:
         live.tell("training")
-    for done in history:
+    every = math.ceil(len(history) / _MOST_SHOWN) or 1
+    for done in history[::-every][::-1]:  # the last one in any case
         live.tell("round", **asdict(done))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -67,6 +68,7 @@ def test_a_run_forgets_the_one_before_and_passes_over_what_it_does_not_know() ->
         told("stage", name="features", unit="images", done=3, total=9),
         told("skipped", path=HOSTILE, reason="damaged"),
         told("of another dtl", x=1),
+        told("chunk", of_another_dtl=1),
     ):
         state.add(event)
     assert state.to_dict()["stages"][0]["done"] == 3
@@ -124,7 +126,9 @@ def test_a_browser_sees_a_training_from_its_beginning(tmp_path: Path) -> None:
     assert before["n_rounds"] < len(history)
     assert drawn(during, "each") != drawn(at_the_end, "each")
     last = history[-1]
+    assert last.update_ratio > 0
     for name, value in (
+        ("update / weight", math.log10(last.update_ratio)),
         ("each", last.loss),
         ("train", last.train_accuracy),
         ("validation", last.validation_accuracy),
@@ -133,13 +137,15 @@ def test_a_browser_sees_a_training_from_its_beginning(tmp_path: Path) -> None:
         ("averaging", last.average_s),
         ("waiting", last.wait_s),
     ):
-        assert drawn(at_the_end, name) == value
+        assert drawn(at_the_end, name) == pytest.approx(value, rel=1e-12)
     for name in ("loss", "validation_accuracy", "update_ratio"):
         kept = {r.round: getattr(r, name) for r in history}
         rows = zip(after["rounds"]["round"], after["rounds"][name], strict=True)
         assert all(v is None or v == kept[int(k)] for k, v in rows)
     assert after["shard_loss"] == list(last.shard_loss)
-    assert [step["shard"] for step in after["steps"]] == [*range(len(after["steps"]))]
+    assert at_the_end.count("<span>shard ") == len(last.shard_loss)
+    assert at_the_end.count("<span>task ") == len(after["steps"])
+    assert [step["group"] for step in after["steps"]] == [*range(len(after["steps"]))]
     # Tasks of the first rounds may end before the scheduler hears that a training begins.
     assert 0.8 * len(history) < after["steps"][0]["n"] <= len(history)
     assert after["workers"][0]["memory"] > 1 << 20
@@ -203,5 +209,5 @@ def test_a_scheduler_without_dtl_is_told(
     with connection.connect(ClusterConfig(address)) as client:
         live.tell("stage", name="work", unit="things", done=1, total=2)
         assert client.submit(sum, [1, 2]).result() == 3
-    assert "There is no live page, for the scheduler cannot load it (" in caplog.text
+    assert "There is no live page, for the scheduler cannot have it (" in caplog.text
     assert "live page: http" not in caplog.text

@@ -289,11 +289,12 @@ def test_submitted_and_killed_or_for_nothing(
         ({"node_label": "gpu"}, False,
          r"No node of YARN has the label 'gpu'\. None has a label\. Change `yarn\.node_label`"),
         ({"worker_memory": "64GiB"}, False,
-         r"yarn\.worker_memory asks for 65536 MiB, but YARN's largest node has 8192 MiB\. YARN "
-         r"offers: 8192 MiB, 4 vcores and 0 GPUs on 1 nodes, of which .* Lower "
-         r"`yarn\.worker_memory`"),
-        ({"worker_vcores": 5}, False, r"asks for 5, but YARN's largest node has 4\..*_vcores`"),
-        ({"worker_gpus": 1}, False, r"asks for 1, but YARN's largest node has 0\. .*_gpus`"),
+         r"yarn\.worker_memory asks for 65536 MiB, but a container of this YARN has at most 8192 "
+         r"MiB \(yarn\.scheduler\.maximum-allocation-mb\)\. Lower `yarn\.worker_memory`"),
+        ({"worker_vcores": 5}, False, r"asks for 5, but a container of .* at most 4 .*_vcores`"),
+        ({"worker_gpus": 1}, False,
+         r"asks for 1, but YARN's largest node has 0\. YARN offers: 8192 MiB, 4 vcores and 0 GPUs "
+         r"on 1 nodes, of which .* Lower `yarn\.worker_gpus`"),
         ({"scheduler_memory": "9GiB"}, False, r"yarn\.scheduler_memory asks for 9216 MiB"),
         ({"driver_memory": "9GiB"}, True, r"yarn\.driver_memory asks for 9216 MiB"),
         ({"worker_memory": "8GiB"}, False,
@@ -456,3 +457,10 @@ def test_waits_for_capacity_then_follows_the_work(
             "its container to be given back",
         )
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        links = re.findall(r"live page(?: by YARN's proxy)?: (http\S+)", caplog.text)
+        assert len({*links}) == 2  # of the scheduler, and by the proxy
+        for link in links:
+            with urllib.request.urlopen(f"{link}.json", timeout=30) as answer:
+                assert [worker["status"] for worker in json.load(answer)["workers"]] == ["running"]
+            with urllib.request.urlopen(link, timeout=30) as page:
+                assert b"dtl, live" in page.read()

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from distributed import Client
@@ -76,8 +76,8 @@ def follow(client: Client) -> Iterator[None]:
         _register(client)
     except Exception as error:  # whatever unpickling raises in the scheduler's process
         log.info(
-            "There is no live page, for the scheduler cannot load it (%s: %s). Install this dtl "
-            "where it runs.", type(error).__name__, error,
+            "There is no live page, for the scheduler cannot have it (%s: %s). Most likely this "
+            "dtl is not installed where it runs.", type(error).__name__, error,
         )  # fmt: skip
         yield
         return
@@ -86,13 +86,12 @@ def follow(client: Client) -> Iterator[None]:
 
     def send() -> None:
         is_last = False
-        while not is_last and client.status == "running":
+        while not is_last:
             is_last = ended.wait(_SEND_EVERY_S)
-            if events := feed.take():
-                try:
+            if client.status == "running" and (events := feed.take()):
+                # Where the scheduler is lost, the work itself says so.
+                with suppress(OSError):
                     client.log_event(TOPIC, events)
-                except OSError:  # the scheduler is lost, which the work itself will say
-                    return
 
     sender = threading.Thread(target=send, name="dtl-live", daemon=True)
     _feeds.append(feed)

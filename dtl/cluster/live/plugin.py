@@ -15,7 +15,7 @@ from dtl.cluster.live.state import State
 
 _FILES = {"live": "text/html", "live.css": "text/css", "live.js": "text/javascript"}
 
-_STEPS = ("local-steps", "gradient")
+_STEPS = ("local-steps-", "gradient-")
 """Names of tasks that train; before their token is the number of a group of shards."""
 
 
@@ -47,11 +47,11 @@ class LivePage(SchedulerPlugin):  # type: ignore[misc]
         """Take the time of a task that trained."""
         if finish != "memory" or not isinstance(key, str) or not key.startswith(_STEPS):
             return
-        *_, shard, _token = key.split("-")
+        *_, group, _token = key.split("-")
         seconds = [s["stop"] - s["start"] for s in kwargs.get("startstops") or ()
                    if s["action"] == "compute"]  # fmt: skip
-        if shard.isdecimal() and seconds:
-            self._state.add_step(int(shard), str(kwargs.get("worker", "")), sum(seconds))
+        if group.isdecimal() and seconds:
+            self._state.add_step(int(group), str(kwargs.get("worker", "")), sum(seconds))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Note a worker that joins."""

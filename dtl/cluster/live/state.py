@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -47,7 +48,7 @@ class State:
         self._stages: dict[str, dict[str, Any]] = {}
         self._rounds: list[list[float | None]] = []
         self._last: list[float | None] | None = None
-        self._stride, self._n_rounds = 1, 0
+        self._stride, self._n_told, self._n_rounds = 1, 0, 0
         self._shard_loss: list[float | None] = []
         self._steps: dict[int, dict[str, Any]] = {}
         self._n_chunks, self._cells, self._sizes = 0, [0], [0]
@@ -61,7 +62,8 @@ class State:
         if take is not None:
             values = {name: value for name, value in event.items() if name not in ("kind", "at")}
             self._now = float(event["at"])
-            take(**values)
+            with contextlib.suppress(TypeError):  # fields of another dtl
+                take(**values)
 
     def on_begin(self) -> None:
         """Forget the run before."""
@@ -88,16 +90,17 @@ class State:
         """Take a round of training."""
         row = [_finite(values.get(name)) for name in SERIES]
         self._last, self._shard_loss = row, [_finite(x) for x in [*shard_loss][:_MOST_SHARDS]]
-        if self._n_rounds % self._stride == 0:
+        if self._n_told % self._stride == 0:
             self._rounds.append(row)
-        self._n_rounds += 1
+        self._n_told, self._n_rounds = self._n_told + 1, int(row[0] or 0)
         if len(self._rounds) >= _MOST_ROUNDS:
             self._rounds = self._rounds[::2]
             self._stride *= 2
 
     def on_training(self) -> None:
         """Forget the rounds of a training before: another one begins."""
-        self._rounds, self._last, self._stride, self._n_rounds = [], None, 1, 0
+        self._rounds, self._last = [], None
+        self._stride, self._n_told, self._n_rounds = 1, 0, 0
         self._steps.clear()
 
     def on_chunks(self, n: int, pending: Iterable[Iterable[int]]) -> None:
@@ -122,13 +125,13 @@ class State:
         """Take an image that could not be read."""
         self._skipped.append((path, reason))
 
-    def add_step(self, shard: int, worker: str, seconds: float) -> None:
-        """Take the time of a task that trained shards, the first of them `shard`."""
-        known = self._steps.get(shard)
+    def add_step(self, group: int, worker: str, seconds: float) -> None:
+        """Take the time of a task that trained a group of neighbouring shards, in turn."""
+        known = self._steps.get(group)
         if known is None:
             if len(self._steps) >= _MOST_SHARDS:
                 return
-            known = self._steps[shard] = {"mean": seconds, "n": 0, "most": 0.0}
+            known = self._steps[group] = {"mean": seconds, "n": 0, "most": 0.0}
         known["n"] += 1
         known["mean"] += (seconds - known["mean"]) / min(known["n"], 20)
         known.update(worker=worker, last=seconds, most=max(known["most"], seconds))
@@ -151,7 +154,7 @@ class State:
             "n_rounds": self._n_rounds,
             "every": self._stride,
             "shard_loss": self._shard_loss,
-            "steps": [{"shard": shard, **self._steps[shard]} for shard in sorted(self._steps)],
+            "steps": [{"group": group, **self._steps[group]} for group in sorted(self._steps)],
             "n_chunks": self._n_chunks,
             "cells": [done / size if size else 0 for done, size in zip(
                 self._cells, self._sizes, strict=True)] if self._n_chunks else [],

@@ -1,6 +1,6 @@
 "use strict";
 // Asks for the state each second, and draws it. All text of the run is set as text, never as HTML.
-const EVERY_MS = 1000, COLOURS = ["var(--a)", "var(--b)", "var(--c)"];
+const EVERY_MS = 1000, MOST_BARS = 40, COLOURS = ["var(--a)", "var(--b)", "var(--c)"];
 const $ = (id) => document.getElementById(id);
 
 function make(name, text, attributes = {}) {
@@ -10,6 +10,7 @@ function make(name, text, attributes = {}) {
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   return node;
 }
+const most_of = (n, which) => (n > MOST_BARS ? `; the ${which} ${MOST_BARS} of ${n.toLocaleString("en")}` : "");
 const number = (x) => x === 0 ? "0" : Math.abs(x) >= 1000 || Math.abs(x) < 0.001 ? x.toExponential(1) : String(+x.toPrecision(3));
 const bytes = (n) => n >= 2 ** 30 ? (n / 2 ** 30).toFixed(1) + " GiB" : (n / 2 ** 20).toFixed(0) + " MiB";
 const duration = (s) => s >= 3600 ? (s / 3600).toFixed(1) + " h" : s >= 60 ? (s / 60).toFixed(1) + " min" : s.toFixed(0) + " s";
@@ -41,6 +42,7 @@ function draw(id, x, series) {
   svg.append(make("text", "round", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }));
   series.forEach((one, k) => {
     const points = one.values.map((v, i) => (v === null ? null : `${px(x[i]).toFixed(1)},${py(v).toFixed(1)}`)).filter(Boolean);
+    if (!points.length) return;  // such as validation, where nothing is held out
     const colour = one.colour || COLOURS[k % 3];
     svg.append(make("path", "", { d: points.length > 1 ? "M" + points.join("L") : `M${points[0]}h1`, fill: "none",
       stroke: colour, "stroke-width": one.faint ? 1 : 2, "stroke-opacity": one.faint ? 0.35 : 1 }));
@@ -75,7 +77,7 @@ function table(id, head, rows) {
 function show(s) {
   const running = s.workers.flatMap((w) => w.running.map(([name]) => name));
   const counts = Object.entries(running.reduce((all, name) => ({ ...all, [name]: (all[name] || 0) + 1 }), {}));
-  const waits = counts.length ? "waits for " + counts.map(([name, n]) => `${n} × ${name}`).join(", ") : "no task runs on a worker";
+  const waits = counts.length ? "waits for " + counts.map(([name, n]) => `${n} × ${name}`).join(", ") : "between two tasks";
   $("said").textContent = s.ended ? `ended after ${duration(s.ended - s.began)}` : `runs for ${duration(s.now - s.began)}; ${waits}`;
   $("stages").replaceChildren(...s.stages.map((t) => {
     const rate = (t.done - t.before) / Math.max(t.at - t.began, 1e-9), left = (t.total - t.done) / rate;
@@ -104,8 +106,14 @@ function show(s) {
   draw("seconds", r.round, [{ name: "steps", values: r.step_s }, { name: "averaging", values: r.average_s }, { name: "waiting", values: r.wait_s }]);
   const most = Math.max(...s.steps.map((t) => t.mean), 1e-9);
   const middle = s.steps.map((t) => t.mean).sort((a, b) => a - b)[Math.floor(s.steps.length / 2)];
-  $("shards").replaceChildren(...s.steps.slice(0, 60).map((t) => bar(
-    `shard ${t.shard} on`, t.mean / most, `${t.mean.toFixed(3)} on ${t.worker}`, s.steps.length > 2 && t.mean > 1.5 * middle)));
+  const losses = s.shard_loss.map((loss, shard) => [shard, loss]).filter(([, loss]) => loss !== null);
+  const highest = Math.max(...losses.map(([, loss]) => loss), 1e-9);
+  $("shard-loss-said").textContent = "of the last round" + most_of(losses.length, "highest");
+  $("shard-loss").replaceChildren(...losses.sort((a, b) => losses.length > MOST_BARS ? b[1] - a[1] : 0).slice(0, MOST_BARS).map(
+    ([shard, loss]) => bar(`shard ${shard}`, loss / highest, number(loss))));
+  $("tasks-said").textContent = "seconds for its shards, mean of the last 20 rounds" + most_of(s.steps.length, "slowest");
+  $("tasks").replaceChildren(...s.steps.sort((a, b) => s.steps.length > MOST_BARS ? b.mean - a.mean : 0).slice(0, MOST_BARS).map((t) => bar(
+    `task ${t.group}`, t.mean / most, `${t.mean.toFixed(3)} on ${t.worker}`, s.steps.length > 2 && t.mean > 1.5 * middle)));
 
   table("workers", ["worker", "memory", "processor", "tasks", "runs"], s.workers.map((w) => [
     w.status === "running" ? w.address : `${w.address} (${w.status})`, bytes(w.memory) + (w.limit ? ` of ${bytes(w.limit)}` : ""),
@@ -115,12 +123,14 @@ function show(s) {
 }
 
 async function ask() {
+  let state = null;
   try {
     const answer = await fetch("live.json");
-    show(await answer.json());
+    state = await answer.json();
   } catch (error) {
     $("said").textContent = "The scheduler does not answer any more: the run has ended, or is lost. What is shown was so at the last.";
   }
   setTimeout(ask, EVERY_MS);
+  if (state) show(state);
 }
 ask();
