@@ -1,7 +1,7 @@
 """Pictures of pages, for README: ``python tests/page_picture.py results/check.html FILE.png``.
 
 A number after that is the height of the picture; a page may be an address. ``examples/live.png``
-is 1190 pixels of what `dtl run` calls the live page, while it trains; ``examples/side-by-side.png``
+is 1230 pixels of what `dtl run` calls the live page, while it trains; ``examples/side-by-side.png``
 is 1570 of ``side-by-side.html`` of the measured run and one with rows of unit length, by ``lbfgs``.
 """
 
