@@ -45,7 +45,7 @@ def test_the_dashboard_is_made_when_it_is_looked_at() -> None:
     config = ClusterConfig(processes=False, dashboard_address=":0")
     with connection.connect(config) as client:
         applications = client.cluster.scheduler.http_application.applications
-        assert len(applications) == 1
+        assert len(applications) == 2  # what makes the pages, and the live page
         link = client.dashboard_link
         for page in ("status", "workers", "tasks", "graph", "profile"):
             with urllib.request.urlopen(link.replace("status", page)) as answer:
@@ -54,7 +54,7 @@ def test_the_dashboard_is_made_when_it_is_looked_at() -> None:
             assert answer.url == link
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{link}/nothing")
-        assert len(applications) == 2
+        assert len(applications) == 3
         session = pull_session(url=link)  # as a browser's script does
         assert session.document.roots
         session.close()

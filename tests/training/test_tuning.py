@@ -456,7 +456,9 @@ def test_command_finds_options_that_train_takes(
     assert "tune.eta: asked for 4, stored 2" in capsys.readouterr().err
     shown = run("tune")
     assert not (out / "tune.npz").exists()
-    assert re.search(r"\n *1 +0\.02 +0\.01 +0 +10 +6 +0\.\d+ +\d+\.\d% +\d+\.\d%\n", shown)
+    interval = r"\d+\.\d-\d+\.\d%"
+    row = rf"\n *1 +0\.02 +0\.01 +0 +10 +6 +0\.\d+ +\d+\.\d% +{interval} +\d+\.\d%\n"
+    assert re.search(row, shown), shown
     assert "Best: --train.learning-rate 0.02 --train.l2 0.01 --train.dropout 0.0" in shown
     assert "The best learning rate, 0.02, is the largest that was tried." in shown
     assert shown.endswith(f"Page: {out}/tune.html\n")
