@@ -44,7 +44,7 @@ _LEAST_THRESHOLD, _MOST_THRESHOLD = 0.92, 0.97
 
 _LEAST_PAIRS, _PAIRS_SHARE = 500, 0.01
 """Pairs that are compared before it is asked again whether to go on: of many images, so many."""
-_LEAST_CONFIRMED = 0.002
+_LEAST_CONFIRMED = 0.01
 """Share of them that are twins, below which nobody looks further."""
 _LEAST_COSINE = 0.3
 
