@@ -81,10 +81,7 @@ def run_on_each_worker(client: Client, function: Callable[..., Any], *args: Any)
     ConnectionError
         If a worker is lost meanwhile. Errors of the function pass through.
     """
-    futures = {
-        worker: client.submit(function, *args, workers=[worker], pure=False)
-        for worker in known_workers(client)
-    }
+    futures = _submit_to(client, function, dict.fromkeys(known_workers(client), args))
     return {worker: _wait_for_result(client, worker, f, _STILL_S) for worker, f in futures.items()}
 
 
@@ -100,10 +97,7 @@ def try_on_each_worker(
     errors : dict of str to Exception
         By address, where it raised what a person or the storage can mend.
     """
-    futures = {
-        worker: client.submit(function, *args, workers=[worker], pure=False)
-        for worker, args in args_of.items()
-    }
+    futures = _submit_to(client, function, args_of)
     results: dict[str, Any] = {}
     errors: dict[str, Exception] = {}
     for worker, future in futures.items():
@@ -112,6 +106,15 @@ def try_on_each_worker(
         except (UserError, OSError, ImportError, MemoryError) as error:
             errors[worker] = error
     return results, errors
+
+
+def _submit_to(
+    client: Client, function: Callable[..., Any], args_of: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Future]:
+    return {
+        worker: client.submit(function, *args, workers=[worker], pure=False)
+        for worker, args in args_of.items()
+    }
 
 
 def run_on_one_worker(client: Client, function: Callable[..., Any], *args: Any) -> Any:

@@ -44,6 +44,9 @@ TAR_COLUMNS = {"shard": "int32", "offset": "int64"}
 COLUMNS = _LIST_COLUMNS | TASK_COLUMNS | TAR_COLUMNS
 """Types of all arrays but the layers."""
 
+ROW_BYTES = 300
+"""Of a row besides its features, at most: path, label, split and the like."""
+
 _NO_ROW = -128
 """No row's value: it tells a chunk that is missing in a file of several."""
 

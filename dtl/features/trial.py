@@ -16,6 +16,7 @@ from dtl.config.errors import Fault, refuse
 from dtl.features.arrays import count_stored_bytes
 from dtl.features.extraction import Extractor, extract
 from dtl.images import tars
+from dtl.images.sampling import deal_rows
 from dtl.images.values import ImageList
 from dtl.storage import Extent
 
@@ -53,11 +54,9 @@ def try_images(
     """
     workers, batch = sorted(known_workers(client)), extractor.batch_images
     n_each = batch * (1 + n_batches)
-    rows = np.arange(len(workers) * n_each) % len(images)
-    files = tars.locate_listed(images, rows)
+    rows = deal_rows(workers, n_each, len(images))
     args_of = {
-        worker: (files[k * n_each : (k + 1) * n_each], extractor, dtype)
-        for k, worker in enumerate(workers)
+        worker: (tars.locate_listed(images, rows[worker]), extractor, dtype) for worker in workers
     }
     found, failed = try_on_each_worker(client, _try, args_of)
     faults = [Fault("network", f"{e}", "See its log.", w) for w, e in sorted(failed.items())]

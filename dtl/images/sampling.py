@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
 from dtl.cluster.workers import known_workers, try_on_each_worker
 from dtl.config import ImagesConfig
@@ -38,12 +39,8 @@ def check_sample(client: Client, images: ImageList, config: ImagesConfig) -> int
     """
     workers = sorted(known_workers(client))
     per_worker = max(1, min(_PER_WORKER, _MOST // len(workers)))
-    rows = np.arange(len(workers) * per_worker) % len(images)
-    files = tars.locate_listed(images, rows)
-    args_of = {
-        worker: (files[k * per_worker : (k + 1) * per_worker], config)
-        for k, worker in enumerate(workers)
-    }
+    rows = deal_rows(workers, per_worker, len(images))
+    args_of = {worker: (tars.locate_listed(images, rows[worker]), config) for worker in workers}
     found, failed = try_on_each_worker(client, read_sample, args_of)
     faults = [
         Fault("sample", f"It cannot read the images: {error}", "Check its way to the storage: the "
@@ -53,10 +50,10 @@ def check_sample(client: Client, images: ImageList, config: ImagesConfig) -> int
     errors = {
         str(images.path[row]): error
         for worker, of_worker in found.items()
-        for row, error in zip(rows[workers.index(worker) * per_worker :], of_worker, strict=False)
+        for row, error in zip(rows[worker], of_worker, strict=True)
         if error
     }
-    n_read = len({*rows.tolist()})
+    n_read = min(len(workers) * per_worker, len(images))
     if len(errors) > config.max_skipped * n_read:
         named = "; ".join(
             f"{printable(path)[:_MOST_LETTERS]}: {error}"
@@ -72,6 +69,18 @@ def check_sample(client: Client, images: ImageList, config: ImagesConfig) -> int
         ))  # fmt: skip
     refuse(faults)
     return n_read
+
+
+def deal_rows(workers: Sequence[str], n_each: int, n_images: int) -> dict[str, NDArray[np.intp]]:
+    """Return rows for each worker, the first of all; begun again where there are too few.
+
+    Examples
+    --------
+    >>> deal_rows(["a", "b"], 2, 3)
+    {'a': array([0, 1]), 'b': array([2, 0])}
+    """
+    rows = np.arange(len(workers) * n_each) % n_images
+    return dict(zip(workers, np.split(rows, len(workers)), strict=True))
 
 
 def read_sample(files: Sequence[str | Extent], config: ImagesConfig) -> list[str]:

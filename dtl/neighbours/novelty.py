@@ -31,8 +31,8 @@ K = 5
 SHARE = 0.05
 """Share of images like the training images that lie above the threshold."""
 
-_REFERENCE_BYTES = 32 << 20
-_MOST_HELD_OUT = 20_000
+REFERENCE_BYTES = 32 << 20
+MOST_HELD_OUT = 20_000
 _LEAST_HELD_OUT = 100
 """Held-out images that a threshold needs; with fewer, training images are held out in turn."""
 
@@ -159,7 +159,7 @@ def fit_novelty(
     if train.sum() <= k:
         return None
     scaling = fit_scaling(store, layer, client, train)
-    most = max(k + 1, _REFERENCE_BYTES // (4 * store.n_features(layer)))
+    most = max(k + 1, REFERENCE_BYTES // (4 * store.n_features(layer)))
     session = Session(client)
     reference = session.result(
         session.map_reduce(
@@ -175,7 +175,7 @@ def fit_novelty(
         scores = session.result(
             session.map_reduce(
                 _score_chunk, store.n_chunks, store, layer,
-                session.submit_value(take_evenly(held_out, _MOST_HELD_OUT), "held-out-rows"),
+                session.submit_value(take_evenly(held_out, MOST_HELD_OUT), "held-out-rows"),
                 session.submit_value(found, "novelty"), merge=_join, name="novelty-scores",
             )
         )  # fmt: skip

@@ -22,6 +22,7 @@ import numpy as np
 
 from dtl import config, storage
 from dtl.config.errors import Fault, refuse
+from dtl.features.columns import ROW_BYTES
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
 from dtl.images import listing, split
@@ -29,7 +30,7 @@ from dtl.images.values import SPLITS, ImageList
 from dtl.pipeline.findings import Examination, UnseenError
 from dtl.pipeline.run import Run, list_hdfs_urls
 from dtl.storage import kerberos, lock
-from dtl.storage.hdfs import UnreachableError, ask_namenode
+from dtl.storage.hdfs import UnreachableError, ask_namenode, find_server
 
 if TYPE_CHECKING:
     from dtl.features.extraction import Extractor
@@ -41,9 +42,6 @@ _ANSWER_S = 25.0
 """A NameNode that has not answered by then is taken to be down; its client waits for minutes."""
 
 _SOME_IMAGES = 1000
-
-_ROW_BYTES = 300
-"""Of a row's path, label, split and the like, at most."""
 
 
 def examine(run: Run) -> Examination:
@@ -71,7 +69,7 @@ def check_reach(found: Examination, o: config.Config) -> None:
     urls = list_hdfs_urls(o)
     if (urls or o.cluster.address == "yarn") and kerberos.is_needed():
         found.check("kerberos", _find_ticket)
-    servers = dict.fromkeys("/".join(url.split("/")[:3]) + "/" for url in urls)
+    servers = dict.fromkeys(map(find_server, urls))
     for server in servers:
         found.check("hdfs", functools.partial(_ask_namenode, server), needs=["kerberos"])
 
@@ -138,10 +136,7 @@ def _find_weights(spec: ExtractionSpec) -> str:
 
 def _find_results(run: Run, images: ImageList | None) -> str:
     assert images is not None
-    o, results = run.options, run.results
-    grows = not (o.exact or o.overwrite or o.repair or o.retry_skipped)
-    wanted = run.extraction.fingerprint(images)
-    store = FeatureStore.reuse(results.features, wanted, overwrite=o.overwrite, other_images=grows)
+    store = run.find_store(images)
     run.check_start()
     if store is None:
         return "none yet"
@@ -346,7 +341,7 @@ def _compare_space(run: Run, images: ImageList | None, trials: dict[str, Trial])
     url, n_pending = run.results.url, len(images)
     with contextlib.suppress(FileNotFoundError):
         n_pending -= FeatureStore(run.results.features).n_done
-    row_bytes = max(trial.stored_bytes for trial in trials.values()) + _ROW_BYTES
+    row_bytes = max(trial.stored_bytes for trial in trials.values()) + ROW_BYTES
     needed = int(max(n_pending, 0) * row_bytes)
     free = storage.check_space(url, needed, f" for {n_pending:,} rows")
     known = storage.format_bytes(free) if free is not None else "its storage does not say how much"

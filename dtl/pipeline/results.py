@@ -194,6 +194,15 @@ class Results:
         """Read the scores; None if there are none."""
         return self._read("evaluation.json", _parse_evaluation, "head_sha256")
 
+    def evaluation_of(self, head: Head) -> Evaluation:
+        """Read the scores of a head, which must be there."""
+        scores = self.evaluation()
+        if scores is None or scores.provenance["head_sha256"] != head.fingerprint:
+            raise FileNotFoundError(
+                f"No evaluation of the head in {self.url}. Run the evaluate stage first."
+            )
+        return scores
+
     def write_evaluation(self, value: Evaluation) -> None:
         """Store scores, and remove the report of others."""
         storage.remove(self.report)

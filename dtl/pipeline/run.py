@@ -20,6 +20,7 @@ from dtl.config.sections import is_network_file
 from dtl.features.store import FeatureStore
 from dtl.features.values import ExtractionSpec
 from dtl.head.model import Head
+from dtl.images.values import ImageList
 from dtl.pipeline.commands import Command
 from dtl.pipeline.results import Results
 from dtl.storage import kerberos, lock
@@ -101,6 +102,22 @@ class Run:
     def dashboard(self) -> str:
         """Where Dask showed the work; empty if there was none."""
         return str(self._client.dashboard_link) if self._client else ""
+
+    @property
+    def grows(self) -> bool:
+        """Whether a list that differs from the stored one is taken in.
+
+        The other ways are of the rows that are there: as they were, or in place of them.
+        """
+        o = self.options
+        return not (o.exact or o.overwrite or o.repair or o.retry_skipped)
+
+    def find_store(self, listed: ImageList) -> FeatureStore | None:
+        """Return the stored features that listed images go on from, or refuse other ones."""
+        return FeatureStore.reuse(
+            self.results.features, self.extraction.fingerprint(listed),
+            overwrite=self.options.overwrite, other_images=self.grows,
+        )  # fmt: skip
 
     def check_ticket(self) -> None:
         """Refuse a Hadoop that asks for a Kerberos ticket where there is none that is valid."""

@@ -46,13 +46,9 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
     listing_s = time.monotonic() - started
     if splits:
         split.assign_splits(listed, c.split, c.seed)
-    # The others are of the rows that are there: as they were, or in place of them.
-    grows = not (c.exact or c.overwrite or c.repair or c.retry_skipped)
-    store = FeatureStore.reuse(
-        results.features, spec.fingerprint(listed), overwrite=c.overwrite, other_images=grows
-    )
+    store = run.find_store(listed)
     run.begin()
-    if store is not None and grows:
+    if store is not None and run.grows:
         store = _take_in(run, store, listed)
     if store is not None and c.retry_skipped and not c.repair:
         _retry_skipped(run, store, listed)

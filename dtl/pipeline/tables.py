@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, Check
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.pairing import Pairing
-from dtl.evaluation.values import Evaluation
+from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.training.values import Comparison, Probe, Tuning
 
 _NOT_ODD = (LABEL, LEAK, DUPLICATE)
 _MOST_NAMED = 5
 
 
+_SCORES = ("images", "accuracy", "95% interval", "top-5", "mean recall", "log loss")
+
+
+def _list_scores(s: SplitScores) -> tuple[str, ...]:
+    interval = _format_interval(round(s.accuracy * s.n_images), s.n_images)
+    shares = (f"{s.accuracy:.1%}", interval, f"{s.top5:.1%}", f"{s.mean_recall:.1%}")
+    return (f"{s.n_images}", *shares, f"{s.log_loss:.3f}")
+
+
 def format_scores(scores: Evaluation) -> str:
     """Lay out the scores of each split."""
-    titles = ("images", "accuracy", "95% interval", "top-5", "mean recall", "log loss")
-    rows: list[tuple[str, ...]] = [("", *titles)]
-    for name, s in scores.scores.items():
-        interval = _format_interval(round(s.accuracy * s.n_images), s.n_images)
-        shares = (f"{s.accuracy:.1%}", interval, f"{s.top5:.1%}", f"{s.mean_recall:.1%}")
-        rows.append((name, f"{s.n_images}", *shares, f"{s.log_loss:.3f}"))
+    rows = [("", *_SCORES), *((name, *_list_scores(s)) for name, s in scores.scores.items())]
     return "\n".join([align_columns(rows, right={*range(1, 7)}), *_list_certainty(scores)])
 
 
@@ -51,14 +55,10 @@ def _format_interval(n: int, n_images: int) -> str:
 
 def format_runs(evaluations: Sequence[Evaluation], names: Sequence[str]) -> str:
     """Lay out the scores of runs, a line for each split."""
-    titles = ("", "images", "accuracy", "95% interval", "top-5", "mean recall", "log loss")
-    rows: list[tuple[str, ...]] = [("", *titles)]
+    rows: list[tuple[str, ...]] = [("", "", *_SCORES)]
     for name, evaluation in zip(names, evaluations, strict=True):
         for k, (split, s) in enumerate(evaluation.scores.items()):
-            interval = _format_interval(round(s.accuracy * s.n_images), s.n_images)
-            shares = (f"{s.accuracy:.1%}", interval, f"{s.top5:.1%}", f"{s.mean_recall:.1%}")
-            start = (name if k == 0 else "", split, f"{s.n_images}")
-            rows.append((*start, *shares, f"{s.log_loss:.3f}"))
+            rows.append((name if k == 0 else "", split, *_list_scores(s)))
     return align_columns(rows, right={*range(2, 8)})
 
 

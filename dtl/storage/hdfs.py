@@ -54,6 +54,17 @@ class UnreachableError(ConnectionError):
     """No NameNode answered for as long as ``hdfs-site.xml`` lets a client try."""
 
 
+def find_server(url: str) -> str:
+    """Return the root of the server of a URL, ``hdfs://…/``.
+
+    Examples
+    --------
+    >>> find_server("hdfs://nameservice/user/me")
+    'hdfs://nameservice/'
+    """
+    return "/".join(url.split("/")[:3]) + "/"
+
+
 def ask_namenode(server: str) -> None:
     """Ask for the root of a server, ``hdfs://…/``, without the minutes of patience of a run.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dtl.config.errors import Fault, refuse
 from dtl.storage.hadoop import count_copies
-from dtl.storage.hdfs import Hdfs
+from dtl.storage.hdfs import Hdfs, find_server
 from dtl.storage.local import Local
 from dtl.storage.places import filesystem
 
@@ -58,10 +58,9 @@ def _ask_hdfs(url: str) -> int | None:
     """Return what the DataNodes have left, if Hadoop's own command is there to say so."""
     if shutil.which("hdfs") is None:
         return None
-    root = "/".join(url.split("/")[:3]) + "/"
     try:
         done = subprocess.run(
-            ["hdfs", "dfs", "-df", root], capture_output=True, text=True, check=True,
+            ["hdfs", "dfs", "-df", find_server(url)], capture_output=True, text=True, check=True,
             timeout=_HDFS_ANSWER_S,
         )  # fmt: skip
         return int(done.stdout.splitlines()[-1].split()[3]) // count_copies()

@@ -198,6 +198,8 @@ def solve(
     objective = _Objective(inputs, initial["kernel"].shape, config, session)
     session.wait(inputs.groups)  # reading the features is no part of the first iteration's time
     x0 = np.concatenate([initial["kernel"].ravel(), initial["bias"]])
+    if show:
+        show_rounds([], begins=True)
     recorder = _Recorder(inputs, objective, x0, show=show)
     points = quasi_newton.minimise(objective, x0)
     with (
@@ -247,8 +249,6 @@ class _Recorder:
     ) -> None:
         self._history: list[Round] = []
         self._show = show
-        if show:
-            show_rounds([], begins=True)
         self._has_validation, self._n_shards = inputs.has_validation, len(inputs.n_train)
         self._objective = objective
         self._before, self._last = objective.kernel(x0), time.monotonic()

@@ -72,7 +72,7 @@ def test_without_validation_images_training_images_are_held_out(
 def test_the_reference_is_an_even_sample_of_bounded_size(
     make_store: MakeStore, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(novelty, "_REFERENCE_BYTES", 50 * 20 * 4)
+    monkeypatch.setattr(novelty, "REFERENCE_BYTES", 50 * 20 * 4)
     store = make_store()
     found = fit_novelty(store, "fc2", threads)
     assert found.reference.shape == (50, 20)

@@ -1,4 +1,4 @@
-"""Events of a run, from the driver and the workers to the scheduler."""
+"""Events of a run, from the driver to the scheduler."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class _Feed:
         self._latest: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
-    def add(self, event: dict[str, Any], of: str) -> None:
+    def add(self, kind: str, of: str = "", **values: Any) -> None:
+        event = {"kind": kind, "at": time.time(), **values}
         with self._lock:
             if of:
                 self._latest[of] = event
@@ -63,7 +64,7 @@ def tell(kind: str, *, of: str = "", **values: Any) -> None:
         What msgpack takes.
     """
     for feed in _feeds:
-        feed.add({"kind": kind, "at": time.time(), **values}, of)
+        feed.add(kind, of, **values)
 
 
 @contextmanager
@@ -95,13 +96,13 @@ def follow(client: Client) -> Iterator[None]:
 
     sender = threading.Thread(target=send, name="dtl-live", daemon=True)
     _feeds.append(feed)
-    feed.add({"kind": "begin", "at": time.time()}, "")
+    feed.add("begin")
     sender.start()
     try:
         yield
     finally:
         _feeds.remove(feed)
-        feed.add({"kind": "end", "at": time.time()}, "")
+        feed.add("end")
         ended.set()
         sender.join(5 * _SEND_EVERY_S)  # it may be asking a scheduler that is gone
 

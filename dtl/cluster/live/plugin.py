@@ -13,7 +13,12 @@ from tornado import web
 from dtl.cluster.live.feed import PAGE, TOPIC, read_events
 from dtl.cluster.live.state import State
 
-_FILES = {"live": "text/html", "live.css": "text/css", "live.js": "text/javascript"}
+_FILES = {
+    PAGE: ("live.html", "text/html"),
+    f"{PAGE}.css": ("live.css", "text/css"),
+    f"{PAGE}.js": ("live.js", "text/javascript"),
+}
+"""Files of the folder `page`, and their types, by place."""
 
 _STEPS = ("local-steps-", "gradient-")
 """Names of tasks that train; before their token is the number of a group of shards."""
@@ -32,7 +37,7 @@ class LivePage(SchedulerPlugin):  # type: ignore[misc]
         """Begin to serve the page."""
         self._scheduler, self._state = scheduler, State()
         routes: list[Any] = [(f"/{PAGE}.json", _Numbers, {"page": self})]
-        routes += [(f"/dtl/{name}", _File, {"name": name}) for name in _FILES]
+        routes += [(f"/{place}", _File, {"file": file}) for place, file in _FILES.items()]
         scheduler.http_application.add_application(web.Application(routes))
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -92,14 +97,13 @@ class _Page(web.RequestHandler):
 
 
 class _File(_Page):
-    def initialize(self, name: str) -> None:
-        self._name = name
+    def initialize(self, file: tuple[str, str]) -> None:
+        self._name, self._type = file
 
     def get(self) -> None:
         """Return a file of the page."""
-        file = Path(__file__).with_name("page") / (self._name if "." in self._name else "live.html")
-        self.set_header("Content-Type", f"{_FILES[self._name]}; charset=utf-8")
-        self.write(file.read_bytes())
+        self.set_header("Content-Type", f"{self._type}; charset=utf-8")
+        self.write((Path(__file__).with_name("page") / self._name).read_bytes())
 
 
 class _Numbers(_Page):

@@ -81,9 +81,8 @@ class State:
         if known is None or done < known["done"]:
             if len(self._stages) >= _MOST_STAGES:
                 return
-            known = self._stages[name] = {"name": name, "began": self._now}
-        # What was done when it was first heard of took no time: a training may be a resumed one.
-        known.setdefault("before", done)
+            # What is done when it is first heard of took no time: a training may be a resumed one.
+            known = self._stages[name] = {"name": name, "began": self._now, "before": done}
         known.update(unit=unit, done=done, total=total, note=note, at=self._now)
 
     def on_round(self, *, shard_loss: Iterable[float] = (), **values: Any) -> None:

@@ -98,12 +98,8 @@ def _open_runs(urls: Sequence[str]) -> list[_Shown]:
 
 
 def _open(name: str, results: Results) -> _Shown:
-    store, head, scores = results.store(), results.trained_head(), results.evaluation()
-    if scores is None or scores.provenance["head_sha256"] != head.fingerprint:
-        raise FileNotFoundError(
-            f"No evaluation of the head in {results.url}. Run its evaluate stage first."
-        )
-    return _Shown(name, results, store, head, scores)
+    store, head = results.store(), results.trained_head()
+    return _Shown(name, results, store, head, results.evaluation_of(head))
 
 
 def name_runs(urls: Sequence[str]) -> list[str]:

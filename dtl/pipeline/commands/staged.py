@@ -141,11 +141,8 @@ def report(run: Run, arguments: argparse.Namespace) -> None:
         )
     if arguments.page:
         raise UserError("--page is for several runs; the report of one is report.html in it.")
-    store, head, scores = run.results.store(), run.results.trained_head(), run.results.evaluation()
-    if scores is None or scores.provenance["head_sha256"] != head.fingerprint:
-        raise FileNotFoundError(
-            f"No evaluation of the head in {run.results.url}. Run the evaluate stage first."
-        )
+    store, head = run.results.store(), run.results.trained_head()
+    scores = run.results.evaluation_of(head)
     _check_made_with(run, store, head)
     run.begin()
     storage.remove(run.results.report)

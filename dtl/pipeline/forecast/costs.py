@@ -7,7 +7,6 @@ the second, rounds follow one another, and in a round the shards of a thread do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtl.cluster.spread import choose_group_size
@@ -249,10 +248,3 @@ def count_rows_in_memory(work: Work, rates: Rates, n_workers: int) -> int:
     holders = min(n_workers * rates.n_threads, work.n_shards)
     per_worker = -(-holders // n_workers)
     return math.ceil(n_rows * work.row_bytes * per_worker / max(holders, 1))
-
-
-def take_median(values: Sequence[float]) -> float:
-    """Return the median of measurements; 0 of none."""
-    ordered = sorted(values)
-    n = len(ordered)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2 if n else 0.0

@@ -49,9 +49,6 @@ _N_TASKS = 400
 """Empty ones, which tell what the driver and the scheduler take for one."""
 
 _PRODUCT = 1024
-_REFERENCE_BYTES = 32 << 20
-_MOST_HELD_OUT = 20_000
-"""Of `dtl.neighbours.novelty`: its reference, and the rows held against it."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +68,12 @@ class Measured:
 
 def measure(run: Run) -> Measured:
     """List what is left to do, and measure what it costs."""
-    o, results = run.options, run.results
+    o = run.options
     listing_began = time.monotonic()
     images = listing.list_images(o.images, o.seed)
     listing_s = time.monotonic() - listing_began
     of_rows = split.assign_splits(images, o.split, o.seed)
-    # The same refusals as a run has.
-    grows = not (o.exact or o.overwrite or o.repair or o.retry_skipped)
-    wanted = run.extraction.fingerprint(images)
-    store = FeatureStore.reuse(results.features, wanted, overwrite=o.overwrite, other_images=grows)
+    store = run.find_store(images)
     n_done = 0 if store is None else min(store.n_done, len(images))
     work, done = find_work(run, images, of_rows, store, n_done)
     if not (work.n_pending or work.trains or work.evaluates):
@@ -185,9 +179,11 @@ def _count_rounds(results: Results) -> int:
 
 def _add_width(work: Work, o: Config, n_features: int, n_classes: int) -> Work:
     """Add what follows from the number of features."""
+    from dtl.neighbours.novelty import MOST_HELD_OUT, REFERENCE_BYTES
+
     row_bytes = 4 * n_features
-    n_reference = min(work.n_train, _REFERENCE_BYTES // row_bytes)
-    novelty = 2 * min(work.n_held_out, _MOST_HELD_OUT) * n_reference * n_features
+    n_reference = min(work.n_train, REFERENCE_BYTES // row_bytes)
+    novelty = 2 * min(work.n_held_out, MOST_HELD_OUT) * n_reference * n_features
     exact = work.trains and o.train.solver == "lbfgs"  # two products: for loss and gradient
     return replace(
         work, row_bytes=row_bytes, novelty_flop=novelty,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from dtl.config import TrainConfig
 from dtl.features.store import FeatureStore
 from dtl.head.schedules import with_batch_size
 from dtl.images.values import NO_SPLIT, SPLITS, ImageList
-from dtl.pipeline.forecast.costs import Rates, Work, take_median
+from dtl.pipeline.forecast.costs import Rates, Work
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
 from dtl.training.spec import TrainingSpec
@@ -125,7 +126,7 @@ def fit_rounds(history: Sequence[Round], spec: TrainingSpec, n_threads: int) -> 
     plain = [s for s, r in later if math.isnan(r.train_loss)]
     scored = [s for s, r in later if not math.isnan(r.train_loss)]
     round_s = float(np.mean(plain or scored))
-    steps_s = take_median([r.step_s for r in history])  # of a group's shards, one after another
+    steps_s = statistics.median(r.step_s for r in history)  # of a group's shards, one after another
     n_steps = spec.config.averaging_frequency
     n_rows = int((spec.split != NO_SPLIT).sum())
     score_s = max(float(np.mean(scored)) - round_s, 0.0) if plain else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 
 from dtl import config, storage
+from dtl.features.columns import ROW_BYTES
 from dtl.pipeline.forecast.costs import (
     Forecast,
     Rates,
@@ -18,8 +19,6 @@ from dtl.pipeline.forecast.measuring import Measured
 from dtl.pipeline.tables import align_columns
 
 _WORKERS = (10, 100, 1000)
-_ROW_BYTES = 300
-"""Of a row's path, label, split and the like, at most."""
 
 
 def format_forecast(measured: Measured, options: config.Config) -> str:
@@ -81,7 +80,7 @@ def _list_amounts(measured: Measured, options: config.Config) -> list[tuple[str,
     work, rates, size = measured.work, measured.rates, storage.format_bytes
     rows = []
     if work.n_pending:
-        written = work.n_pending * (rates.stored_bytes + _ROW_BYTES)
+        written = work.n_pending * (rates.stored_bytes + ROW_BYTES)
         free = storage.find_free_bytes(options.out)
         has = f"{size(free)} free" if free is not None else "free space not known"
         rows += [
