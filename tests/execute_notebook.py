@@ -11,6 +11,8 @@ import nbformat
 from nbclient import NotebookClient
 from traitlets.config import Config
 
+from dtl import storage
+
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "look_at_a_run.ipynb"
 
 
@@ -40,7 +42,7 @@ def hash_code(notebook: nbformat.NotebookNode) -> str:
 
 if __name__ == "__main__":
     if "DTL_OUT" in os.environ:
-        os.environ["DTL_OUT"] = str(Path(os.environ["DTL_OUT"]).absolute())
+        os.environ["DTL_OUT"] = storage.absolute(os.environ["DTL_OUT"])
     notebook = read()
     execute(notebook)
     nbformat.write(notebook, NOTEBOOK)

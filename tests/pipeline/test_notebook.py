@@ -42,6 +42,7 @@ print(json.dumps({
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Executes the notebook on results, and returns what it found, and all that it printed."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
 
     def execute_on(out: str | Path) -> tuple[dict[str, Any], str]:
         monkeypatch.setenv("DTL_OUT", str(out))
