@@ -68,6 +68,7 @@ def gather_report(
         n_duplicates=n_duplicates,
         n_conflicting=n_conflicting,
         timings=results.timings(),
+        timeline=results.timeline(),
         warnings=list_warnings(store),
         n_lists=len(store.generations),
         n_removed=store.n_images - store.n_present,

@@ -15,6 +15,7 @@ import tomli_w
 from dtl import config, storage
 from dtl.checking import relabel
 from dtl.checking.values import Check, Issue, issues_from_bytes, issues_to_bytes
+from dtl.cluster.timeline.values import Timeline
 from dtl.config import Config, ImagesConfig, TrainConfig
 from dtl.config.errors import UserError
 from dtl.config.plain import from_plain
@@ -48,6 +49,7 @@ class Results:
     ``evaluation.json``   `Evaluation`
     ``occlusion.json``    `Occlusion`, of some mistakes
     ``timings.json``      how long each stage took; differs from run to run
+    ``timeline.json``     `Timeline`: who did what when; differs from run to run
     ``report.html``       the page of the run
     ``side-by-side.html`` the run beside others
     ``compare.json``      `Comparison`, with its page, ``compare.html``
@@ -307,6 +309,14 @@ class Results:
             n += timings[stage]["n"]
         timings[stage] = {"seconds": round(seconds, 3), "n": n, "unit": unit}
         self._write("timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+
+    def timeline(self) -> Timeline | None:
+        """Read who did what when; None if that was not recorded."""
+        return self._read("timeline.json", Timeline.from_json)
+
+    def write_timeline(self, value: Timeline) -> None:
+        """Store who did what when."""
+        self._write("timeline.json", value.to_json())
 
     def _place(self, name: str) -> str:
         return storage.join(self.url, name)

@@ -22,6 +22,7 @@ from dtl.features.values import ExtractionSpec
 from dtl.head.model import Head
 from dtl.images.values import ImageList
 from dtl.pipeline.commands import Command
+from dtl.pipeline.journal import Journal
 from dtl.pipeline.results import Results
 from dtl.storage import kerberos, lock
 from dtl.storage.ledger import read_parsed
@@ -53,6 +54,7 @@ class Run:
         self._stack = stack
         self._client: Client | None = None
         self._lock: lock.Lock | None = None
+        self.journal = Journal()
         self._extraction = ExtractionSpec(options.features, options.images, options.seed)
 
     @functools.cached_property
@@ -172,6 +174,8 @@ class Run:
                     register_setup(client, lock.guard_worker, url, "")
 
             self._stack.push(end_guard)
+            # What it keeps must be written while the folder is still locked.
+            self._stack.enter_context(self.journal.keep(client, self.results))
 
     def check_start(self) -> None:
         """Refuse a head to start from that cannot be read, or that the training would replace.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -31,7 +32,23 @@ from dtl.training.values import Comparison, Probe, Round, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
+_P, _T = ParamSpec("_P"), TypeVar("_T")
+_Stage = Callable[Concatenate[Run, _P], _T]
 _Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Occlusion, Probe, Tuning)
+
+
+def _stage(name: str) -> Callable[[_Stage[_P, _T]], _Stage[_P, _T]]:
+    """Note in a run's journal that a stage goes on."""
+
+    def decorate(function: _Stage[_P, _T]) -> _Stage[_P, _T]:
+        @functools.wraps(function)
+        def call(run: Run, *args: _P.args, **options: _P.kwargs) -> _T:
+            with run.journal.stage(name):
+                return function(run, *args, **options)
+
+        return call
+
+    return decorate
 
 
 def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
@@ -39,13 +56,21 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
 
     With `splits`, the list is split, too, to refuse what a later stage would.
     """
-    c, results, spec = run.options, run.results, run.extraction
+    c = run.options
     run.check_ticket()
     started = time.monotonic()
-    listed = listing.list_images(c.images, c.seed)
+    with run.journal.stage("list"):
+        listed = listing.list_images(c.images, c.seed)
     listing_s = time.monotonic() - started
     if splits:
         split.assign_splits(listed, c.split, c.seed)
+    with run.journal.stage("featurize"):
+        return _compute(run, listed, listing_s)
+
+
+def _compute(run: Run, listed: ImageList, listing_s: float) -> FeatureStore:
+    """Compute the features of listed images; `listing_s` is kept with what that takes."""
+    c, results = run.options, run.results
     store = run.find_store(listed)
     run.begin()
     if store is not None and run.grows:
@@ -74,8 +99,9 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
 
     try:
         store = featurization.featurize(
-            results.features, listed, spec, client, overwrite=c.overwrite, repair=c.repair
-        )
+            results.features, listed, run.extraction, client,
+            overwrite=c.overwrite, repair=c.repair,
+        )  # fmt: skip
     except OSError:
         raise  # the storage may be gone
     except BaseException as error:
@@ -121,6 +147,7 @@ def forget_chunks(run: Run, store: FeatureStore, chunks: list[int]) -> None:
         store.forget_chunk(chunk)
 
 
+@_stage("train")
 def train(run: Run, store: FeatureStore) -> Head:
     """Split the images and train a head."""
     c, results = run.options, run.results
@@ -197,6 +224,7 @@ def _tell_gain(earlier: list[Round], first: Round) -> None:
     )  # fmt: skip
 
 
+@_stage("evaluate")
 def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
     """Score the head."""
     results = run.results
@@ -214,6 +242,7 @@ def evaluate(run: Run, store: FeatureStore, head: Head) -> Evaluation:
     return scores
 
 
+@_stage("check")
 def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
     """Look for faults of the images; of a head that is given, say what they do to its scores."""
     c, results = run.options, run.results
@@ -255,6 +284,7 @@ def check(run: Run, store: FeatureStore, head: Head | None) -> Check:
     return found
 
 
+@_stage("occlude")
 def occlude(run: Run, store: FeatureStore, head: Head, scores: Evaluation, n_images: int) -> None:
     """Find out where in the pictures of the first mistakes the decision lies."""
     mistakes = scores.mistakes[:n_images]
@@ -287,6 +317,7 @@ def report(run: Run, store: FeatureStore, head: Head, scores: Evaluation) -> Non
     from dtl.pipeline.gather import gather_report
     from dtl.report import page  # Bokeh, which a finished run does not need
 
+    run.journal.save()
     gathered = gather_report(run.results, run.options, store, head, scores)
     storage.write_bytes(url, page.render(gathered).encode())
 

@@ -112,6 +112,32 @@ def find_page(client: Client) -> str:
     return f"{client.dashboard_link.rsplit('/', 1)[0]}/{PAGE}"
 
 
+def begin_record(client: Client, token: str) -> None:
+    """Begin a `dtl.cluster.timeline.record.Record` in the scheduler, in place of one before.
+
+    Raises
+    ------
+    KeyError
+        If the scheduler has no plugin of dtl.
+    """
+    client.run_on_scheduler(_begin_record, token)
+
+
+def read_record(client: Client, token: str) -> dict[str, Any] | None:
+    """Return what `Record.to_dict` says; None if another has begun a record since."""
+    found: dict[str, Any] | None = client.run_on_scheduler(_read_record, token)
+    return found
+
+
+def _begin_record(token: str, dask_scheduler: Any) -> None:
+    dask_scheduler.plugins[TOPIC].begin_record(token)
+
+
+def _read_record(token: str, dask_scheduler: Any) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = dask_scheduler.plugins[TOPIC].read_record(token)
+    return found
+
+
 def _register(client: Client) -> None:
     from dtl.cluster.live.plugin import LivePage
 

@@ -1,17 +1,20 @@
-"""The plugin that keeps the state of a run in the scheduler, and serves its page."""
+"""The plugin that keeps what a run does in the scheduler, and serves its page."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 from tornado import web
+from tornado.ioloop import PeriodicCallback
 
 from dtl.cluster.live.feed import PAGE, TOPIC, read_events
 from dtl.cluster.live.state import State
+from dtl.cluster.timeline.record import Record
 
 _FILES = {
     PAGE: ("live.html", "text/html"),
@@ -19,6 +22,12 @@ _FILES = {
     f"{PAGE}.js": ("live.js", "text/javascript"),
 }
 """Files of the folder `page`, and their types, by place."""
+
+_LOOK_EVERY_MS = 1000
+_MOST_CHANGES = 50
+
+_TO_COMPUTE = {"waiting", "queued", "no-worker", "processing"}
+"""States of tasks that will be computed, if a worker is there."""
 
 _STEPS = ("local-steps-", "gradient-")
 """Names of tasks that train; before their token is the number of a group of shards."""
@@ -34,39 +43,84 @@ class LivePage(SchedulerPlugin):  # type: ignore[misc]
         self.name = TOPIC
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Begin to serve the page."""
+        """Begin to record, and to serve the page."""
         self._scheduler, self._state = scheduler, State()
+        self._going: dict[str, tuple[bool, list[Any]]] = {}
+        self.begin_record("")
+        self._looking = PeriodicCallback(self._look_at_memory, _LOOK_EVERY_MS)
+        self._looking.start()
         routes: list[Any] = [(f"/{PAGE}.json", _Numbers, {"page": self})]
         routes += [(f"/{place}", _File, {"file": file}) for place, file in _FILES.items()]
         scheduler.http_application.add_application(web.Application(routes))
 
+    async def close(self) -> None:
+        """Stop looking at the workers."""
+        self._looking.stop()
+
+    def begin_record(self, token: str) -> None:
+        """Record from now on, for whom the token names; forget what was before."""
+        self._record, self._token = Record(time.time()), token
+        for worker in self._scheduler.workers:
+            self.add_worker(self._scheduler, worker)
+
+    def read_record(self, token: str) -> dict[str, Any] | None:
+        """Return what the workers did since `begin_record`; None if another has begun since."""
+        return self._record.to_dict(time.time()) if token == self._token else None
+
+    def _look_at_memory(self) -> None:
+        workers = self._scheduler.workers.items()
+        n_bytes = {address: int(w.metrics.get("memory", 0)) for address, w in workers}
+        self._record.add_memory(n_bytes, time.time())
+
     def log_event(self, topic: str, msg: Any) -> None:
-        """Take events of a run."""
+        """Take events of a run, and of the scheduler that a worker goes."""
         if topic == TOPIC:
             for event in read_events(msg):
                 self._state.add(event)
+        elif topic == "all" and isinstance(msg, dict) and msg.get("action") == "remove-worker":
+            # `remove_worker` is told neither why, nor what it was to compute.
+            keys = [*msg.get("processing-tasks", ()), *msg.get("lost-computed-tasks", ())]
+            self._going[str(msg["worker"])] = (bool(msg.get("expected")), keys)
 
     def transition(
         self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any
     ) -> None:
-        """Take the time of a task that trained."""
-        if finish != "memory" or not isinstance(key, str) or not key.startswith(_STEPS):
+        """Take the time of a task that has ended."""
+        if finish not in ("memory", "erred") or start != "processing":
             return
-        *_, group, _token = key.split("-")
-        seconds = [s["stop"] - s["start"] for s in kwargs.get("startstops") or ()
-                   if s["action"] == "compute"]  # fmt: skip
-        if group.isdecimal() and seconds:
-            self._state.add_step(int(group), str(kwargs.get("worker", "")), sum(seconds))
+        times = [(s["start"], s["stop"]) for s in kwargs.get("startstops") or ()
+                 if s["action"] == "compute"]  # fmt: skip
+        if not times:
+            return
+        worker = str(kwargs.get("worker", ""))
+        for name in self._name_tasks([key]):
+            for begin, end in times:
+                self._record.add_task(worker, name, begin, end)
+        if finish == "memory" and isinstance(key, str) and key.startswith(_STEPS):
+            *_, group, _token = key.split("-")
+            if group.isdecimal():
+                self._state.add_step(int(group), worker, sum(end - begin for begin, end in times))
+
+    def _name_tasks(self, keys: Iterable[Any]) -> list[str]:
+        """Return the names without numbers of tasks that the scheduler knows."""
+        tasks = self._scheduler.tasks
+        return [tasks[key].prefix.name for key in keys if key in tasks]
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Note a worker that joins."""
-        self._state.add_change("joined", worker)
+        known = scheduler.workers[worker]
+        limit = int(known.memory_limit or 0)
+        self._record.add_worker(worker, str(known.name), limit=limit, at=time.time())
 
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any
     ) -> None:
-        """Note a worker that has gone."""
-        self._state.add_change("gone", worker)
+        """Note a worker that has gone, and which of its tasks are to be computed again."""
+        expected, keys = self._going.pop(worker, (False, []))
+        tasks = scheduler.tasks
+        again = [key for key in keys if key in tasks and tasks[key].state in _TO_COMPUTE]
+        fate = "left" if expected else "lost"
+        self._record.remove_worker(worker, fate, self._name_tasks(again), time.time())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state, the workers, and what they do just now."""
@@ -82,7 +136,9 @@ class LivePage(SchedulerPlugin):  # type: ignore[misc]
                 "waiting": len(worker.processing),
                 "running": sorted(running, key=lambda task: -task[1])[:3],
             })  # fmt: skip
-        return {"now": time.time(), **self._state.to_dict(), "workers": workers}
+        changes = self._record.list_changes(_MOST_CHANGES)
+        shown = {"now": time.time(), **self._state.to_dict(), "changes": changes}
+        return {**shown, "workers": workers}
 
 
 class _Page(web.RequestHandler):

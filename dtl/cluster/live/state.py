@@ -16,7 +16,7 @@ _MOST_CELLS = 1000
 """Cells of the grid of chunks: of more chunks, each stands for several."""
 
 _MOST_SHARDS = 1000
-_MOST_SKIPPED, _MOST_CHANGES, _MOST_STAGES = 50, 50, 100
+_MOST_SKIPPED, _MOST_STAGES = 50, 100
 
 SERIES = (
     "round", "epoch", "loss", "train_accuracy", "validation_accuracy", "validation_loss",
@@ -54,7 +54,6 @@ class State:
         self._n_chunks, self._cells, self._sizes = 0, [0], [0]
         self._n_skipped = 0
         self._skipped: deque[tuple[str, str]] = deque(maxlen=_MOST_SKIPPED)
-        self._changes: deque[tuple[float, str, str]] = deque(maxlen=_MOST_CHANGES)
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take an event; one of an unknown kind is passed over, for another dtl may send it."""
@@ -67,9 +66,7 @@ class State:
 
     def on_begin(self) -> None:
         """Forget the run before."""
-        changes = self._changes
         self._clear(self._now)
-        self._changes = changes
 
     def on_end(self) -> None:
         """Note that the run has ended."""
@@ -135,10 +132,6 @@ class State:
         known["mean"] += (seconds - known["mean"]) / min(known["n"], 20)
         known.update(worker=worker, last=seconds, most=max(known["most"], seconds))
 
-    def add_change(self, what: str, worker: str) -> None:
-        """Note that a worker has joined, or was lost."""
-        self._changes.append((time.time(), what, worker))
-
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, of JSON's types."""
         rows = self._rounds
@@ -159,7 +152,6 @@ class State:
                 self._cells, self._sizes, strict=True)] if self._n_chunks else [],
             "n_skipped": self._n_skipped,
             "skipped": [*self._skipped],
-            "changes": [*self._changes],
         }  # fmt: skip
 
 

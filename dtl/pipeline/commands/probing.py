@@ -61,7 +61,8 @@ def probe(run: Run, arguments: argparse.Namespace) -> None:
     if found is None:
         from dtl.report.probing import render_probe
 
-        found = run_probe(spec, options, run.client)
+        with run.journal.stage("probe"):
+            found = run_probe(spec, options, run.client)
         title = storage.base_name(hide(store.attrs["root"]))
         run.results.write_probe(found, render_probe(found, title))
     print_line(f"{format_probe(found)}\n\nPage: {run.results.probe_page}")

@@ -29,7 +29,8 @@ def compare(run: Run, _: argparse.Namespace) -> None:
         from dtl.report import page
 
         comparison.check_store(spec, c.compare)
-        compared = comparison.compare(spec, c.compare, run.client)
+        with run.journal.stage("compare"):
+            compared = comparison.compare(spec, c.compare, run.client)
         results.write_comparison(compared, page.render_comparison(compared, _name_images(store)))
     print_line(f"{format_comparison(compared)}\n\nPage: {results.comparison_page}")
 
@@ -49,9 +50,11 @@ def tune(run: Run, _: argparse.Namespace) -> None:
         # A checkpoint that cannot be used is refused before a cluster is started.
         resume(results.tuning_checkpoint, wanted, tuning.Search.from_bytes, overwrite=c.overwrite)
         started = time.monotonic()
-        found = tuning.tune(
-            spec, c.tune, run.client, checkpoint=results.tuning_checkpoint, overwrite=c.overwrite
-        )
+        with run.journal.stage("tune"):
+            found = tuning.tune(
+                spec, c.tune, run.client,
+                checkpoint=results.tuning_checkpoint, overwrite=c.overwrite,
+            )  # fmt: skip
         seconds = time.monotonic() - started
         results.write_tuning(found, page.render_tuning(found, _name_images(store)))
         results.add_timing("tune", seconds, len(found.trials), "trials")
