@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
-_WRITE_EVERY_S = 30.0
-"""A killed command loses what it did since it wrote last."""
+_WRITE_EVERY_S = (5.0, 30.0)
+"""At first, and later; a killed command loses what it did since it wrote last."""
+_LATER_S = 600.0
 
 _PATIENCE_S = 10.0
 """For a scheduler or a storage that does not answer: the work does not wait for its journal."""
@@ -50,6 +51,7 @@ class Journal:
         self._lock = threading.Lock()
         self._stages: list[Stage] = []
         self._open: set[int] = set()
+        self._n_ended = 0
         self._memory: list[Peak] = []
         self._width = _LOOK_EVERY_S
         self._workers: dict[str, Any] = {}
@@ -61,6 +63,8 @@ class Journal:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Note that a stage goes on while the block runs."""
+        if not self._stages:  # the life begins with its first stage
+            self._began, self._started = time.time(), time.monotonic()
         begin = self._now()
         with self._lock:
             self._finished, place = None, len(self._stages)
@@ -73,6 +77,7 @@ class Journal:
             self._look()
             with self._lock:
                 self._open.remove(place)
+                self._n_ended += 1
                 self._stages[place] = Stage(name, begin, self._now())
 
     @contextmanager
@@ -97,7 +102,7 @@ class Journal:
                 self._workers = _take_workers(found, began)
 
         def write() -> None:
-            life = self._finished
+            life, n_ended = self._finished, self._n_ended
             if life is None:
                 if not self._problem:
                     ask()
@@ -106,7 +111,8 @@ class Journal:
             if not self._is_too_late:
                 results.write_timeline(replace(earlier, lives=(*earlier.lives, life)))
                 with self._lock:
-                    self._finished = None if self._open else life
+                    if n_ended == len(self._stages) > 0:  # before the workers were asked
+                        self._finished = life
 
         requests: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         ended = threading.Event()
@@ -117,7 +123,8 @@ class Journal:
                 request = _take(requests, _LOOK_EVERY_S)
                 is_last = ended.is_set()
                 self._look()
-                if request is None and self._now() - last < _WRITE_EVERY_S:
+                every_s = _WRITE_EVERY_S[self._now() > _LATER_S]
+                if request is None and self._now() - last < every_s:
                     continue
                 try:
                     write()

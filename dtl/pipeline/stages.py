@@ -32,7 +32,8 @@ from dtl.training.values import Comparison, Probe, Round, Tuning
 
 log = logging.getLogger("dtl.pipeline")
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _Stage = Callable[Concatenate[Run, _P], _T]
 _Stored = TypeVar("_Stored", Check, Comparison, Evaluation, Head, Occlusion, Probe, Tuning)
 
@@ -42,7 +43,7 @@ def _stage(name: str) -> Callable[[_Stage[_P, _T]], _Stage[_P, _T]]:
 
     def decorate(function: _Stage[_P, _T]) -> _Stage[_P, _T]:
         @functools.wraps(function)
-        def call(run: Run, *args: _P.args, **options: _P.kwargs) -> _T:
+        def call(run: Run, /, *args: _P.args, **options: _P.kwargs) -> _T:
             with run.journal.stage(name):
                 return function(run, *args, **options)
 

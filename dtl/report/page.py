@@ -19,12 +19,14 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from dtl.checking.values import LABEL, Check, Issue
+from dtl.cluster.timeline.figures import count
+from dtl.cluster.timeline.values import Timeline
 from dtl.config import build
 from dtl.config.text import printable
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.images.values import SPLITS
-from dtl.report import plots
+from dtl.report import plots, timeline
 from dtl.report.illustrations import (
     MOST_NAMED,
     Illustrations,
@@ -38,6 +40,7 @@ _NOTHING = "\N{EN DASH}"
 _MOST_CONFUSIONS = 12
 _MOST_REASONS = 20
 _MOST_PATHS = 10
+_MOST_LOSSES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,8 @@ class ReportInput:
     suspects : sequence of Issue
         Its likeliest label errors, whose pictures are among `pictures`.
     illustrations : Illustrations
+    timeline : Timeline, optional
+        Who did what when, if that was recorded.
     quantization : mapping
         How far the network in int8 is from float32, as the feature store holds it; may be empty.
     """
@@ -104,6 +109,7 @@ class ReportInput:
     left_out_counts: Mapping[str, int] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
     illustrations: Illustrations = field(default_factory=Illustrations)
+    timeline: Timeline | None = None
 
 
 def render(report: ReportInput) -> str:
@@ -137,6 +143,11 @@ def render(report: ReportInput) -> str:
         figures.pop("rate", None)
     if report.tuning:
         figures |= plots.draw_tuning(report.tuning)
+    of_time = {}
+    if report.timeline:
+        drawn, time_shown = timeline.draw(report.timeline)
+        figures |= drawn
+        of_time = {"time_shown": time_shown, "time_figures": count(report.timeline)}
     return fill(
         "report.html",
         figures,
@@ -177,6 +188,11 @@ def render(report: ReportInput) -> str:
         class_colors=list_colors(report.class_names),
         most_named=MOST_NAMED,
         list_cells=list_cells,
+        kind_colors=timeline.KIND_COLORS,
+        lost_color=timeline.LOST,
+        most_losses=_MOST_LOSSES,
+        add_up=timeline.add_up,
+        **of_time,
     )
 
 
@@ -221,7 +237,8 @@ def fill(template: str, figures: Mapping[str, Any], **shown: Any) -> str:
     # Bokeh defines an object at its first mention, so the order of keys matters.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"number": _format_number, "duration": _format_duration}
-    environment.filters |= {"interval": _format_interval}
+    environment.filters |= {"interval": _format_interval, "mebibytes": _format_bytes}
+    environment.filters |= {"clock": timeline.format_clock, "again": timeline.count_again}
     environment.globals |= {"find_interval": find_interval, "share_interval": find_share_interval}
     return environment.get_template(template).render(
         colors=plots.COLORS,
@@ -309,3 +326,15 @@ def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _format_bytes(n_bytes: int) -> str:
+    """Format a size in memory.
+
+    Examples
+    --------
+    >>> [_format_bytes(n) for n in (700 << 20, 3 << 29)]
+    ['700 MiB', '1.5 GiB']
+    """
+    mib = n_bytes / (1 << 20)
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"

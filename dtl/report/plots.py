@@ -114,7 +114,8 @@ def choose_fewest_drawn(scores: SplitScores) -> int:
 # --- plots ---------------------------------------------------------------------------------------
 
 
-def _make_figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
+def make_figure(y_label: str, x_label: str | None = "round", **options: Any) -> Any:
+    """Make an empty plot in the pages' look."""
     # A plot that takes every drag would keep a phone's page from scrolling.
     options = {"height": 250, "sizing_mode": "stretch_width", "active_drag": None} | options
     plot = Figure(x_axis_label=x_label, y_axis_label=y_label, tools="box_zoom,reset", **options)
@@ -140,7 +141,7 @@ def _draw_lines(
     history: Sequence[Round], y_label: str, colors: Mapping[str, str], **options: Any
 ) -> Any:
     """Draw columns as lines over the rounds that have a value, with markers if only some do."""
-    plot = _make_figure(y_label, **options)
+    plot = make_figure(y_label, **options)
     for name, color in colors.items():
         value = _get_column(history, name)
         # Zero, as the spread of a single replica, has no place on a logarithmic axis.
@@ -178,7 +179,7 @@ def _draw_seconds(history: Sequence[Round]) -> Any:
         name: np.add.reduceat(_get_column(history, name), starts) / n_rounds
         for name in ("round", *colors)
     }
-    plot = _make_figure("seconds")
+    plot = make_figure("seconds")
     _draw_bars(plot, means, "round", colors, width=choose_rounds_per_bar(history))
     return plot
 
@@ -204,7 +205,7 @@ def draw_history(history: Sequence[Round], averaging_frequency: int) -> dict[str
 def draw_gaps(comparison: Comparison, line_colors: Mapping[str, str]) -> Any:
     """Draw how far each way of training is above the optimum, over time."""
     logarithmic = {"x_axis_type": "log", "y_axis_type": "log"}
-    plot = _make_figure("above the optimum", "seconds", height=420, **logarithmic)
+    plot = make_figure("above the optimum", "seconds", height=420, **logarithmic)
     # Over less than two decades Bokeh's ticks are equidistant, so nearly all at the right end.
     plot.xaxis.ticker = [m * 10.0**exponent for exponent in range(-3, 6) for m in (1, 2, 5)]
     optimum = comparison.contenders[0].objective
@@ -229,7 +230,7 @@ def draw_probe(found: Probe, line_colors: Mapping[tuple[str, str], str]) -> Any:
     Heads are drawn, and the votes of the fewest neighbours.
     """
     sizes = sorted({r.n_per_class for r in found.results if r.n_per_class})
-    plot = _make_figure(f"{found.split} accuracy", "training images of each class", height=420)
+    plot = make_figure(f"{found.split} accuracy", "training images of each class", height=420)
     plot.xaxis.ticker = list(range(len(sizes) + 1))
     plot.xaxis.major_label_overrides = dict(enumerate([*map(str, sizes), "all"]))
     plot.yaxis.formatter = models.NumeralTickFormatter(format="0%")
@@ -264,7 +265,7 @@ def draw_tuning(tuning: Tuning) -> dict[str, Any]:
 
 
 def _draw_rungs(tuning: Tuning) -> Any:
-    plot = _make_figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
+    plot = make_figure(tuning.metric.replace("_", " "), "epochs", height=320, x_axis_type="log")
     plot.xaxis.ticker = list(tuning.cuts)
     plot.xaxis.major_label_overrides = {cut: f"{cut:.3g}" for cut in tuning.cuts}
     for place, trial in reversed(list(enumerate(tuning.trials))):
@@ -278,7 +279,7 @@ def _draw_rungs(tuning: Tuning) -> Any:
 
 def _draw_options(tuning: Tuning) -> Any:
     label = tuning.metric.replace("_", " ")
-    plot = _make_figure(label, "learning rate", height=320, x_axis_type="log")
+    plot = make_figure(label, "learning rate", height=320, x_axis_type="log")
     trials = [trial for trial in tuning.trials if trial.rungs]
     source = _make_trials_source(trials, [trial.rungs[0] for trial in trials], tuning.metric)
     rates = sorted({trial.learning_rate for trial in trials})
@@ -320,7 +321,7 @@ def draw_classes(class_counts: Mapping[str, NDArray[np.int64]], names: Sequence[
     order = np.argsort(-sum(counts.values()), kind="stable")
     columns: dict[str, Any] = {"x": np.arange(len(order)), "class": [names[k] for k in order]}
     columns |= {split: n[order] for split, n in counts.items()}
-    plot = _make_figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
+    plot = make_figure("images", None, height=320, x_range=(-0.7, len(order) - 0.3))
     _draw_bars(plot, columns, "x", {split: COLORS[split] for split in counts}, width=0.85)
     _name_classes(plot.xaxis[0], columns["class"])
     plot.xaxis.major_label_orientation = "vertical"
@@ -350,7 +351,7 @@ def draw_confusions(scores: SplitScores, class_names: Sequence[str]) -> Any:
     n_classes = len(class_names)
     ranges = {"x_range": (-0.5, n_classes - 0.5), "y_range": (n_classes - 0.5, -0.5)}
     square = {"width": 800, "height": 800, "sizing_mode": "scale_width"}
-    plot = _make_figure("true class", "predicted class", **square, **ranges)
+    plot = make_figure("true class", "predicted class", **square, **ranges)
     # Cells of 1000 classes would be smaller than a pixel; a mistake has to be visible.
     size = max(0.92, n_classes / 150)
     for rows, palette in ((drawn & (true != predicted), WRONG), (true == predicted, RIGHT)):
@@ -382,7 +383,7 @@ def draw_reliability(reliability: Mapping[str, Reliability]) -> Any:
     """Draw the share of right images against their probability, before and after a temperature."""
     ranges = {"x_range": (0, 1.02), "y_range": (0, 1.02)}
     square = {"width": 500, "height": 440, "sizing_mode": "scale_width"}
-    plot = _make_figure("share that is right", "probability that was given", **square, **ranges)
+    plot = make_figure("share that is right", "probability that was given", **square, **ranges)
     plot.line([0, 1], [0, 1], line_color=COLORS["grey"], line_dash="dashed")
     colors = {"before": COLORS["wrong"], "after": COLORS["test"]}
     for when, color in colors.items():

@@ -82,7 +82,7 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def comparable(out: str, images: str) -> dict[str, bytes]:
     """Return the files of a run, without what differs from run to run and from place to place."""
     vary = {
-        "config.toml", "timings.json", "history.parquet", "report.html",
+        "config.toml", "timings.json", "timeline.json", "history.parquet", "report.html",
         "features.zarr/modified/c/0",
     }  # fmt: skip
     return {

@@ -64,7 +64,7 @@ def test_a_run_ends_with_scores_and_a_report(run: tuple[Path, Path, str]) -> Non
     files = {path.name for path in out.iterdir()}
     assert files == {
         "config.toml", "features.zarr", "head.npz", "history.parquet", "evaluation.json",
-        "novelty.npz", "timings.json", "report.html",
+        "novelty.npz", "timings.json", "timeline.json", "report.html",
     }  # fmt: skip
     scores = json.loads((out / "evaluation.json").read_text())["scores"]
     for name in ("train", "validation", "test"):

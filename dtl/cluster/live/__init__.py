@@ -5,6 +5,14 @@ plugin keeps a bounded `State`, and serves it as JSON beside a page that asks fo
 The plugin also keeps what the workers do (`dtl.cluster.timeline`), for who asks by `read_record`.
 """
 
-from dtl.cluster.live.feed import PAGE, begin_record, find_page, follow, read_record, tell
+from dtl.cluster.live.feed import (
+    PAGE,
+    begin_record,
+    find_page,
+    follow,
+    name_other,
+    read_record,
+    tell,
+)
 
-__all__ = ["PAGE", "begin_record", "find_page", "follow", "read_record", "tell"]
+__all__ = ["PAGE", "begin_record", "find_page", "follow", "name_other", "read_record", "tell"]

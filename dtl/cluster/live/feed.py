@@ -49,6 +49,7 @@ class _Feed:
 
 
 _feeds: list[_Feed] = []
+_others: list[str] = []
 
 
 def tell(kind: str, *, of: str = "", **values: Any) -> None:
@@ -67,6 +68,11 @@ def tell(kind: str, *, of: str = "", **values: Any) -> None:
         feed.add(kind, of, **values)
 
 
+def name_other(address: str) -> None:
+    """Name another address of the page that is served next, such as that of a proxy."""
+    _others.append(address)
+
+
 @contextmanager
 def follow(client: Client) -> Iterator[None]:
     """Serve the live page of a cluster, and send it what this process tells while the block runs.
@@ -82,7 +88,9 @@ def follow(client: Client) -> Iterator[None]:
         )  # fmt: skip
         yield
         return
-    log.info("live page: %s", find_page(client))
+    for address in (find_page(client), *_others):
+        log.info("live page: %s", address)
+    _others.clear()
     feed, ended = _Feed(), threading.Event()
 
     def send() -> None:

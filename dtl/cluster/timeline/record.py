@@ -25,6 +25,7 @@ MOST_PEAKS = 16_000
 _FIRST_GAP_S, _FIRST_WIDTH_S = 0.01, 1.0
 
 _TASKS = {
+    "starting": "describe_network load_network list_precisions",
     "features": "fill_chunk",
     "loading": "load-shards moments merge-moments scaling count-classes merge-reference reference",
     "training": "local-steps gradient stack",

@@ -138,7 +138,7 @@ def _connect(
             # YARN's proxy carries pages, but not the websockets that move plots.
             page = app.ui.get_pages()[PAGE].address
             log.info("  by YARN's proxy, without what moves: %sinfo/main/workers.html", page)
-            log.info("  the live page by YARN's proxy: %s%s", page, live.PAGE)
+            live.name_other(f"{page}{live.PAGE} by YARN's proxy")
             yield app, client
 
 
