@@ -63,7 +63,7 @@ class Journal:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Note that a stage goes on while the block runs."""
-        if not self._stages:  # the life begins with its first stage
+        if not self._stages and self._requests is None:  # a life begins with its first stage
             self._began, self._started = time.time(), time.monotonic()
         begin = self._now()
         with self._lock:

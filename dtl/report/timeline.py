@@ -283,6 +283,7 @@ def _make_timed_figure(y_label: str, seconds: float, left: int, **options: Any) 
         base=60, mantissas=[1, 2, 5, 10, 15, 20, 30], min_interval=1, num_minor_ticks=0,
         desired_num_ticks=5,
     )  # fmt: skip
+    axis.major_label_policy = models.NoOverlap(min_distance=8)
     return plot
 
 

@@ -276,6 +276,7 @@ READERS: Mapping[str, Reader] = {
     ),
     "history": _of_result("history.parquet", samples.histories, Results.history),
     "timings": _of_result("timings.json", samples.timings, Results.timings),
+    "timeline": _of_result("timeline.json", samples.timelines, Results.timeline),
     "comparison": _of_result(
         "compare.json", samples.comparisons, lambda r: tables.format_comparison(r.comparison())
     ),

@@ -34,6 +34,7 @@ from dtl.checking.values import (
     SmallClass,
     issues_to_bytes,
 )
+from dtl.cluster.timeline.values import Life, Stage, Timeline, Worker
 from dtl.evaluation.values import Evaluation, Mistake, SplitScores
 from dtl.head.held_out import HeldOut
 from dtl.head.model import Head
@@ -263,6 +264,15 @@ def timings() -> list[bytes]:
     """Return what stages took."""
     took = {"seconds": 1.25, "n": 3, "unit": "images"}
     return [json.dumps({"list": took, "train": took}, indent=1).encode()]
+
+
+@functools.cache
+def timelines() -> list[bytes]:
+    """Return who did what when."""
+    busy = {"features": ((0.0, 1.0, 0.5, 3),)}
+    worker = Worker("tcp://a:1", "a", 0.0, 2.0, "lost", 9, {"features": 2}, busy, ((0.0, 5),))
+    life = Life(0.0, 3.0, "", (Stage("train", 0.0, 3.0),), ((0.0, 5),), (worker,), 1, 1)
+    return [Timeline((life,), 1).to_json()]
 
 
 @functools.cache

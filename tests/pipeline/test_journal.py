@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
-from helpers import a_worker_is_killed, wait_until
+from distributed import Client, LocalCluster
+from helpers import wait_until
 
 from dtl.cluster import live
 from dtl.cluster.chunks import map_chunks
@@ -45,17 +48,43 @@ def _fill_chunk(chunk: int, folder: str) -> int:
 
 def read_notes(folder: Path) -> list[list[float]]:
     """Return chunk, process, begin and end of each task; those of a killed worker have no end."""
-    return [[float(word) for word in note.read_text().split()] for note in folder.iterdir()]
+    notes = [[float(word) for word in note.read_text().split()] for note in folder.iterdir()]
+    return [note for note in notes if note]  # one may be empty for a moment
+
+
+@contextmanager
+def killed_at_work(folder: Path) -> Iterator[tuple[Client, list[float]]]:
+    """A client of two workers, of which one is killed within a chunk; its process, and when."""
+    killed: list[float] = []
+
+    def kill() -> None:
+        def find_begun() -> list[list[float]]:
+            return [note for note in read_notes(folder) if len(note) == 3]
+
+        wait_until(lambda: len(read_notes(folder)) > 6 and find_begun(), "chunks")
+        pid = find_begun()[0][1]
+        os.kill(int(pid), signal.SIGKILL)
+        killed.extend([pid, time.time()])
+
+    killer = threading.Thread(target=kill)
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+            silence_logs=50,
+        ) as local,
+        Client(local) as client,
+    ):  # fmt: skip
+        killer.start()
+        yield client, killed
+        killer.join()
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_seen_by_another_way_of_counting(
-    tmp_path: Path, results: Results
-) -> None:
+def test_a_worker_that_dies_is_seen_as_its_tasks_noted_it(tmp_path: Path, results: Results) -> None:
     folder, kept = tmp_path / "notes", Journal()
     folder.mkdir()
     with (
-        a_worker_is_killed("fill_chunk") as client,
+        killed_at_work(folder) as (client, killed),
         live.follow(client),
         kept.keep(client, results),
         kept.stage("featurize"),
@@ -70,6 +99,9 @@ def test_a_worker_that_dies_is_seen_by_another_way_of_counting(
     counted, notes = figures.count(timeline), read_notes(folder)
     assert counted.n_workers == 2
     [loss] = counted.losses
+    pid, killed_at = killed
+    assert life.began + loss.at == pytest.approx(killed_at, abs=5)
+    assert max(end for _, p, _, *ends in notes if p == pid for end in ends) < killed_at
     # It had begun these chunks, and may have been given two more that it had not begun.
     n_begun_again = len(notes) - 24
     assert 1 <= n_begun_again <= loss.again["features"] <= n_begun_again + 2

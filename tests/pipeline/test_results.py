@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dtl import config
+from dtl.cluster.timeline.values import Life, Stage, Timeline, Worker
 from dtl.config.errors import UserError
 from dtl.evaluation.values import (
     AnswerScores,
@@ -53,6 +54,18 @@ HEAD = Head(ZEROS, ZEROS[0], ZEROS[0], ZEROS[0] + 1, ("a", "b"), MADE_FROM)
 SCALING = Scaling("standardise", np.zeros(2), np.ones(2, np.float32))
 NOVELTY = Novelty(SCALING, np.eye(2, dtype=np.float32), 1, 0.5, 0.05, 9, MADE_FROM)
 CONTENDER = Contender("L-BFGS", 1, 0, {"train": 1.0}, {"train": 0.1}, 0.1, 0.0, 0.0, 1.0, 9, ())
+WORKER = Worker(
+    "tcp://a:1",
+    "a",
+    0.0,
+    9.0,
+    "lost",
+    8,
+    {"features": 2},
+    {"features": ((0.0, 1.0, 1.0, 1),)},
+    ((0.0, 9),),
+)
+LIFE = Life(0.0, 9.0, "", (Stage("train", 0.0, 9.0),), ((0.0, 9),), (WORKER,), 1, 1)
 TRIAL = Trial(0.1, 0.1, 0.0, 10, (Rung(1.0, 1.0, 0.1, 1.0, 0.1),))
 
 
@@ -74,6 +87,7 @@ def results(tmp_path: Path) -> Results:
     made.write_comparison(Comparison((CONTENDER,), MADE_FROM | {"compare": {}}), "")
     made.write_tuning(Tuning((TRIAL,), (1.0,), "validation_loss", (), MADE_FROM | {"tune": {}}), "")
     made.add_timing("train", 1.5, 3, "rounds")
+    made.write_timeline(Timeline((LIFE,)))
     saved = Checkpoint({"kernel": ZEROS}, {}, (ROUND,), 1.0, MADE_FROM)
     Path(made.checkpoint).write_bytes(saved.to_bytes())
     return made
@@ -88,6 +102,7 @@ READERS: dict[str, Callable[[Results], Any]] = {
     "compare.json": Results.comparison,
     "tune.json": Results.tuning,
     "timings.json": Results.timings,
+    "timeline.json": Results.timeline,
     "checkpoint.npz": lambda r: resume(r.checkpoint, MADE_FROM, Checkpoint.from_bytes),
 }
 
@@ -162,7 +177,7 @@ def test_a_damaged_file_is_a_message_with_its_url(results: Results, name: str) -
     if name != "config.toml":  # empty, it is one
         damaged += [b"", b"3", b"null", b"[]", b"{}", b'{"scores": 3}', b"[" * 99_999]
     for data in damaged:
-        if data == b"{}" and name == "timings.json":
+        if data == b"{}" and name in ("timings.json", "timeline.json"):
             continue
         file.write_bytes(data)
         refused(results, name)
@@ -171,7 +186,9 @@ def test_a_damaged_file_is_a_message_with_its_url(results: Results, name: str) -
     assert "is a folder, and no file" in refused(results, name)
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "compare.json", "tune.json", "timings.json"])
+@pytest.mark.parametrize(
+    "name", ["evaluation.json", "compare.json", "tune.json", "timings.json", "timeline.json"]
+)
 def test_json_of_another_form_is_refused_or_taken_as_it_is(results: Results, name: str) -> None:
     file = Path(results.url, name)
     others = [*replace_values(json.loads(file.read_text()))]

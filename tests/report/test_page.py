@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from scipy import sparse
 from scipy.stats import binomtest
 
+from dtl.cluster.timeline.values import Life, Stage, Timeline, Worker
 from dtl.config import build, to_dict
 from dtl.evaluation.certainty import Measured
 from dtl.evaluation.metrics import Counts, count, score
@@ -139,6 +140,38 @@ def illustrate(report: ReportInput, n_points: int = 40) -> ReportInput:
             thumbnails={path: draw("map")[:1400] for path in paths[1:]},
         ),
     )
+
+
+def make_timeline(names: Sequence[str], *, n_lives: int = 2) -> Timeline:
+    """Commands of 100 s, of which all but the last were killed, 30 s after each other.
+
+    Each worker computed features for half of its time. In the first command, the first worker was
+    lost at 41 s.
+    """
+
+    def work(k: int, life: int) -> Worker:
+        is_lost = k == life == 0
+        end = 41.0 if is_lost else 100.0
+        spans = tuple((t, t + 5.0, 5.0, 1) for t in range(0, int(end) - 10, 10))
+        busy = {"features": spans, "training": ((95.0, 96.0, 0.5, 9),) if not is_lost else ()}
+        memory = tuple((float(t), (1 << 30) + (t << 20)) for t in range(int(end)))
+        return Worker(
+            f"tcp://10.0.0.{k % 200}:{40_000 + k}", names[k], 0.0, end,
+            "lost" if is_lost else "stayed", 3 << 29, {"features": 2} if is_lost else {},
+            busy, memory,
+        )  # fmt: skip
+
+    stages = (Stage("list", 0.0, 1.0), Stage("featurize", 1.0, 100.0))
+    return Timeline(
+        tuple(
+            Life(
+                130.0 * life, 100.0, "" if life < n_lives - 1 else "finished", stages,
+                ((0.0, 100 << 20), (99.0, 200 << 20)),
+                tuple(work(k, life) for k in range(len(names))), len(names), int(life == 0),
+            )
+            for life in range(n_lives)
+        )
+    )  # fmt: skip
 
 
 def squeeze(text: str) -> str:
@@ -640,6 +673,7 @@ def test_a_browser_draws_every_plot(
     names: tuple[str, ...] | None, width: int, tmp_path: Path
 ) -> None:
     report = illustrate(sample(names))
+    report = replace(report, timeline=make_timeline(names or tuple(map(str, range(50)))))
     found = browse(report, width, tmp_path)
     assert found["errors"] == []
     assert found["pwned"] == "undefined"
@@ -650,7 +684,7 @@ def test_a_browser_draws_every_plot(
     assert report.class_names[shown.label[0]] in found["tip"]
     assert shown.paths[0] in found["tip"]
     plots = {"loss", "accuracy", "updates", "rate", "seconds", "confusion", "classes"}
-    plots.add("reliability")
+    plots |= {"reliability", "timeline", "memory"}
     assert {plot.removeprefix("plot-") for plot in found["painted"]} == plots
     if names is None:
         assert found["names"][1:] == [report.class_names[0], report.class_names[-1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from dtl.cluster.timeline.merging import Peak, Span, merge_peaks, merge_spans
 from dtl.cluster.timeline.record import MOST_PEAKS, MOST_SPANS, MOST_WORKERS
@@ -99,14 +100,14 @@ class Timeline:
     @classmethod
     def from_json(cls, data: bytes) -> Timeline:
         """Read what `to_json` wrote; a `ValueError` says where it is other."""
-        found: Timeline = from_plain(cls, json.loads(data))
+        found: Timeline = from_plain(cls, json.loads(data, parse_constant=_refuse))
         return found
 
     def thin(self) -> Timeline:
         """Return what is kept of it beside a life that begins.
 
         At most 50 lives, and no more than one `Record` may have, so that the file stays below
-        3 MB: the oldest lives give way, spans near each other are merged, and so are peaks.
+        2.6 MB: the oldest lives give way, spans near each other are merged, and so are peaks.
         """
         kept: list[Life] = []
         for life in reversed(self.lives[-_MOST_LIVES:]):
@@ -124,6 +125,10 @@ class Timeline:
             kept = [_merge(life, 0, width) for life in kept]
             width *= 2
         return Timeline(tuple(kept), n_forgotten)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no time and no size")
 
 
 def _count_spans(life: Life) -> int:
