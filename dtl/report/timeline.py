@@ -43,7 +43,7 @@ _MOST_PIXELS = 1000
 
 _MOST_LABEL = 18
 _ROW_HEIGHT, _AXIS_HEIGHT = 22, 70
-_LETTER_WIDTH, _LEAST_LEFT = 6, 66  # pixels
+_LETTER_WIDTH, _LEAST_LEFT = 8, 66  # pixels
 _LEAST_NAMED = 0.06
 """Share of the time from which on a stage's name has room in it."""
 _FURTHEST_LIMIT = 2.5
@@ -127,7 +127,7 @@ def draw(timeline: Timeline) -> tuple[dict[str, Any], Shown]:
     rows, n_left_out = choose_rows(timeline)
     seconds = max(sum(life.seconds for life in timeline.lives), 1e-3)
     longest = max(min(len(row.label), _MOST_LABEL) for row in (Row(DRIVER, ()), *rows))
-    left = max(_LETTER_WIDTH * longest + 20, _LEAST_LEFT)
+    left = max(_LETTER_WIDTH * longest + 15, _LEAST_LEFT)
     work, kinds = _draw_work(timeline, rows, seconds, left)
     memory, unit, limit, is_drawn = _draw_memory(timeline, rows, seconds, left)
     shown = Shown(rows, n_left_out, kinds, unit, limit, is_drawn)
