@@ -35,7 +35,7 @@ _MOST_PEAKS = 2000
 class Journal:
     """What one command does: a `Life` in the timeline of its results' folder.
 
-    A command that needs no workers, for all is done, leaves the timeline as it is.
+    A command that has no stage, or needs no workers, for all is done, leaves nothing.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class Journal:
                     ask()
                 life = self.life()
             life = replace(life, end=self._end)
-            if not self._is_too_late:
+            if life.stages and not self._is_too_late:  # without, the folder may be no run's
                 results.write_timeline(replace(earlier, lives=(*earlier.lives, life)))
                 with self._lock:
                     if n_ended == len(self._stages) > 0:  # before the workers were asked

@@ -52,12 +52,13 @@ def _stage(name: str) -> Callable[[_Stage[_P, _T]], _Stage[_P, _T]]:
     return decorate
 
 
+@_stage("featurize")
 def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
     """List the images and compute their features, after all that can be checked before.
 
     With `splits`, the list is split, too, to refuse what a later stage would.
     """
-    c = run.options
+    c, results, spec = run.options, run.results, run.extraction
     run.check_ticket()
     started = time.monotonic()
     with run.journal.stage("list"):
@@ -65,13 +66,6 @@ def featurize(run: Run, *, splits: bool = False) -> FeatureStore:
     listing_s = time.monotonic() - started
     if splits:
         split.assign_splits(listed, c.split, c.seed)
-    with run.journal.stage("featurize"):
-        return _compute(run, listed, listing_s)
-
-
-def _compute(run: Run, listed: ImageList, listing_s: float) -> FeatureStore:
-    """Compute the features of listed images; `listing_s` is kept with what that takes."""
-    c, results = run.options, run.results
     store = run.find_store(listed)
     run.begin()
     if store is not None and run.grows:
@@ -100,9 +94,8 @@ def _compute(run: Run, listed: ImageList, listing_s: float) -> FeatureStore:
 
     try:
         store = featurization.featurize(
-            results.features, listed, run.extraction, client,
-            overwrite=c.overwrite, repair=c.repair,
-        )  # fmt: skip
+            results.features, listed, spec, client, overwrite=c.overwrite, repair=c.repair
+        )
     except OSError:
         raise  # the storage may be gone
     except BaseException as error:
