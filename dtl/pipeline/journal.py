@@ -31,6 +31,8 @@ _PATIENCE_S = 10.0
 
 _MOST_PEAKS = 2000
 
+_SILENCE = "the scheduler was not heard"
+
 
 class Journal:
     """What one command does: a `Life` in the timeline of its results' folder.
@@ -93,12 +95,14 @@ class Journal:
             self._problem = f"the scheduler cannot record them ({type(error).__name__}: {error})"
 
         def ask() -> None:
-            if client.status != "running":
-                return
-            found = live.read_record(client, token)
+            try:
+                found = live.read_record(client, token) if client.status == "running" else {}
+            except Exception as error:  # it is lost, which the work itself is told
+                log.debug("no record of the workers: %s", error)
+                found = {}
             if found is None:
                 self._problem = "another run has used the same scheduler"
-            else:
+            elif found:
                 self._workers = _take_workers(found, began)
 
         def write() -> None:
@@ -115,13 +119,12 @@ class Journal:
                         self._finished = life
 
         requests: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
-        ended = threading.Event()
+        last_request = threading.Event()
 
         def work() -> None:
-            last, is_last, has_failed = self._now(), False, False
-            while not is_last:
+            last, request, has_failed = self._now(), None, False
+            while request is not last_request:
                 request = _take(requests, _LOOK_EVERY_S)
-                is_last = ended.is_set()
                 self._look()
                 every_s = _WRITE_EVERY_S[self._now() > _LATER_S]
                 if request is None and self._now() - last < every_s:
@@ -149,9 +152,10 @@ class Journal:
         else:
             self._end = "finished"
         finally:
-            ended.set()
-            self.save()
-            self._requests, self._is_too_late = None, True  # the folder is locked no longer
+            self._requests = None
+            requests.put(last_request)
+            last_request.wait(_PATIENCE_S)
+            self._is_too_late = True  # the folder is locked no longer
 
     def save(self) -> None:
         """Write what there is now, so that a report has it."""
@@ -178,7 +182,7 @@ class Journal:
                 end=self._end,
                 stages=stages,
                 memory=tuple(self._memory),
-                problem=self._problem,
+                problem=self._problem or ("" if self._workers else _SILENCE),
                 **self._workers,
             )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
 from helpers import wait_until
 
 from dtl.cluster import live
@@ -186,6 +187,30 @@ def test_a_scheduler_without_the_plugin_leaves_the_stages(
     assert [stage.name for stage in life.stages] == ["train"]
     assert life.workers == ()
     assert "the scheduler cannot record them (KeyError" in life.problem
+
+
+def test_a_scheduler_that_is_lost_leaves_the_stages(
+    threads: Client, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise CommClosedError("gone")
+
+    with live.follow(threads):
+        monkeypatch.setattr(live, "read_record", fail)
+        kept = Journal()
+        with kept.keep(threads, results), kept.stage("train"):
+            pass
+        assert read(results).problem == "the scheduler was not heard"
+        # What it said before stays.
+        monkeypatch.undo()
+        kept = Journal()
+        with kept.keep(threads, results), kept.stage("train"):
+            kept.save()
+            monkeypatch.setattr(live, "read_record", fail)
+    life = read(results)
+    assert (life.end, life.problem) == ("finished", "")
+    assert [stage.name for stage in life.stages] == ["train"]
+    assert len(life.workers) == 2
 
 
 def test_another_run_on_the_same_scheduler_is_told(threads: Client, results: Results) -> None:
