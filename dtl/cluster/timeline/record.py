@@ -69,10 +69,12 @@ class Record:
     """Workers since some moment: their tasks, their memory, and how they came and went.
 
     It is bounded by `MOST_WORKERS`, `MOST_SPANS` and `MOST_PEAKS`, whatever happens for however
-    long: 1.2 MB as JSON. Where there are more spans, those nearest each other are merged, and where
-    there are more peaks, those of neighbouring intervals. So for 1,000 workers and days it tells
-    minutes apart, and for two workers and an hour tenths of a second. Seconds that were busy, tasks
-    and the highest peaks stay what they were.
+    long: 1.3 MB as JSON for 1,000 workers. Where there are more spans, those nearest each other are
+    merged, and where there are more peaks, those of neighbouring intervals. 200,000 tasks of four
+    kinds at random on two workers, in an hour, are told apart where 0.64 s lie between those of a
+    kind; 120,000 on 1,000 workers, in three days, where 6 hours do, and memory every 5 hours. Tasks
+    and the highest peaks stay what they were, and so does busy time, but for what tasks of a merged
+    span overlap (`merging.add_span`).
 
     Parameters
     ----------
