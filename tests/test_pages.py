@@ -115,8 +115,8 @@ ELSEWHERE = {
     "dtl run --images photos --out results --features.engine openvino --features.precision int8":
         "tests/features/test_converted.py"
         "::test_int8_of_several_workers_one_of_which_is_killed",
-    "dtl export --model results --out classifier.keras":
-        "tests/pipeline/test_commands.py::test_export_is_the_classifier_in_one_file",
+    "dtl export --model results --out classifier.onnx":
+        "tests/pipeline/test_export.py::test_a_classifier_is_used_as_its_card_says",
     # Slurm
     "mkdir -p ~/.config/dask": f"{SELF}::test_what_slurm_runs",
     "openssl req -x509 -newkey rsa:3072 -nodes -days 365 -subj /CN=dtl "
@@ -174,7 +174,6 @@ SNIPPETS = {
     "featurization.featurize(": f"{SELF}::test_the_notebook_runs",
     "make_bag(": f"{SELF}::test_the_bag_runs",
     "from dtl import SoftmaxRegression": f"{SELF}::test_the_scikit_learn_example_runs",
-    "compile_model(": "tests/features/test_converted.py::test_commands_on_its_features",
     "xarray.open_zarr(": f"{HDFS}::test_a_whole_run_from_hdfs_to_hdfs",
     "with MiniCluster(":
         f"{MINICLUSTER}::test_a_second_start_needs_no_maven_and_stop_leaves_nothing",
@@ -297,7 +296,7 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
     known |= {"--to", "--from", "--md5", "--scratch", "--layout", "--coverage", "--max-error"}
     known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
     known |= {"--wrap", "--dashboard-address", "--no-dashboard", "--page", "--occlusion"}
-    known |= {"--layers", "--normalisations"}  # of `probe`
+    known |= {"--layers", "--normalisations", "--format", "--unchecked"}  # of `probe`, `export`
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     used = re.findall(r"(?<![\w-])(--[a-z][\w.-]*\w)", text)
     # `--train.*` stands for a section.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dtl import config
 from dtl.evaluation.values import Evaluation
@@ -14,7 +13,7 @@ from dtl.head import blas
 from dtl.head.model import Head
 from dtl.images.values import NO_SPLIT, SPLITS, TRAIN
 from dtl.neighbours import projection
-from dtl.pipeline.pictures import read_pictures
+from dtl.pipeline.pictures import choose_rows, read_pictures
 from dtl.pipeline.results import Results
 from dtl.report.illustrations import ConfusedPair, FeatureMap, Illustrations
 
@@ -110,15 +109,3 @@ def map_features(store: FeatureStore, head: Head, split: str) -> FeatureMap | No
         paths=tuple(map(str, store.read("path")[rows])),
         n_images=len(of_split),
     )
-
-
-def choose_rows(store: FeatureStore, rows: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """Choose some of the rows, of chunks drawn at random, so that few chunks are read."""
-    if len(rows) <= most:
-        return rows
-    chunk_of = rows // store.chunk_images
-    order = np.random.default_rng(0).permutation(np.unique(chunk_of))
-    place = np.empty(store.n_chunks, np.intp)
-    place[order] = np.arange(len(order))
-    drawn = rows[np.argsort(place[chunk_of], kind="stable")]
-    return np.sort(drawn[:most])

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtl import config, storage
 from dtl.features.store import FeatureStore
@@ -103,3 +104,15 @@ def find_root(given: str, listed: str) -> str:
     given = given.rstrip("/")
     hidden = config.hide(given)
     return given + listed[len(hidden) :] if f"{listed}/".startswith(f"{hidden}/") else given
+
+
+def choose_rows(store: FeatureStore, rows: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """Choose some of the rows, of chunks drawn at random, so that few chunks are read."""
+    if len(rows) <= most:
+        return rows
+    chunk_of = rows // store.chunk_images
+    order = np.random.default_rng(0).permutation(np.unique(chunk_of))
+    place = np.empty(store.n_chunks, np.intp)
+    place[order] = np.arange(len(order))
+    drawn = rows[np.argsort(place[chunk_of], kind="stable")]
+    return np.sort(drawn[:most])

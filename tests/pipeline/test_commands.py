@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import keras
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -250,25 +249,6 @@ def test_a_second_predict_on_one_output_is_refused(
     with lock.hold(str(tmp_path)):
         message = fails(capsys, "predict", "--model", out, "--images", pictures, "--out", tmp_path)
     assert f"Another driver writes to {tmp_path}" in message
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
-def test_export_is_the_classifier_in_one_file(
-    run: tuple[Path, Path, str], tmp_path: Path, here: Run
-) -> None:
-    pictures, out, _ = run
-    done = here("export", "--model", out, "--out", tmp_path / "classifier.keras")
-    assert done.returncode == 0, done.stderr
-    names = json.loads((tmp_path / "classifier.classes.json").read_text())
-    model = keras.models.load_model(tmp_path / "classifier.keras")
-    image = keras.utils.load_img(
-        pictures / "green" / "3.jpg", target_size=(224, 224), interpolation="bilinear"
-    )
-    probability = model.predict_on_batch(np.asarray(image, np.float32)[None])[0]
-    assert probability.sum() == pytest.approx(1, abs=1e-5)
-    assert names[int(probability.argmax())] == "green"
-    again = here("export", "--model", out, "--out", tmp_path / "classifier.keras")
-    assert "is there already" in again.stderr
 
 
 def test_summary_shows_the_cut(here: Run) -> None:

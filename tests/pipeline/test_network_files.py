@@ -83,7 +83,7 @@ def test_a_run_with_an_onnx_file(
     assert sum(row["class"] == row["path"].split("/")[0] for row in rows) > 40
     exported = here("export", "--model", tmp_path / "out", "--out", tmp_path / "c.keras")
     assert (
-        f"is no network of Keras, so that with the head it is no .keras file. Export it for "
+        f"is no network of Keras, so that with the head it is no keras model. Export it for "
         f"OpenVINO: --out {tmp_path}/c.xml" in exported.stderr
     )
     exported = here("export", "--model", tmp_path / "out", "--out", tmp_path / "c.xml")

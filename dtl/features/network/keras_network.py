@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +18,7 @@ from dtl.config.errors import UserError
 from dtl.features.network.architecture import changed, cut, describe, find_preprocessing, resize
 from dtl.features.network.quiet_keras import GPUS, keras
 from dtl.features.network.weights.loading import hash_weights, make_with_weights
-from dtl.features.values import NetworkSpec, check_weights, find_source_sha256
-from dtl.features.views import Views
-from dtl.head.model import Head
+from dtl.features.values import NetworkSpec
 
 
 def list_precisions() -> list[str]:
@@ -134,68 +131,6 @@ def read_dense(
     network = Network(replace(spec, layers=tuple(dict.fromkeys((*spec.layers, name)))))
     kernel, bias = network.model.get_layer(name).get_weights()
     return kernel, bias, network.hash_up_to(spec.layers)
-
-
-def export(spec: NetworkSpec, head: Head, views: Views | None = None) -> bytes:
-    """Return network and head, as one classifier, in the bytes of a .keras file.
-
-    RGB images (n, height, width, 3) of 0 to 255 in, probabilities (n, n_classes) out. The input is
-    called ``image``; with several sizes there is one of each, such as ``image_224``. Other weights
-    than those of the head's features are a `DifferentSettingsError`.
-    """
-    network = Network(spec)
-    check_weights(network.weights_sha256, find_source_sha256(head.provenance), "The head")
-    images, outputs = _combine_views(network, head.provenance["layer"], views or Views())
-    outputs = _scale_rows(outputs, head.normalize)
-    names = ["hidden", "class"] if head.n_units else ["class"]
-    for name, weights in zip(names, head.folded(), strict=True):
-        activation = "softmax" if name == "class" else "relu"
-        layer = keras.layers.Dense(len(weights[1]), activation, name=name, dtype="float32")
-        outputs = layer(outputs)
-        layer.set_weights(weights)
-    model = keras.Model(images if len(images) > 1 else images[0], outputs, name="classifier")
-    with tempfile.TemporaryDirectory(prefix="dtl-") as folder:
-        path = Path(folder) / "classifier.keras"
-        model.save(path)
-        return path.read_bytes()
-
-
-def _combine_views(network: Network, layer: str, views: Views) -> tuple[list[Any], Any]:
-    """Return inputs of images, and a layer's features as `Views.compute` combines them."""
-    spec, own_size = network.spec, network.description.input_size
-    sizes = views.sizes or (own_size,)
-    names = ["image"] if len(sizes) == 1 else [f"image_{height}" for height, _ in sizes]
-    images = [keras.Input((*s, 3), name=n) for s, n in zip(sizes, names, strict=True)]
-    # One model for all sizes: a file would hold the weights of each once more.
-    model = network.model if sizes == (own_size,) else resize(network.model, (None, None))
-
-    def compute(image: Any) -> Any:
-        outputs = model(find_preprocessing(spec.name, spec.preprocess)(image))
-        return outputs[spec.layers.index(layer)] if len(spec.layers) > 1 else outputs
-
-    of_sizes = [
-        _average([compute(image), compute(image[:, :, ::-1])] if views.mirror else [compute(image)])
-        for image in images
-    ]
-    if views.stack:
-        return images, keras.layers.Concatenate(name="sizes", dtype="float32")(of_sizes)
-    return images, _average(of_sizes)
-
-
-def _average(features: list[Any]) -> Any:
-    if len(features) == 1:
-        return features[0]
-    return keras.layers.Average(dtype="float32")(features)
-
-
-def _scale_rows(features: Any, normalize: str) -> Any:
-    """Scale rows as `dtl.head.scaling.scale_rows` does, by layers that Keras itself has."""
-    if normalize == "sqrt-l2":
-        ops = keras.ops
-        features = ops.sign(features) * ops.sqrt(ops.abs(features))
-    if normalize != "standardise":
-        features = keras.layers.UnitNormalization(name="unit_length", dtype="float32")(features)
-    return features
 
 
 def _name_outputs(inputs: Any, layers: Sequence[str], outputs: Any) -> keras.Model:

@@ -110,6 +110,12 @@ def read_files(xml: Path, weights: Path) -> openvino.Model:
     return core.read_model(xml, weights)
 
 
+def find_input_size(model: openvino.Model) -> tuple[int, int]:
+    """Return height and width of the images of a network in the form of `network_file`."""
+    pixels = model.input().get_partial_shape()
+    return pixels[1].get_length(), pixels[2].get_length()
+
+
 def write_model(
     model: openvino.Model, path: Path, source_sha256: str, made_from: Mapping[str, Any]
 ) -> NetworkFile:
@@ -137,13 +143,18 @@ def write_model(
     return NetworkFile(
         sha256=hash_files(xml, weights),
         source_sha256=source_sha256,
-        input_size=(pixels[1].get_length(), pixels[2].get_length()),
+        input_size=find_input_size(model),
         n_features={layer: shape[1].get_length() for layer, shape in outputs.items()},
         weights_bytes=4 * sum(math.prod(op.get_output_shape(0)) for op in constants),
         made_from=dict(made_from),
         activation_bytes=4 * most,
-        is_quantized=any(op.get_type_name() == "FakeQuantize" for op in model.get_ops()),
+        is_quantized=is_quantized(model),
     )
+
+
+def is_quantized(model: openvino.Model) -> bool:
+    """Return whether a network computes in int8."""
+    return any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
 
 
 def count_values(op: openvino.Node) -> int:

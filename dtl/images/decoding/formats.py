@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dtl.cluster import memory
 from dtl.config.errors import UserError
@@ -139,17 +139,29 @@ def decode_sizes(
     height, width = (2 * max(sides) for sides in zip(*sizes, strict=True))
     wanted = _Wanted((width, height), max_pixels)
 
-    def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        if resize == "crop":
-            return ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
-        return image.resize(size[::-1], Image.Resampling.BILINEAR)
-
     def finish(image: Image.Image, in_file: tuple[int, int]) -> Picture:
-        fitted = [fit(image, size) for size in sizes]
+        fitted = [_fit(image, size, resize) for size in sizes]
         figures = compute_figures(fitted[0], in_file)
         return Picture(tuple(map(np.asarray, fitted)), figures)
 
     return _process(data, wanted, finish)
+
+
+def _fit(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+    height, width = size
+    left = top = 0.0
+    if resize == "crop":  # as `PIL.ImageOps.fit` does
+        ratio = width / height
+        if image.width / image.height >= ratio:
+            left = max((image.width - ratio * image.height) * 0.5, 0)
+        else:
+            top = max((image.height - image.width / ratio) * 0.5, 0)
+    # Across, then down: from version 13 on Pillow chooses the order by the shape, and the rounding
+    # between both moves pixels by one level.
+    across = (left, 0, image.width - left, image.height)
+    down = (0, top, width, image.height - top)
+    image = image.resize((width, image.height), Image.Resampling.BILINEAR, across)
+    return image.resize((width, height), Image.Resampling.BILINEAR, down)
 
 
 def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:

@@ -234,12 +234,13 @@ COMMANDS = {
         starts_from="model",
     ),
     "export": Command(
-        "network and head as one file: .keras, or .xml for OpenVINO",
-        "model.export",
-        example="--model results --out classifier.keras",
-        options="out overwrite storage",
+        "network and head as one classifier, for Keras, ONNX, OpenVINO or TensorFlow",
+        "export.export",
+        example="--model results --out classifier.onnx",
+        options="out overwrite storage images.url",
         checked=f"{_EVERY} {_EARLIER}",
         starts_from="model",
+        add_arguments=lambda parser: load("export.add_export_arguments")(parser),
         resumes=False,
     ),
     "fetch": Command(

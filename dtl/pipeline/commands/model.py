@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl import storage
 from dtl.config import to_dict
 from dtl.config.errors import UserError
 from dtl.features.network.files import source
-from dtl.features.network.files.source import NetworkSource
-from dtl.features.values import ExtractionSpec, find_network
+from dtl.features.values import find_network
 from dtl.features.views import Views
-from dtl.head.model import Head
 from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
@@ -99,66 +94,6 @@ def compact(run: Run, arguments: argparse.Namespace) -> None:
         run.results.features, source, run.client, overwrite=run.options.overwrite
     )
     print_line(f"Features of {store.n_images} images: {store.url}")
-
-
-def export(run: Run, arguments: argparse.Namespace) -> None:
-    """Write network and head as one classifier, and the names of the classes beside it."""
-    from dtl.features import extraction
-
-    c, model = run.options, Results(arguments.model)
-    head, spec = model.trained_head(), replace(run.extraction, network_url=model.network)
-    stem, _, kind = c.out.rpartition(".")
-    if kind not in ("keras", "xml"):
-        raise UserError(
-            f"`out` must end in .keras, or in .xml for one on OpenVINO. Received: {c.out!r}."
-        )
-    network = spec.network
-    if kind == "keras" and isinstance(network, NetworkSource) and network.kind != "keras":
-        raise UserError(
-            f"{c.features.network} is no network of Keras, so that with the head it is no .keras "
-            f"file. Export it for OpenVINO: --out {stem}.xml"
-        )
-    if storage.exists(c.out) and not c.overwrite:
-        raise UserError(f"{c.out} is there already. Choose another `out`, or set `overwrite`.")
-    extraction.check_head(head, spec)
-    {"keras": _export_keras, "xml": _export_openvino}[kind](spec, head, stem)
-    print_line(
-        f"Classifier of {len(head.class_names)} classes: {c.out}, with their names in "
-        f"{_name_classes(stem)}"
-    )
-
-
-def _name_classes(stem: str) -> str:
-    return f"{stem}.classes.json"
-
-
-def _write_classes(stem: str, head: Head) -> None:
-    # Once there is a classifier, so that a refused one leaves nothing; before it, for it ends all.
-    storage.write_bytes(_name_classes(stem), json.dumps(head.class_names).encode())
-
-
-def _export_keras(spec: ExtractionSpec, head: Head, stem: str) -> None:
-    from dtl.features.network import keras_network  # Keras, which no other command needs here
-
-    network, views = spec.make_network_spec("float32"), Views.of(spec.features)
-    exported = keras_network.export(network, head, views)
-    _write_classes(stem, head)
-    storage.write_bytes(f"{stem}.keras", exported)
-
-
-def _export_openvino(spec: ExtractionSpec, head: Head, stem: str) -> None:
-    from dtl.features import converted
-    from dtl.features.network import openvino_classifier
-
-    with (
-        converted.local_network(spec, head.provenance) as network,
-        tempfile.TemporaryDirectory(prefix="dtl-") as folder,
-    ):
-        path = Path(folder) / "classifier"
-        openvino_classifier.write(network, head, Views.of(spec.features), path)
-        _write_classes(stem, head)
-        for suffix in (".bin", ".xml"):
-            storage.put(str(path.with_suffix(suffix)), stem + suffix)
 
 
 def summarize(run: Run, _: argparse.Namespace) -> None:

@@ -3,18 +3,15 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import random_head
 from keras_models import FIRST, draw_images, keras_batch, outputs, own, own_convolutions
 
 from dtl.features.network import keras_network
 from dtl.features.network.keras_network import Network
 from dtl.features.network.quiet_keras import keras
 from dtl.features.values import NetworkSpec
-from dtl.features.views import Views
 
 # Keras' own, while it writes a file: TensorFlow's arrays are older than NumPy's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -157,77 +154,3 @@ def test_a_process_loads_a_network_once() -> None:
     first = keras_network.load(FIRST)
     assert keras_network.load(replace(FIRST)) is first
     assert keras_network.load(replace(FIRST, seed=6)) is not first
-
-
-# --- export --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layers", "layer", "preprocess", "n_units", "normalize"),
-    [
-        (("block1_pool",), "block1_pool", "network", 0, "standardise"),
-        (("block1_pool",), "block1_pool", "dl4j", 0, "l2"),
-        (("block1_pool", "block2_pool"), "block2_pool", "network", 0, "sqrt-l2"),
-        (("block1_pool",), "block1_pool", "network", 200, "standardise"),
-    ],
-)
-def test_the_exported_classifier_predicts_what_the_head_does(
-    images: np.ndarray, tmp_path: Path, layers: tuple[str, ...], layer: str, preprocess: str,
-    n_units: int, normalize: str,
-) -> None:  # fmt: skip
-    spec = replace(FIRST, layers=layers, preprocess=preprocess)
-    network = Network(spec)
-    rng = np.random.default_rng(1)
-    # Four pictures more, so that means and scales are of more than two.
-    many = np.concatenate([images, rng.integers(0, 256, (4, 224, 224, 3), np.uint8)])
-    features = network.compute(many)[layer]
-    head = random_head(
-        features, n_units=n_units, normalize=normalize, layer=layer,
-        weights_sha256=network.weights_sha256,
-    )  # fmt: skip
-    expected = np.exp(head.log_probabilities(head.logits(features)))
-    assert np.ptp(expected, axis=0).min() > 0.05
-
-    with pytest.raises(
-        ValueError, match=r"(?s)The head was made with other weights.*Give `features\.weights`"
-    ):
-        keras_network.export(replace(spec, seed=spec.seed + 1), head)
-    file = tmp_path / "classifier.keras"
-    file.write_bytes(keras_network.export(spec, head))
-    classifier = keras.models.load_model(file)
-    assert classifier.input_shape == (None, 224, 224, 3)
-    assert np.allclose(classifier.predict_on_batch(many), expected, atol=1e-4)
-    assert np.allclose(classifier.predict_on_batch(many.astype(np.float32)), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("views", "pooling"),
-    [
-        (Views(mirror=True), "avg"),
-        (Views(((32, 32), (48, 48)), mirror=True, stack=True), "avg,max"),
-        (Views(((32, 32), (48, 48))), "avg"),
-    ],
-    ids=["mirror", "stack", "average"],
-)
-def test_the_exported_classifier_takes_the_same_views(
-    tmp_path: Path, views: Views, pooling: str
-) -> None:
-    spec = replace(FIRST, pooling=pooling)
-    network, sizes = Network(spec), views.sizes or ((224, 224),)
-    rng = np.random.default_rng(1)
-    batches = [rng.integers(0, 256, (4, *size, 3), np.uint8) for size in sizes]
-    features = views.compute(network, batches)["block1_pool"]
-    head = random_head(
-        features, normalize="sqrt-l2", layer="block1_pool", weights_sha256=network.weights_sha256
-    )
-    expected = np.exp(head.log_probabilities(head.logits(features)))
-    assert np.ptp(expected, axis=0).min() > 0.05
-    file = tmp_path / "classifier.keras"
-    file.write_bytes(keras_network.export(spec, head, views))
-    classifier = keras.models.load_model(file)
-    names = [each.name for each in classifier.inputs]
-    assert names == (["image"] if len(sizes) == 1 else ["image_32", "image_48"])
-    given = dict(zip(names, batches, strict=True)) if len(sizes) > 1 else batches[0]
-    assert np.allclose(classifier.predict_on_batch(given), expected, atol=1e-4)
-    # A file has the weights once, whatever the sizes.
-    assert file.stat().st_size < 1.5 * 4 * classifier.count_params() + (1 << 17)

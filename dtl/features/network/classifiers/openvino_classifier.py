@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dtl.features.network.classifiers.formats import About
 from dtl.features.network.openvino_network import read_files
-from dtl.features.network.quiet_openvino import openvino
+from dtl.features.network.quiet_openvino import core, openvino
 from dtl.features.views import Views
 from dtl.head.model import Head
 
 ops = openvino.opset13
 
 
-def write(network: tuple[Path, Path], head: Head, views: Views, path: Path) -> None:
-    """Write a classifier to files of this machine, `path` with .xml and .bin.
+def write(network: tuple[Path, Path], head: Head, views: Views, path: Path, about: About) -> None:
+    """Write a classifier to files of this machine, `path` and the same with .bin.
 
-    RGB images (n, height, width, 3) uint8 in, ``probabilities`` (n, n_classes) float32 out. The
-    input is called ``image``; with several sizes there is one of each, such as ``image_224``.
+    RGB images (n, height, width, 3) uint8 in, ``probabilities`` (n, n_classes) float32 out. What it
+    says of itself lies in the ``rt_info`` of the model, below ``dtl``.
 
     Parameters
     ----------
@@ -26,12 +29,9 @@ def write(network: tuple[Path, Path], head: Head, views: Views, path: Path) -> N
         The network's .xml and .bin, of the form that `network_file` says.
     """
     model = read_files(*network)
-    own_size = tuple(n.get_length() for n in list(model.input().get_partial_shape())[1:3])
-    sizes = views.sizes or (own_size,)
-    names = ["image"] if len(sizes) == 1 else [f"image_{height}" for height, _ in sizes]
     images = [
         ops.parameter(openvino.PartialShape([-1, *size, 3]), np.uint8, name=name)
-        for size, name in zip(sizes, names, strict=True)
+        for name, size in about.inputs.items()
     ]
     layer = head.provenance["layer"]
     of_sizes = [_compute_view(model, image.output(0), layer, views.mirror) for image in images]
@@ -39,9 +39,23 @@ def write(network: tuple[Path, Path], head: Head, views: Views, path: Path) -> N
     probabilities = ops.softmax(_score(features, head), 1)
     classifier = openvino.Model([ops.result(probabilities)], images, "classifier")
     classifier.output().get_tensor().set_names({"probabilities"})
-    for image, name in zip(classifier.inputs, names, strict=True):
+    for image, name in zip(classifier.inputs, about.inputs, strict=True):
         image.get_tensor().set_names({name})
-    openvino.serialize(classifier, path.with_suffix(".xml"), path.with_suffix(".bin"))
+    for name, text in about.to_texts().items():
+        classifier.set_rt_info(text, ["dtl", name])
+    openvino.serialize(classifier, path, path.with_suffix(".bin"))
+
+
+def load(path: Path) -> Callable[[Mapping[str, NDArray[np.uint8]]], NDArray[np.float32]]:
+    """Return a function from images (n, height, width, 3) by input to probabilities."""
+    # Without the hint, it computes in bfloat16 where the processor has that.
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = compiled(dict(images))["probabilities"].copy()
+        return found
+
+    return run
 
 
 def _compute_view(
