@@ -70,10 +70,14 @@ class Duplicates:
         Lowest row of those that a row is linked with by pairs: its own if there is none.
     threshold : float
         Likeness of twins.
+    near_a, near_b, near_likeness : (n_near,)
+        Other pairs, a bit less alike than twins are: some show the same picture, most do not.
     least_cosine : float
-        Pairs of less were not compared.
+        Pairs of less were compared only if one is the nearest of the other.
     compared : tuple of (cosine, n_compared, n_twins)
         How many pairs were compared down to a cosine, since the entry before, and were twins.
+    compared_nearest : (n_compared, n_twins)
+        The same of pairs of less, of which one is the nearest of the other.
     n_copies : int
         Copies that were made for the threshold; 0: there was none to make.
     n_unread : int
@@ -87,8 +91,12 @@ class Duplicates:
     identical: NDArray[np.bool_]
     group: NDArray[np.int64]
     threshold: float
+    near_a: NDArray[np.int64]
+    near_b: NDArray[np.int64]
+    near_likeness: NDArray[np.float32]
     least_cosine: float
     compared: tuple[tuple[float, int, int], ...]
+    compared_nearest: tuple[int, int]
     n_copies: int
     n_unread: int
 
@@ -107,7 +115,9 @@ class Duplicates:
         return (
             f"Likeness of pixels from {self.threshold:.3f} on: {why}. Pairs were compared from "
             f"most alike features on, down to a cosine of {cosine:.2f}: of the last {n:,}, "
-            f"{n_twins:,} were twins."
+            f"{n_twins:,} were twins. Each image was compared with its nearest in any case: that "
+            f"is {self.compared_nearest[0]:,} pairs more, of which {self.compared_nearest[1]:,} "
+            "were."
         )
 
     def find_leaks(self, split: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -136,7 +146,9 @@ def find_duplicates(
     """Find images that show the same picture, and read again those that may.
 
     Pairs of neighbours are compared by pixels, from the most alike features on, until hardly any
-    of the last ones are twins. A task reads the images of some pairs; the driver sees no pixels.
+    of the last ones are twins; then each image with its nearest: a copy that is so bright that much
+    of it is white has few features of its original, but more than any other image has. A task reads
+    the images of some pairs; the driver sees no pixels.
 
     Parameters
     ----------
@@ -156,9 +168,9 @@ def find_duplicates(
     usable = np.zeros(store.n_images, bool)
     usable[rows] = True
     same_a, same_b = _pair_identical(store.read("content_hash"), rows)
-    a, b, cosine = list_pairs(neighbours)
+    a, b, cosine, nearest = list_pairs(neighbours)
     keep = (cosine >= _LEAST_COSINE) & ~_are_identical(store.read("content_hash"), a, b)
-    a, b, cosine = a[keep], b[keep], cosine[keep]
+    a, b, cosine, nearest = a[keep], b[keep], cosine[keep], nearest[keep]
     reading = replace(images, resize="stretch")
     scores = _copy_and_compare(store, client, root, reading, usable) if len(a) else np.empty(0)
     threshold = choose_threshold(scores)
@@ -173,10 +185,14 @@ def find_duplicates(
         compared.append((float(cosine[end - 1]), end - pairs.start, n_twins))
         if n_twins < _LEAST_CONFIRMED * size:
             break
-    n_unread = int(np.isnan(likeness[:end]).sum())
+    further = end + np.flatnonzero(nearest[end:])
+    if len(further):
+        likeness[further] = _compare(store, client, root, reading, a[further], b[further])
+    n_unread = int(np.isnan(likeness[:end]).sum() + np.isnan(likeness[further]).sum())
     if n_unread:
         log.warning("%d pairs were not compared: an image cannot be read any more", n_unread)
     twin = likeness >= threshold
+    near = (likeness >= _LEAST_THRESHOLD) & ~twin
     n_same, order = len(same_a), np.lexsort((b[twin], a[twin], -likeness[twin]))
     ones = np.ones(n_same, np.float32)
     all_a = np.concatenate([same_a, a[twin][order]])
@@ -185,28 +201,32 @@ def find_duplicates(
         all_a, all_b,
         np.concatenate([ones, likeness[twin][order]]), np.concatenate([ones, cosine[twin][order]]),
         np.arange(len(all_a)) < n_same, link(all_a, all_b, store.n_images),
-        threshold, compared[-1][0] if compared else 1.0, tuple(compared), len(scores), n_unread,
+        threshold, a[near], b[near], likeness[near],
+        compared[-1][0] if compared else 1.0, tuple(compared),
+        (len(further), int(twin[further].sum())), len(scores), n_unread,
     )  # fmt: skip
 
 
 def list_pairs(
     neighbours: Neighbours,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """List each pair of neighbours once: the lower row, the other, and their cosine.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    """List each pair of neighbours once: the lower row, the other, cosine, and whether nearest.
 
-    The most alike come first; of equally alike ones, the lower rows.
+    The most alike come first; of equally alike ones, the lower rows. The last value says whether
+    one of a pair has no nearer neighbour than the other.
     """
     row, rank = np.nonzero(neighbours.index >= 0)
     one, other = neighbours.rows[row], neighbours.index[row, rank]
     a, b = np.minimum(one, other), np.maximum(one, other)
     cosine = neighbours.cosine[row, rank]
     order = np.lexsort((-cosine, b, a))
-    a, b, cosine = a[order], b[order], cosine[order]
+    a, b, cosine, nearest = a[order], b[order], cosine[order], rank[order] == 0
     first = np.ones(len(a), bool)  # of the two that name a pair
     first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    a, b, cosine = a[first], b[first], cosine[first]
+    nearest[:-1] |= nearest[1:] & ~first[1:]
+    a, b, cosine, nearest = a[first], b[first], cosine[first], nearest[first]
     order = np.lexsort((b, a, -cosine))
-    return a[order], b[order], cosine[order]
+    return a[order], b[order], cosine[order], nearest[order]
 
 
 def choose_threshold(scores: NDArray[np.floating]) -> float:

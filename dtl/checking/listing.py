@@ -20,12 +20,13 @@ from dtl.checking.values import (
     DUPLICATE,
     LABEL,
     LEAK,
+    PERHAPS,
     Accuracy,
     Issue,
     Neighbour,
 )
 from dtl.features.store import FeatureStore
-from dtl.images.values import SPLITS, TRAIN
+from dtl.images.values import NO_SPLIT, SPLITS, TRAIN
 from dtl.neighbours.search import Neighbours
 
 MOST_SHOWN = 60
@@ -82,7 +83,7 @@ def list_suspects(
 
 
 def list_twins(rows: Rows, twins: Duplicates) -> list[Issue]:
-    """List held-out images with a twin in training, and then all other pairs of twins."""
+    """List held-out images with a twin in training, then perhaps with one, then other twins."""
     leaked = twins.find_leaked(rows.split)
     partner: dict[int, tuple[int, float, str]] = {}
     others = []
@@ -106,10 +107,19 @@ def list_twins(rows: Rows, twins: Duplicates) -> list[Issue]:
         paths = str(rows.path[row]), str(rows.path[other])
         return Issue(paths[0], kind, likeness, paths[1], given, suggested, reason)
 
+    perhaps: dict[int, tuple[int, float, str]] = {}
+    near = (x.tolist() for x in (twins.near_a, twins.near_b, twins.near_likeness))
+    for a, b, likeness in sorted(zip(*near, strict=True), key=lambda pair: -pair[2]):
+        for row, there in ((a, b), (b, a)):
+            is_held_out = rows.split[row] not in (TRAIN, NO_SPLIT)
+            if is_held_out and rows.split[there] == TRAIN and row not in partner:
+                perhaps.setdefault(row, (there, likeness, ""))
     leaks = [make(LEAK, row, *found) for row, found in partner.items()]
+    doubtful = [make(PERHAPS, row, *found) for row, found in perhaps.items()]
     duplicates = [make(DUPLICATE, *found) for found in others]
     return [
         *sorted(leaks, key=lambda issue: (-issue.score, issue.path)),
+        *sorted(doubtful, key=lambda issue: (-issue.score, issue.path)),
         *sorted(duplicates, key=lambda issue: (-issue.score, issue.path, issue.partner)),
     ]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dtl.config.plain import from_plain
 from dtl.evaluation.metrics import find_interval
 
-LABEL, LEAK, DUPLICATE = "label", "leak", "duplicate"
+LABEL, LEAK, PERHAPS, DUPLICATE = "label", "leak", "perhaps", "duplicate"
 """Kinds of issues; the others are those of odd images."""
 
 
@@ -27,7 +27,8 @@ class Issue(NamedTuple):
     ----------
     kind : str
         ``label``: probably a wrong label. ``leak``: it has a near-twin on another side of the
-        split. ``duplicate``: a near-twin on the same side. Others: what is odd about it.
+        split. ``perhaps``: it has one that is a bit less alike; most show something else.
+        ``duplicate``: a near-twin on the same side. Others: what is odd about it.
     score : float
         Higher is surer, within a kind: 1 less the probability of a label, similarity of twins.
     partner : str

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, Check
+from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, PERHAPS, Check
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.pairing import Pairing
 from dtl.evaluation.values import Evaluation, SplitScores
 from dtl.training.values import Comparison, Probe, Tuning
 
-_NOT_ODD = (LABEL, LEAK, DUPLICATE)
+_NOT_ODD = (LABEL, LEAK, PERHAPS, DUPLICATE)
 _MOST_NAMED = 5
 
 
@@ -151,6 +151,8 @@ def format_check(found: Check) -> str:
             )
     if LEAK in found.n_issues and not found.accuracies:
         lines.append(f"{found.n_issues[LEAK]:,} held-out images have a near-twin in training")
+    if PERHAPS in found.n_issues:
+        lines.append(f"{found.n_issues[PERHAPS]:,} more have perhaps one: look at them")
     if DUPLICATE in found.n_issues:
         lines.append(f"{found.n_issues[DUPLICATE]:,} other images are near-duplicates")
     odd = [f"{n:,} {kind}" for kind, n in found.n_issues.items() if kind not in _NOT_ODD]

@@ -6,10 +6,10 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dtl.checking.values import DUPLICATE, LABEL, LEAK, Check, Issue
+from dtl.checking.values import DUPLICATE, LABEL, LEAK, PERHAPS, Check, Issue
 from dtl.report.page import fill
 
-MOST_SHOWN: Mapping[str, int] = {LABEL: 60, LEAK: 24, DUPLICATE: 24}
+MOST_SHOWN: Mapping[str, int] = {LABEL: 60, LEAK: 24, PERHAPS: 12, DUPLICATE: 24}
 """Issues of each kind that are shown, as many as have neighbours; of odd images, `_MOST_ODD`."""
 _MOST_ODD = 12
 
@@ -69,6 +69,7 @@ def render(found: CheckInput) -> str:
         check=check,
         n_labels=check.n_issues.get(LABEL, 0),
         n_leaks=check.n_issues.get(LEAK, 0),
+        n_perhaps=check.n_issues.get(PERHAPS, 0),
         n_duplicates=check.n_issues.get(DUPLICATE, 0),
         odd=kinds,
         pictures={path: b64encode(jpeg).decode() for path, jpeg in found.pictures.items()},

@@ -159,13 +159,22 @@ def test_planted_copies(data: Path, tmp_path: Path, client: Client, seed: int) -
     ]  # fmt: skip
     leaked = found.find_leaked(split)
     n_named = sum(leaked[b if split[a] == TRAIN else a] for a, b in across)
+    near = {*zip(found.near_a.tolist(), found.near_b.tolist(), strict=True)}
+    doubtful = [
+        (min(pair), max(pair)) for pair in across
+        if not leaked[pair[int(split[pair[0]] == TRAIN)]] and (min(pair), max(pair)) in near
+    ]  # fmt: skip
+    near_leaks = sum((split[a] == TRAIN) != (split[b] == TRAIN) for a, b in near)
     shown = ", ".join(f"{kind} {value:.0%}" for kind, value in recall.items())
     print(
         f"\nseed {seed}: recall {np.mean([*recall.values()]):.1%} ({shown}), precision"
-        f" {precision:.1%} of {len(pairs)} pairs; {n_named} of {len(across)} leaks named; threshold"
-        f" {found.threshold:.3f}, cosine {found.least_cosine:.2f}, {found.compared}; search"
+        f" {precision:.1%} of {len(pairs)} pairs; {n_named} of {len(across)} leaks named, and"
+        f" {len(doubtful)} among {near_leaks} that are perhaps; threshold"
+        f" {found.threshold:.3f}, cosine {found.least_cosine:.2f}, {found.compared},"
+        f" {found.compared_nearest}; search"
         f" {searched - started:.1f} s, pixels {compared - searched:.1f} s, load"
         f" {os.getloadavg()[0]:.1f}\n{found.reason}\n{sorted(wrong)}"
     )
     assert np.mean([*recall.values()]) >= 0.95
     assert precision >= 0.95
+    assert n_named + len(doubtful) == len(across)

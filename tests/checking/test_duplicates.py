@@ -211,9 +211,12 @@ def test_a_pair_that_both_name_is_one() -> None:
         np.array([2, 5, 9]), np.array([[5, 9], [2, -1], [5, 2]]),
         np.array([[0.9, 0.3], [0.9, -np.inf], [0.5, 0.3]], np.float32),
     )  # fmt: skip
-    a, b, cosine = list_pairs(neighbours)
+    a, b, cosine, nearest = list_pairs(neighbours)
     assert [*zip(a, b, strict=True)] == [(2, 5), (5, 9), (2, 9)]
     np.testing.assert_array_equal(cosine, np.float32([0.9, 0.5, 0.3]))
+    assert nearest.tolist() == [True, True, False]
+    nobody = Neighbours(np.arange(2), np.full((2, 1), -1), np.full((2, 1), -np.inf, np.float32))
+    assert [len(each) for each in list_pairs(nobody)] == [0, 0, 0, 0]
 
 
 def test_comparing_stops_where_hardly_any_pair_is_of_twins(
@@ -226,6 +229,42 @@ def test_comparing_stops_where_hardly_any_pair_is_of_twins(
     assert found.compared[-1][2] == 0
     assert len(found.a) >= 19
     assert f"down to a cosine of {found.least_cosine:.2f}" in found.reason
+
+
+def test_each_image_is_compared_with_its_nearest(
+    planted: Planted, threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of the pairs before are twins."""
+    monkeypatch.setattr(duplicates, "_LEAST_PAIRS", 1)
+    monkeypatch.setattr(duplicates, "_LEAST_CONFIRMED", 2.0)
+    found = find(planted, threads)
+    a, b, _, nearest = list_pairs(find_neighbours(planted.store, "fc2", threads, 3))
+    wanted = {
+        (x, y) for x, y, is_nearest in zip(a.tolist(), b.tolist(), nearest, strict=True)
+        if is_nearest and planted.origin[x] == planted.origin[y]
+    }  # fmt: skip
+    assert len(wanted) > 15
+    assert wanted <= {*zip(found.a.tolist(), found.b.tolist(), strict=True)}
+    n_further, n_twins = found.compared_nearest
+    assert 0 < n_twins < n_further < nearest.sum()
+    assert f"that is {n_further} pairs more, of which {n_twins} were" in found.reason
+
+
+def test_pairs_that_are_a_bit_less_alike_are_kept_apart(
+    planted: Planted, threads: Client, found: Duplicates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = float(np.sort(found.likeness[~found.identical])[5])
+    monkeypatch.setattr(duplicates, "choose_threshold", lambda scores: strict)
+    monkeypatch.setattr(duplicates, "_LEAST_THRESHOLD", found.threshold)
+    stricter = find(planted, threads)
+    assert len(stricter.near_a) == 5
+    assert len(stricter.a) == len(found.a) - 5
+    assert (stricter.near_likeness < strict).all()
+    pairs = {*zip(stricter.a.tolist(), stricter.b.tolist(), strict=True)}
+    near = {*zip(stricter.near_a.tolist(), stricter.near_b.tolist(), strict=True)}
+    assert pairs | near == {*zip(found.a.tolist(), found.b.tolist(), strict=True)}
+    one, other = min(near)
+    assert stricter.group[one] != stricter.group[other]  # they are linked with nobody
 
 
 @pytest.mark.parametrize(("scores", "expected"), [([], 0.97), ([0.1] * 9, 0.92), ([1.0], 0.97)])

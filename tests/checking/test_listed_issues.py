@@ -5,7 +5,18 @@ import numpy as np
 from dtl.checking import listing
 from dtl.checking.duplicates import Duplicates, link
 from dtl.checking.listing import Rows
-from dtl.checking.values import ALL, APART, BOTH, CLEAN, DUPLICATE, LABEL, LEAK, Accuracy, Issue
+from dtl.checking.values import (
+    ALL,
+    APART,
+    BOTH,
+    CLEAN,
+    DUPLICATE,
+    LABEL,
+    LEAK,
+    PERHAPS,
+    Accuracy,
+    Issue,
+)
 from dtl.images.values import TEST, TRAIN, VALIDATION
 
 SPLIT = [TRAIN, TRAIN, VALIDATION, TEST, TEST, TEST, TRAIN, -1]
@@ -18,12 +29,20 @@ ROWS = Rows(
 )
 
 
-def make_twins(*pairs: tuple[int, int, float], n_identical: int = 0) -> Duplicates:
-    a, b = (np.array([pair[k] for pair in pairs], np.int64) for k in (0, 1))
-    likeness = np.array([pair[2] for pair in pairs], np.float32)
+Pair = tuple[int, int, float]
+
+
+def make_twins(*pairs: Pair, n_identical: int = 0, near: tuple[Pair, ...] = ()) -> Duplicates:
+    def columns(pairs: tuple[Pair, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        a, b = (np.array([pair[k] for pair in pairs], np.int64) for k in (0, 1))
+        return a, b, np.array([pair[2] for pair in pairs], np.float32)
+
+    a, b, likeness = columns(pairs)
     identical = np.arange(len(a)) < n_identical
-    group = link(a, b, 8)
-    return Duplicates(a, b, likeness, likeness, identical, group, 0.93, 0.5, (), 0, 0)
+    return Duplicates(
+        a, b, likeness, likeness, identical, link(a, b, 8), 0.93, *columns(near), 0.5, (), (0, 0),
+        0, 0,
+    )  # fmt: skip
 
 
 def test_a_held_out_image_is_listed_once_with_its_likest_twin_in_training() -> None:
@@ -52,6 +71,15 @@ def test_twins_on_one_side_and_of_no_split_are_no_leaks() -> None:
     ]
     assert found[1].given == ""
     assert listing.list_twins(ROWS, make_twins()) == []
+
+
+def test_what_is_perhaps_a_leak_is_listed_after_the_leaks() -> None:
+    near = ((0, 4, 0.921), (1, 4, 0.925), (3, 6, 0.922), (0, 1, 0.924), (2, 3, 0.926), (6, 7, 0.92))
+    found = listing.list_twins(ROWS, make_twins((0, 3, 0.99), near=near))
+    assert [(i.path, i.kind, i.partner) for i in found] == [
+        ("3.jpg", LEAK, "0.jpg"),  # so it is not listed again
+        ("4.jpg", PERHAPS, "1.jpg"),
+    ]
 
 
 def test_accuracy_beside_its_value_without_what_is_suspected() -> None:
