@@ -296,7 +296,7 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
     known |= {"--to", "--from", "--md5", "--scratch", "--layout", "--coverage", "--max-error"}
     known |= {"--keep", "--dir", "--port", "--yarn-memory-mb", "--yarn-vcores", "--no-memory-check"}
     known |= {"--wrap", "--dashboard-address", "--no-dashboard", "--page", "--occlusion"}
-    known |= {"--layers", "--normalisations", "--format", "--unchecked"}  # of `probe`, `export`
+    known |= {"--layers", "--normalisations", "--format", "--unchecked", "--plot"}
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     used = re.findall(r"(?<![\w-])(--[a-z][\w.-]*\w)", text)
     # `--train.*` stands for a section.

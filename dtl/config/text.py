@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-# Control characters, separators of lines, marks that turn the direction of writing, and halves of
-# characters, which stand for a name's bytes that are not UTF-8.
+# Control characters, separators of lines, marks that turn the direction of writing, what XML has no
+# place for, and halves of characters, which stand for a name's bytes that are not UTF-8.
 _UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
 

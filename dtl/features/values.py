@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -247,6 +248,32 @@ class Layer:
     kind: str
     output_shape: tuple[int | None, ...]
     n_parameters: int
+    flop: int | None = 0
+    """Floating-point operations for one image, two for a multiply-add; None if not known."""
+    inputs: tuple[int, ...] = ()
+    """The layers whose outputs it takes, by their number in the network's order."""
+
+    @property
+    def output_bytes(self) -> int | None:
+        """Memory of its output for one image, in float32; None if not known."""
+        sizes = [n for n in self.output_shape if n is not None]
+        return 4 * math.prod(sizes) if len(sizes) == len(self.output_shape) else None
+
+
+def add_up(counts: Iterable[int | None]) -> int | None:
+    """Add counts up, which is not known if one of them is not.
+
+    Examples
+    --------
+    >>> add_up([1, 2]), add_up([1, None])
+    (3, None)
+    """
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 @dataclass(frozen=True)
@@ -264,3 +291,8 @@ class Description:
     """Memory of the used layers' float32 weights."""
     activation_bytes: int = 0
     """Memory of the used layer with most inputs and outputs, for one image, in float32."""
+
+    @property
+    def flop(self) -> int | None:
+        """Floating-point operations of the used layers for one image; None if not known."""
+        return add_up(layer.flop for layer in self.layers if layer.name in self.used)

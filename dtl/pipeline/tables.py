@@ -8,6 +8,7 @@ from dtl.checking.values import ALL, APART, DUPLICATE, LABEL, LEAK, PERHAPS, Che
 from dtl.evaluation.metrics import find_interval
 from dtl.evaluation.pairing import Pairing
 from dtl.evaluation.values import Evaluation, SplitScores
+from dtl.features.values import Description
 from dtl.training.values import Comparison, Probe, Tuning
 
 _NOT_ODD = (LABEL, LEAK, PERHAPS, DUPLICATE)
@@ -182,6 +183,20 @@ def format_check(found: Check) -> str:
     if len(rows) > 1:
         lines += ["", align_columns(rows, right={1, 2})]
     return "\n".join(lines)
+
+
+def format_layers(found: Description) -> str:
+    """Lay the layers of a network out: what each puts out and costs, and whether it is used."""
+    rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "GFLOP", "MiB", "")]
+    for layer in found.layers:
+        note = "frozen" if layer.name in found.used else "not used"
+        rows.append((
+            layer.name, layer.kind, " x ".join(str(n or "?") for n in layer.output_shape),
+            f"{layer.n_parameters:,}", "?" if layer.flop is None else f"{layer.flop / 1e9:.2f}",
+            "?" if layer.output_bytes is None else f"{layer.output_bytes / 2**20:.1f}",
+            "cut" if layer.name in found.n_features else note,
+        ))  # fmt: skip
+    return align_columns(rows, right={3, 4, 5})
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:

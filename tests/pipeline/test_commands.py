@@ -251,26 +251,41 @@ def test_a_second_predict_on_one_output_is_refused(
     assert f"Another driver writes to {tmp_path}" in message
 
 
-def test_summary_shows_the_cut(here: Run) -> None:
-    done = here("summary")
+def test_summary_shows_the_cut_and_what_an_image_costs(here: Run, tmp_path: Path) -> None:
+    done = here("summary", "--plot", tmp_path / "network.svg")
     assert done.returncode == 0
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
-    assert "cut here: 4096 features" in lines["fc2"]
-    assert "102,764,544" in lines["fc1"]
-    assert "frozen" in lines["fc1"]
-    assert "not used" in lines["predictions"]
+    assert lines["fc2,"] == "fc2, cut: 4,096 features."
+    assert re.search(r"102,764,544 +0\.21 +0\.0  frozen$", lines["fc1"])
+    assert lines["predictions"].endswith("not used")
+    assert (
+        "30.9 GFLOP (15.5 billion multiply-adds) for an image of 224 x 224, 24 MiB"
+        in lines["VGG16,"]
+    )
     assert "Trained: a softmax layer, features x classes." in done.stdout
+    table = done.stdout.split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert f"Picture: {tmp_path}/network.svg" in done.stdout
+    assert "cut: 4,096 features" in (tmp_path / "network.svg").read_text()
+    again = here("summary", "--plot", tmp_path / "network.svg")
+    assert (
+        "network.svg is there already. Choose another --plot, or set --overwrite." in again.stderr
+    )
+    other = here("summary", "--plot", tmp_path / "network.png")
+    assert "must end in .svg" in other.stderr
+    assert not (tmp_path / "network.png").exists()
 
 
 def test_summary_shows_the_views(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--features.layers", "block5_pool", "--features.views", "320,mirror,224"]
     assert command_line.main(["summary", *options, "--features.combine", "stack"]) == 0
     printed = capsys.readouterr().out
-    assert "cut here: 1024 features" in printed
+    assert "block5_pool, cut: 1,024 features." in printed
     assert (
         "VGG16, images of 224 x 224 and 320 x 320, each mirrored, too; the features of each size "
-        "side by side; 56 MiB"
+        "side by side; 30.7 GFLOP"
     ) in printed
+    assert "56 MiB of frozen weights" in printed
 
 
 def test_everything_in_memory_of_one_process(

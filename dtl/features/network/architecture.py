@@ -11,6 +11,7 @@ from typing import Any
 from dtl.config.errors import UserError
 from dtl.features.network.files import keras_file
 from dtl.features.network.files.source import NetworkSource
+from dtl.features.network.flop import count_flop, find_calls
 from dtl.features.network.quiet_keras import keras
 from dtl.features.values import Description, Layer
 
@@ -38,13 +39,34 @@ def describe(
     return Description(
         input_size=skeleton.input_shape[1:3],
         n_features=dict(zip(layers, widths, strict=True)),
-        layers=tuple(
-            Layer(each.name, type(each).__name__, tuple(each.output.shape[1:]), each.count_params())
-            for each in skeleton.layers
-        ),
-        used=frozenset(layer.name for layer in used.layers),
+        layers=_describe_layers(skeleton),
+        used=frozenset(operation.name for operation in used.operations),
         weights_bytes=4 * used.count_params(),
         activation_bytes=int(4 * area * most),
+    )
+
+
+def _describe_layers(model: keras.Model) -> tuple[Layer, ...]:
+    """Describe layers, and the bare operations between them, such as a sum."""
+    model = keras.Model(model.inputs, model.outputs)  # a sequence of layers tells no operations
+    calls = find_calls(model)
+    numbers = {operation.name: k for k, operation in enumerate(model.operations)}
+    return tuple(
+        Layer(
+            operation.name,
+            type(operation).__name__,
+            tuple(calls[operation.name][0].output_tensors[0].shape[1:]),
+            operation.count_params() if isinstance(operation, keras.Layer) else 0,
+            count_flop(operation, calls[operation.name]),
+            tuple(
+                dict.fromkeys(
+                    numbers[taken._keras_history.operation.name]
+                    for call in calls[operation.name]
+                    for taken in call.input_tensors
+                )
+            ),
+        )
+        for operation in model.operations
     )
 
 

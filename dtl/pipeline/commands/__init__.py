@@ -258,12 +258,13 @@ COMMANDS = {
         explained="pack.shard_mib",
     ),
     "summary": Command(
-        "the network, the cut, what is frozen",
+        "the network, the cut, what is frozen, and what an image costs",
         "model.summarize",
-        example="--features.network ResNet50 --features.layers avg_pool",
-        options="features.network features.layers features.pooling features.views features.combine "
-        "train.hidden_units",
+        example="--features.network ResNet50 --features.layers avg_pool --plot network.svg",
+        options="overwrite features.network features.layers features.pooling features.views "
+        "features.combine train.hidden_units train.layer",
         checked=_RUN,
+        add_arguments=lambda parser: load("model.add_summary_arguments")(parser),
         resumes=False,
     ),
     "submit": Command(

@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dtl import storage
-from dtl.config import to_dict
+from dtl.config import hide, to_dict
 from dtl.config.errors import UserError
 from dtl.features.network.files import source
-from dtl.features.values import find_network
+from dtl.features.values import Description, Layer, find_network
 from dtl.features.views import Views
 from dtl.pipeline import stages
 from dtl.pipeline.messages import print_line
 from dtl.pipeline.results import Results
 from dtl.pipeline.run import Run
-from dtl.pipeline.tables import align_columns
+from dtl.pipeline.tables import format_layers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -96,9 +96,18 @@ def compact(run: Run, arguments: argparse.Namespace) -> None:
     print_line(f"Features of {store.n_images} images: {store.url}")
 
 
-def summarize(run: Run, _: argparse.Namespace) -> None:
-    """Print the network, its cut, and what is frozen."""
-    f = run.options.features
+def add_summary_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `summary`."""
+    parser.add_argument(
+        "--plot", metavar="URL", default="", help="draw the network, too, into this .svg file"
+    )
+
+
+def summarize(run: Run, arguments: argparse.Namespace) -> None:
+    """Print the network, its cut, what is frozen, and what an image costs; draw it, if wanted."""
+    f, plot = run.options.features, arguments.plot
+    if plot:
+        _check_plot(plot, overwrite=run.options.overwrite)
     views, network = Views.of(f), find_network(f.network)
     if isinstance(network, str):
         from dtl.features.network import architecture
@@ -107,23 +116,59 @@ def summarize(run: Run, _: argparse.Namespace) -> None:
     else:
         description = source.describe(network, f.layers, f.pooling)
     n_features = views.widen(description.n_features)
-    rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "")]
-    for layer in description.layers:
-        note = "frozen" if layer.name in description.used else "not used"
-        if layer.name in f.layers:
-            note = f"cut here: {n_features[layer.name]} features"
-        shape = " x ".join(str(n) for n in layer.output_shape)
-        rows.append((layer.name, layer.kind, shape, f"{layer.n_parameters:,}", note))
-    print_line(align_columns(rows, right={3}))
+    print_line(format_layers(description))
+    n_units = run.options.train.hidden_units
     trained = "a softmax layer, features x classes"
-    if n_units := run.options.train.hidden_units:
+    if n_units:
         trained = f"a hidden layer of {n_units:,} units, and a softmax layer, units x classes"
+    seen = views.describe(description.input_size)
+    costs = _describe_costs(description)
+    cuts = {name: f"cut: {n_features[name]:,} features" for name in f.layers}
     print_line(
-        f"\n{f.network}, {views.describe(description.input_size)}; "
-        f"{description.weights_bytes / 2**20:.0f} MiB of frozen weights in each worker. "
-        f"Trained: {trained}."
+        "\n"
+        + "".join(f"{name}, {said}.\n" for name, said in cuts.items())
+        + f"{f.network}, {seen}; {costs} Trained: {trained}."
     )
     if not isinstance(network, str):
         declared = to_dict(network.declared) | {"size": [*description.input_size]}
         wants = ", ".join(f"{key} = {value}" for key, value in declared.items())
         print_line(f"Its input, as {network.declaration_url} declares it: {wants}.")
+    if plot:
+        from dtl.report.network_plot import render_network
+
+        layer = run.options.layer
+        head = _describe_head(n_features[layer], n_units)
+        facts = [seen, *costs.split(", ", 1)]
+        drawn = render_network(description, hide(f.network), facts, cuts, head, layer)
+        storage.write_bytes(plot, drawn.encode())
+        print_line(f"Picture: {plot}")
+
+
+def _check_plot(url: str, *, overwrite: bool) -> None:
+    if not url.endswith(".svg"):
+        raise UserError(f"--plot must end in .svg. Received: {url!r}.")
+    if storage.exists(url) and not overwrite:
+        raise UserError(f"{url} is there already. Choose another --plot, or set `overwrite`.")
+
+
+def _describe_costs(found: Description) -> str:
+    size = "{} x {}".format(*found.input_size)
+    flop = f"an unknown number of GFLOP for an image of {size}"
+    if found.flop is not None:
+        flop = (
+            f"{found.flop / 1e9:.3g} GFLOP ({found.flop / 2e9:.3g} billion multiply-adds) for an "
+            f"image of {size}"
+        )
+    return (
+        f"{flop}, {found.activation_bytes / 2**20:.0f} MiB for the largest layer's inputs and "
+        f"outputs, {found.weights_bytes / 2**20:.0f} MiB of frozen weights in each worker."
+    )
+
+
+def _describe_head(n_features: int, n_units: int) -> list[Layer]:
+    """Return the layers that are trained; how many classes there are is not known here."""
+    hidden = Layer(
+        "hidden", "Dense", (n_units,), (n_features + 1) * n_units, 2 * n_features * n_units
+    )
+    softmax = Layer("softmax", "Dense", (None,), 0, None)
+    return [hidden, softmax] if n_units else [softmax]

@@ -5,21 +5,23 @@ OpenVINO's reader of ONNX is C++: call these functions by `source.read_apart`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dtl.config.errors import UserError
+from dtl.features.network.files.flop import count_flop
 from dtl.features.network.files.layouts import find_channel_axis
 from dtl.features.network.files.source import NetworkSource, local_files
 from dtl.features.network.network_file import NetworkFile
 from dtl.features.network.openvino_network import count_values, write_model
 from dtl.features.network.quiet_openvino import core, openvino
-from dtl.features.values import Description, Layer, NetworkSpec
+from dtl.features.values import Description, Layer, NetworkSpec, add_up
 
 _N_NAMED = 20
 """Operations that a message lists."""
@@ -78,10 +80,13 @@ def describe(source: NetworkSource, layers: tuple[str, ...], pooling: str) -> De
     whole = _read(source)
     outputs = [_find_output(whole, layer, source.url) for layer in layers]
     used = {op.get_name() for op in _trace(outputs)}
+    _size_for_one_image(whole, outputs, source)
     # The same name for an output as in the options, which may call it by its tensor.
     names = {o.get_node().get_name(): n for o, n in zip(outputs, layers, strict=True)}
-    n_parameters = _share_parameters(whole.get_ordered_ops())
+    n_parameters = _share(whole.get_ordered_ops(), _count_parameters)
+    flop = _share(whole.get_ordered_ops(), count_flop)
     operations = _list_named(whole)
+    numbers = {op.get_name(): k for k, op in enumerate(operations)}
 
     def name(op: Any) -> str:
         return str(names.get(op.get_name(), op.get_friendly_name()))
@@ -93,13 +98,46 @@ def describe(source: NetworkSource, layers: tuple[str, ...], pooling: str) -> De
             for layer, output in zip(layers, model.outputs, strict=True)
         },
         layers=tuple(
-            Layer(name(op), op.get_type_name(), _list_sizes(op), n_parameters[op.get_name()])
+            Layer(
+                name(op),
+                op.get_type_name(),
+                _list_sizes(op),
+                n_parameters[op.get_name()] or 0,
+                flop[op.get_name()],
+                _list_inputs(op, numbers),
+            )
             for op in operations
         ),
         used=frozenset(name(op) for op in operations if op.get_name() in used),
         weights_bytes=4 * sum(map(_count_numbers, _trace(outputs))),
         activation_bytes=4 * max(map(count_values, model.get_ops())),
     )
+
+
+def _size_for_one_image(
+    model: openvino.Model, outputs: Sequence[Any], source: NetworkSource
+) -> None:
+    """Give operations the shapes that they have for one image."""
+    cut = openvino.Model([*map(_end, outputs)], [_find_input(model, outputs, source.url)])
+    _fix_input(cut, source)
+    size = [n.get_length() for n in list(cut.input().get_partial_shape())[1:]]
+    _reshape(cut, [1, *size], source.url)
+    with contextlib.suppress(RuntimeError):  # what no feature needs may take other sizes only
+        model.validate_nodes_and_infer_types()
+
+
+def _list_inputs(op: Any, numbers: Mapping[str, int]) -> tuple[int, ...]:
+    """List the numbers of the operations that one takes, past those without a number."""
+    found: dict[int, None] = {}
+    waiting, seen = [value.get_node() for value in op.input_values()], set()
+    while waiting:
+        taken = waiting.pop(0)
+        if taken.get_name() in numbers:
+            found[numbers[taken.get_name()]] = None
+        elif taken.get_name() not in seen:
+            seen.add(taken.get_name())
+            waiting += [value.get_node() for value in taken.input_values()]
+    return tuple(found)
 
 
 def _read(source: NetworkSource) -> openvino.Model:
@@ -339,15 +377,16 @@ def _count_numbers(op: Any) -> int:
     return math.prod(op.get_output_shape(0)) if is_weight else 0
 
 
-def _share_parameters(operations: Sequence[Any]) -> dict[str, int]:
-    """Count parameters by operation; those of one without a name count with the next named one."""
-    counts, waiting = {}, 0
+def _share(operations: Sequence[Any], count: Callable[[Any], int | None]) -> dict[str, int | None]:
+    """Count by operation; what one without a name counts goes to the next that has one."""
+    counts: dict[str, int | None] = {}
+    waiting: list[int | None] = []
     for op in operations:
-        waiting += _count_parameters(op)
+        waiting.append(count(op))
         if any(output.get_names() for output in op.outputs()) and op.get_type_name() != "Constant":
-            counts[op.get_name()], waiting = waiting, 0
+            counts[op.get_name()], waiting = add_up(waiting), []
         else:
-            counts[op.get_name()] = _count_parameters(op)
+            counts[op.get_name()] = waiting[-1]
     return counts
 
 
