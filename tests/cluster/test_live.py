@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import gaussian_store, wait_until
+from helpers import COLOURS, draw, gaussian_store, wait_until
 
 from dtl import config
 from dtl.cluster import connection, live
 from dtl.cluster.live.state import SERIES, State
 from dtl.config import ClusterConfig, TrainConfig
+from dtl.features import featurization
+from dtl.features.store import FeatureStore
+from dtl.features.values import ExtractionSpec
+from dtl.images import listing
 from dtl.training import trainer
 from dtl.training.spec import Fitted, TrainingSpec
 
@@ -211,3 +215,75 @@ def test_a_scheduler_without_dtl_is_told(
         assert client.submit(sum, [1, 2]).result() == 3
     assert "There is no live page, for the scheduler cannot have it (" in caplog.text
     assert "live page: http" not in caplog.text
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_a_browser_sees_photographs_become_features(tmp_path: Path) -> None:
+    draw(tmp_path / "pictures", COLOURS, 24)
+    broken = [f"red/<b>{n}.jpg" for n in (1, 2, 3)]
+    for name in broken:
+        (tmp_path / "pictures" / name).write_bytes(b"\xff\xd8\xff\xe0 broken")
+    c = config.build({
+        "images": {"url": str(tmp_path / "pictures"), "max_skipped": 0.5},
+        "features": {"layers": ["block1_pool"], "weights": "random", "precision": "float32",
+                     "chunk_images": 4, "batch_images": 4},
+        "cluster": {"processes": False, "n_workers": 1, "threads_per_worker": 1},
+    })  # fmt: skip
+    listed, spec = listing.list_images(c.images, 0), ExtractionSpec(c.features, c.images)
+    made: list[FeatureStore] = []
+    with connection.connect(c.cluster) as client:
+        link = live.find_page(client)
+        work = threading.Thread(
+            target=lambda: made.append(
+                featurization.featurize(str(tmp_path / "f.zarr"), listed, spec, client)
+            )
+        )
+        work.start()
+        wait_until(lambda: sum(read(link)["cells"]) >= 1, "the first chunk", 240)
+        during = read(link)
+        work.join()
+        [store] = made
+        wait_until(lambda: sum(read(link)["cells"]) == store.n_chunks, "the last chunk")
+        after, dom = read(link), look(link, tmp_path)
+    assert sum(during["cells"]) < len(during["cells"]) == store.n_chunks == 19
+    assert dom.count('<i class="done">') == 19
+    assert "19 chunks, 100 % done" in dom
+    skipped = store.list_skipped()
+    assert sorted(path for path, _ in skipped) == broken
+    assert sorted(map(tuple, after["skipped"])) == sorted(skipped)
+    assert after["n_skipped"] == 3
+    for path, reason in skipped:
+        assert path.replace("<", "&lt;").replace(">", "&gt;") in dom
+        assert reason.split("(")[0] in dom
+    [stage] = [s for s in after["stages"] if s["name"] == "features"]
+    assert stage["done"] == stage["total"] == len(listed)
+
+
+def test_a_task_waits_for_the_slowest_and_then_for_the_average() -> None:
+    state = State()
+    for round_, group, began, ended in (
+        ("1", 0, 0.0, 1.0), ("1", 1, 0.0, 3.0),
+        ("2", 1, 3.5, 5.5), ("2", 0, 3.6, 4.6),
+        ("3", 0, 6.5, 7.5),
+    ):  # fmt: skip
+        state.add_step(round_, group, f"worker {group}", began, ended)
+    fast, slow = state.to_dict()["steps"]
+    assert (fast["worker"], fast["n"], slow["n"]) == ("worker 0", 3, 2)
+    assert fast["step"] == pytest.approx(1.0)
+    assert fast["wait"] == pytest.approx((2.0 + 0.9) / 2)  # from 1.0 to 3.0, from 4.6 to 5.5
+    assert fast["average"] == pytest.approx((0.6 + 1.0) / 2)
+    assert slow["step"] == pytest.approx(2.5)
+    assert slow["wait"] == 0
+    assert slow["average"] == pytest.approx(0.5)
+
+
+def test_of_steps_only_the_last_rounds_are_kept() -> None:
+    state = State()
+    for round_ in range(1000):
+        state.add_step(str(round_), 0, "worker", float(round_), round_ + 0.5)
+    assert len(state._ends) < 10
+    [step] = state.to_dict()["steps"]
+    assert step["n"] == 1000
+    assert (step["step"], step["wait"], step["average"]) == pytest.approx((0.5, 0.0, 0.5))

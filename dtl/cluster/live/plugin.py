@@ -30,7 +30,7 @@ _TO_COMPUTE = {"waiting", "queued", "no-worker", "processing"}
 """States of tasks that will be computed, if a worker is there."""
 
 _STEPS = ("local-steps-", "gradient-")
-"""Names of tasks that train; before their token is the number of a group of shards."""
+"""Names of tasks that train; before their token are the round, and the number of a group."""
 
 
 class LivePage(SchedulerPlugin):  # type: ignore[misc]
@@ -97,9 +97,9 @@ class LivePage(SchedulerPlugin):  # type: ignore[misc]
             for begin, end in times:
                 self._record.add_task(worker, name, begin, end)
         if finish == "memory" and isinstance(key, str) and key.startswith(_STEPS):
-            *_, group, _token = key.split("-")
+            *_, round_, group, _token = key.split("-")
             if group.isdecimal():
-                self._state.add_step(int(group), worker, sum(end - begin for begin, end in times))
+                self._state.add_step(round_, int(group), worker, times[0][0], times[-1][1])
 
     def _name_tasks(self, keys: Iterable[Any]) -> list[str]:
         """Return the names without numbers of tasks that the scheduler knows."""

@@ -16,6 +16,10 @@ _MOST_CELLS = 1000
 """Cells of the grid of chunks: of more chunks, each stands for several."""
 
 _MOST_SHARDS = 1000
+_SMOOTHED = 20
+"""Rounds that the means of a task's seconds are of, or so."""
+_ROUNDS_AT_ONCE = 4
+"""Rounds of which the end of the slowest task is known."""
 _MOST_SKIPPED, _MOST_STAGES = 50, 100
 
 SERIES = (
@@ -51,6 +55,7 @@ class State:
         self._stride, self._n_told, self._n_rounds = 1, 0, 0
         self._shard_loss: list[float | None] = []
         self._steps: dict[int, dict[str, Any]] = {}
+        self._ends: dict[str, float] = {}
         self._n_chunks, self._cells, self._sizes = 0, [0], [0]
         self._n_skipped = 0
         self._skipped: deque[tuple[str, str]] = deque(maxlen=_MOST_SKIPPED)
@@ -98,6 +103,7 @@ class State:
         self._rounds, self._last = [], None
         self._stride, self._n_told, self._n_rounds = 1, 0, 0
         self._steps.clear()
+        self._ends.clear()
 
     def on_chunks(self, n: int, pending: Iterable[Iterable[int]]) -> None:
         """Take the number of a store's chunks, and [first, end) of those that are not done."""
@@ -121,16 +127,27 @@ class State:
         """Take an image that could not be read."""
         self._skipped.append((path, reason))
 
-    def add_step(self, group: int, worker: str, seconds: float) -> None:
-        """Take the time of a task that trained a group of neighbouring shards, in turn."""
+    def add_step(self, round_: str, group: int, worker: str, began: float, ended: float) -> None:
+        """Take a task that trained a group of neighbouring shards in a round, in turn.
+
+        Until the group's next one it waits for the round's slowest task, and then for the average,
+        for one round's steps begin when the steps of the one before are averaged.
+        """
         known = self._steps.get(group)
         if known is None:
             if len(self._steps) >= _MOST_SHARDS:
                 return
-            known = self._steps[group] = {"mean": seconds, "n": 0, "most": 0.0}
+            known = self._steps[group] = {"n": 0, "step": 0.0, "wait": 0.0, "average": 0.0}
+        elif known["round"] in self._ends and known["round"] != round_:
+            slowest = self._ends[known["round"]]
+            _smooth(known, "wait", max(slowest - known["ended"], 0.0), known["n"])
+            _smooth(known, "average", max(began - slowest, 0.0), known["n"])
         known["n"] += 1
-        known["mean"] += (seconds - known["mean"]) / min(known["n"], 20)
-        known.update(worker=worker, last=seconds, most=max(known["most"], seconds))
+        _smooth(known, "step", ended - began, known["n"])
+        known.update(worker=worker, round=round_, ended=ended)
+        self._ends[round_] = max(self._ends.pop(round_, ended), ended)
+        while len(self._ends) > _ROUNDS_AT_ONCE:
+            self._ends.pop(next(iter(self._ends)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, of JSON's types."""
@@ -158,3 +175,8 @@ class State:
 def _finite(value: Any) -> float | None:
     """Return a number that JSON has, or None."""
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _smooth(known: dict[str, Any], name: str, value: float, n: int) -> None:
+    """Take the n-th value into a mean that forgets old ones."""
+    known[name] += (value - known[name]) / min(n, _SMOOTHED)

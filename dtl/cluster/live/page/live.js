@@ -104,16 +104,17 @@ function show(s) {
   draw("ratio", r.round, [{ name: "update / weight", values: log(r.update_ratio) }]);
   draw("spread", r.round, [{ name: "spread", values: r.spread }]);
   draw("seconds", r.round, [{ name: "steps", values: r.step_s }, { name: "averaging", values: r.average_s }, { name: "waiting", values: r.wait_s }]);
-  const most = Math.max(...s.steps.map((t) => t.mean), 1e-9);
-  const middle = s.steps.map((t) => t.mean).sort((a, b) => a - b)[Math.floor(s.steps.length / 2)];
+  const most = Math.max(...s.steps.map((t) => t.step), 1e-9);
+  const middle = s.steps.map((t) => t.step).sort((a, b) => a - b)[Math.floor(s.steps.length / 2)];
   const losses = s.shard_loss.map((loss, shard) => [shard, loss]).filter(([, loss]) => loss !== null);
   const highest = Math.max(...losses.map(([, loss]) => loss), 1e-9);
   $("shard-loss-said").textContent = "of the last round" + most_of(losses.length, "highest");
   $("shard-loss").replaceChildren(...losses.sort((a, b) => losses.length > MOST_BARS ? b[1] - a[1] : 0).slice(0, MOST_BARS).map(
     ([shard, loss]) => bar(`shard ${shard}`, loss / highest, number(loss))));
-  $("tasks-said").textContent = "seconds for its shards, mean of the last 20 rounds" + most_of(s.steps.length, "slowest");
-  $("tasks").replaceChildren(...s.steps.sort((a, b) => s.steps.length > MOST_BARS ? b.mean - a.mean : 0).slice(0, MOST_BARS).map((t) => bar(
-    `task ${t.group}`, t.mean / most, `${t.mean.toFixed(3)} on ${t.worker}`, s.steps.length > 2 && t.mean > 1.5 * middle)));
+  $("tasks-said").textContent = "seconds of steps (bar) for its shards, of averaging, and of waiting for the slowest; means of the last 20 rounds" + most_of(s.steps.length, "slowest");
+  $("tasks").replaceChildren(...s.steps.sort((a, b) => s.steps.length > MOST_BARS ? b.step - a.step : 0).slice(0, MOST_BARS).map((t) => bar(
+    `task ${t.group}`, t.step / most, `${t.step.toFixed(3)}, ${t.average.toFixed(3)}, ${t.wait.toFixed(3)} on ${t.worker}`,
+    s.steps.length > 2 && t.step > 1.5 * middle)));
 
   table("workers", ["worker", "memory", "processor", "tasks", "runs"], s.workers.map((w) => [
     w.status === "running" ? w.address : `${w.address} (${w.status})`, bytes(w.memory) + (w.limit ? ` of ${bytes(w.limit)}` : ""),
