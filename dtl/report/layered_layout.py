@@ -6,7 +6,7 @@ Rows are cut into columns where few edges cross, so that a deep network is a pag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -28,8 +28,11 @@ _ASPECT = 1.5
 
 Point = tuple[float, float]
 
-_Stop = tuple[int, int, bool]
-"""Row and lane that an edge runs through, and whether that is a box."""
+_Cell = tuple[int, int]
+"""Row and lane."""
+
+_Stop = tuple[_Cell, bool]
+"""A cell that an edge runs through, and whether it is a box's."""
 
 
 @dataclass(kw_only=True)
@@ -56,63 +59,65 @@ class Laid(NamedTuple):
 
 
 def lay_out(boxes: Sequence[Node]) -> Laid:
-    """Place boxes."""
+    """Place boxes, and draw the edges between them: no two run along one line beside boxes."""
     ends = _assign_rows(boxes)
     tracks = _assign_lanes(boxes, ends)
     columns = _break_rows(boxes, ends)
-    x, places, rights = float(MARGIN), {}, []
+    x, gutters = float(MARGIN), dict[int, float]()
+    box_places: dict[_Cell, Point] = {}
+    track_places: dict[_Cell, Point] = {}
     for rows in columns:
         wide = {box.lane for box in boxes if box.row in rows}
-        n_lanes = 1 + max(
-            [*wide, *(lane for (_, row), lane in tracks.items() if row in rows)], default=0
-        )
+        passed = {lane for (_, row), lane in tracks.items() if row in rows}
+        ys = {row: HEADER + k * (BOX[1] + _GAP[1]) for k, row in enumerate(rows)}
         # Lines that begin later end earlier, so those beside the first boxes nest this way.
-        narrow = [lane for lane in reversed(range(1, n_lanes)) if lane not in wide]
-        for lane in [0, *narrow, *sorted(wide - {0})]:
-            for row in rows:
-                y = HEADER + (row - rows.start) * (BOX[1] + _GAP[1])
-                places[row, lane] = (x, y, lane in wide)
-            x += BOX[0] + _GAP[0] if lane in wide else _TRACK
-        rights.append(x)
+        beside = sorted(passed - wide, reverse=True)
+        for lane in [*sorted(wide & {0}), *beside, *sorted(wide - {0})]:
+            if lane in passed:
+                track_places |= {(row, lane): (x, y) for row, y in ys.items()}
+                x += _TRACK
+            if lane in wide:
+                box_places |= {(row, lane): (x, y) for row, y in ys.items()}
+                x += BOX[0] + _GAP[0]
+        gutters |= dict.fromkeys(rows, x)
         x += _GAP[0]
     for box in boxes:
-        box.place = places[box.row, box.lane][:2]
-    column_of = {row: k for k, rows in enumerate(columns) for row in rows}
+        box.place = box_places[box.row, box.lane]
 
-    def line(row: int, lane: int, *, is_box: bool) -> tuple[float, float]:
-        """Return where edges run: through the middle of a box, or beside the boxes of a lane."""
-        left, y, is_wide = places[row, lane]
-        return (left + BOX[0] / 2 if is_box else left - _TRACK if is_wide else left), y
+    def locate(cell: _Cell, *, is_box: bool) -> Point:
+        x, y = (box_places if is_box else track_places)[cell]
+        return x + is_box * BOX[0] / 2, y
 
-    drawn: dict[tuple[_Stop, _Stop], None] = {}
-    for target in boxes:
-        for source in target.inputs:
-            start = boxes[source]
-            way = [(start.row, start.lane, True)]
-            way += [(r, tracks[source, r], False) for r in range(start.row + 1, target.row)]
-            way.append((target.row, target.lane, True))
-            for one, other in pairwise(way):
-                drawn[one, other] = None
     lines = []
-    for (row, lane, is_box), (next_row, next_lane, is_next_box) in drawn:
-        x0, y0 = line(row, lane, is_box=is_box)
-        x1, y1 = line(next_row, next_lane, is_box=is_next_box)
-        points = [(x0, y0 + BOX[1])] if is_box else [(x0, y0), (x0, y0 + BOX[1])]
+    for (cell, is_box), (next_cell, is_next_box) in _list_steps(boxes, tracks):
+        x0, y0 = locate(cell, is_box=is_box)
+        x1, y1 = locate(next_cell, is_box=is_next_box)
         middle = y0 + BOX[1] + _GAP[1] / 2
-        if (column := column_of[row]) != column_of[next_row]:
-            right, above = rights[column] - _TRACK, y1 - _GAP[1] / 2
-            points += [(x0, middle), (right, middle), (right, above), (x1, above)]
+        points = [(x0, y0 + BOX[1] if is_box else y0)]
+        if (gutter := gutters[cell[0]]) != gutters[next_cell[0]]:  # up to the next column
+            above = y1 - _GAP[1] / 2
+            points += [(x0, middle), (gutter, middle), (gutter, above), (x1, above)]
         elif x0 != x1:
             points += [(x0, middle), (x1, middle)]
         lines.append(_round_corners([*points, (x1, y1)]))
-    arrows = [
-        "M{:g} {:g}l-5 -8h10z".format(*line(box.row, box.lane, is_box=True))
-        for box in boxes
-        if box.inputs
-    ]
-    bottom = max((box.place[1] for box in boxes), default=0) + BOX[1]
+    heads = [locate((box.row, box.lane), is_box=True) for box in boxes if box.inputs]
+    bottom = max(box.place[1] for box in boxes) + BOX[1]
     size = round(x - 2 * _GAP[0] + MARGIN), round(bottom + MARGIN)
-    return Laid(size, "".join(lines), "".join(arrows))
+    return Laid(size, "".join(lines), "".join(f"M{x:g} {y:g}l-5 -8h10z" for x, y in heads))
+
+
+def _list_steps(
+    boxes: Sequence[Node], tracks: Mapping[tuple[int, int], int]
+) -> list[tuple[_Stop, _Stop]]:
+    """List the steps of all edges from row to row; edges from one box share theirs."""
+    steps: dict[tuple[_Stop, _Stop], None] = {}
+    for box in boxes:
+        for source in box.inputs:
+            start = boxes[source]
+            way: list[_Stop] = [((start.row, start.lane), True)]
+            way += [((r, tracks[source, r]), False) for r in range(start.row + 1, box.row)]
+            steps |= dict.fromkeys(pairwise([*way, ((box.row, box.lane), True)]))
+    return [*steps]
 
 
 def _assign_rows(boxes: Sequence[Node]) -> list[int]:
@@ -189,11 +194,8 @@ def _round_corners(points: Iterable[Point]) -> str:
     first, *others = points
     path = "M{:g} {:g}".format(*first)
     for before, corner, after in zip([first, *others], others, others[1:], strict=False):
-        for a, b, command in (
-            (corner, before, "L{:g} {:g}"),
-            (corner, after, "Q{2:g} {3:g} {0:g} {1:g}"),
-        ):
-            distance = math.dist(a, b) or 1
-            share = min(_CORNER, distance / 2) / distance
-            path += command.format(a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, *a)
+        for end, command in ((before, "L{:g} {:g}"), (after, "Q{2:g} {3:g} {0:g} {1:g}")):
+            share = min(_CORNER / (math.dist(corner, end) or 1), 0.5)
+            near = (a + (b - a) * share for a, b in zip(corner, end, strict=True))
+            path += command.format(*near, *corner)
     return path + "L{:g} {:g}".format(*others[-1])

@@ -123,7 +123,7 @@ def _show(box: Box, most_flop: int, largest: Sequence[int]) -> dict[str, object]
         for n, top, side in zip(_measure(box), largest, reversed(_GLYPH), strict=True)
     )
     return {
-        "name": _shorten(first.name, 38),
+        "name": _shorten((last if box.said else first).name, 38),
         "kinds": _shorten(" \N{MIDDLE DOT} ".join(layer.kind for layer in box.layers), 44),
         "figures": " \N{MIDDLE DOT} ".join(figures),
         "glyph": [round(n, 1) for n in (wide, high)],

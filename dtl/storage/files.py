@@ -307,8 +307,11 @@ def _is_at(fs: Any, path: str) -> bool:
     return True
 
 
-def check_writable(url: str) -> None:
-    """Write and remove a small file in a folder, made where missing, or raise `PermissionError`."""
+def check_writable(url: str, option: str = "`out`") -> None:
+    """Write and remove a small file in a folder, made where missing, or raise `PermissionError`.
+
+    `option` is what the folder was given as.
+    """
     probe = join(url, f".dtl-{uuid.uuid4().hex}.partial")
     try:
         write_bytes(probe, b"dtl")
@@ -318,7 +321,7 @@ def check_writable(url: str) -> None:
         raise
     except Exception as error:
         raise PermissionError(
-            f"Cannot write to {url}: {str(error).rstrip('.')}. Choose another `out`, or ask for "
+            f"Cannot write to {url}: {str(error).rstrip('.')}. Choose another {option}, or ask for "
             "write permission."
         ) from error
 

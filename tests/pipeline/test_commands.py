@@ -274,6 +274,11 @@ def test_summary_shows_the_cut_and_what_an_image_costs(here: Run, tmp_path: Path
     other = here("summary", "--plot", tmp_path / "network.png")
     assert "must end in .svg" in other.stderr
     assert not (tmp_path / "network.png").exists()
+    (tmp_path / "file").touch()
+    below = here("summary", "--plot", tmp_path / "file" / "network.svg")
+    assert f"Cannot write to {tmp_path}/file: " in below.stderr
+    assert "Choose another --plot, or ask for write permission." in below.stderr
+    assert below.stdout == ""  # before the work
 
 
 def test_summary_shows_the_views(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from dtl.features.network import architecture
 from dtl.features.values import Description, Layer
+from dtl.report import layered_layout
 from dtl.report.layered_layout import BOX, Node, lay_out
 from dtl.report.network_plot import render_network
 
@@ -54,6 +56,13 @@ def test_layers_that_only_change_values_share_a_box() -> None:
     named = [title.text for title in picture.iter(f"{SVG}title")]
     shown = "\n".join(named).count(": ")
     assert shown == len(found.layers) + 1  # each layer once, and the head
+
+
+def test_a_box_has_the_name_of_the_layer_that_is_cut() -> None:
+    found = architecture.describe("ResNet50", ("conv4_block6_out",), "avg")
+    boxes = list_boxes(draw(found, "conv4_block6_out"), "frozen")
+    assert boxes[-1] == "conv4_block6_out"  # an activation, in the box of a sum
+    assert "conv4_block6_add" not in boxes
 
 
 def test_hostile_names_are_shown_as_they_are() -> None:
@@ -102,6 +111,19 @@ def test_boxes_lie_apart_and_below_those_they_take(inputs: list[list[int]]) -> N
     for taken in {k for each in inputs for k in each}:
         x, y = boxes[taken].place
         assert (x + BOX[0] / 2, y + BOX[1]) in starts
+
+
+def test_lines_beside_boxes_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One skip within another, as EfficientNet has them, and a box that makes a lane wide."""
+    monkeypatch.setattr(layered_layout, "_ASPECT", 0.1)  # one column
+    laid = lay_out([Node(inputs=k) for k in ([], [0], [1], [2], [1, 3], [0, 4], [5], [5])])
+    runs = []
+    for path in laid.lines.split("M")[1:]:
+        ends = [tuple(map(float, pair.split())) for pair in re.findall(r"[\d.]+ [\d.]+", path)]
+        runs += [(x, y, to) for (x, y), (x1, to) in pairwise(ends) if x == x1 and to - y > 40]
+    assert len({x for x, _, _ in runs}) == 2
+    for (x, start, end), (x1, start1, end1) in combinations(runs, 2):
+        assert x != x1 or start >= end1 or start1 >= end
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def _check_plot(url: str, *, overwrite: bool) -> None:
         raise UserError(f"--plot must end in .svg. Received: {url!r}.")
     if storage.exists(url) and not overwrite:
         raise UserError(f"{url} is there already. Choose another --plot, or set `overwrite`.")
+    storage.check_writable(storage.absolute(url).rpartition("/")[0], "--plot")
 
 
 def _describe_costs(found: Description) -> str:
