@@ -111,9 +111,9 @@ function show(s) {
   $("shard-loss-said").textContent = "of the last round" + most_of(losses.length, "highest");
   $("shard-loss").replaceChildren(...losses.sort((a, b) => losses.length > MOST_BARS ? b[1] - a[1] : 0).slice(0, MOST_BARS).map(
     ([shard, loss]) => bar(`shard ${shard}`, loss / highest, number(loss))));
-  $("tasks-said").textContent = "seconds of steps (bar) for its shards, of averaging, and of waiting for the slowest; means of the last 20 rounds" + most_of(s.steps.length, "slowest");
+  $("tasks-said").textContent = "seconds of its shards' steps (bar), of waiting for the slowest task, and until the average is there; means of 20 rounds" + most_of(s.steps.length, "slowest");
   $("tasks").replaceChildren(...s.steps.sort((a, b) => s.steps.length > MOST_BARS ? b.step - a.step : 0).slice(0, MOST_BARS).map((t) => bar(
-    `task ${t.group}`, t.step / most, `${t.step.toFixed(3)}, ${t.average.toFixed(3)}, ${t.wait.toFixed(3)} on ${t.worker}`,
+    `task ${t.group}`, t.step / most, `${t.step.toFixed(3)}, ${t.wait.toFixed(3)}, ${t.average.toFixed(3)} on ${t.worker}`,
     s.steps.length > 2 && t.step > 1.5 * middle)));
 
   table("workers", ["worker", "memory", "processor", "tasks", "runs"], s.workers.map((w) => [
