@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtl import storage
+from dtl.cluster import versions
 from dtl.config import hide_options
 from dtl.config.errors import UserError
 from dtl.features import converted, extraction
@@ -144,7 +144,7 @@ def _describe(head: Head, spec: ExtractionSpec, own_size: tuple[int, int]) -> Ab
         resize=spec.images.resize,
         temperature=head.temperature,
         head_sha256=head.fingerprint,
-        dtl=importlib.metadata.version("dtl"),
+        dtl=versions.list_versions()["dtl"],
         provenance=hide_options(dict(head.provenance)),
     )
 

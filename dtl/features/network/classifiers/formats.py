@@ -34,7 +34,7 @@ class About:
     temperature : float
         By which the logits are divided; 1 where it was not fitted.
     head_sha256, dtl : str
-        The head's fingerprint, and the version that exported it.
+        The head's fingerprint, and which code exported it.
     provenance : dict
         What the head was trained on and how.
     """
