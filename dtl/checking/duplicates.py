@@ -115,8 +115,9 @@ class Duplicates:
         return (
             f"Likeness of pixels from {self.threshold:.3f} on: {why}. Pairs were compared from "
             f"most alike features on, down to a cosine of {cosine:.2f}: of the last {n:,}, "
-            f"{n_twins:,} were twins. Each image was compared with its nearest in any case: that "
-            f"is {self.compared_nearest[0]:,} pairs more, of which {self.compared_nearest[1]:,} "
+            f"{n_twins:,} were twins. Each image was compared with its nearest, too, if that is "
+            f"alike at all: that is {self.compared_nearest[0]:,} pairs more, of which "
+            f"{self.compared_nearest[1]:,} "
             "were."
         )
 
@@ -168,8 +169,8 @@ def find_duplicates(
     usable = np.zeros(store.n_images, bool)
     usable[rows] = True
     same_a, same_b = _pair_identical(store.read("content_hash"), rows)
-    a, b, cosine, nearest = list_pairs(neighbours)
-    keep = (cosine >= _LEAST_COSINE) & ~_are_identical(store.read("content_hash"), a, b)
+    a, b, cosine, nearest = list_pairs(_drop_identical(neighbours, store.read("content_hash")))
+    keep = cosine >= _LEAST_COSINE
     a, b, cosine, nearest = a[keep], b[keep], cosine[keep], nearest[keep]
     reading = replace(images, resize="stretch")
     scores = _copy_and_compare(store, client, root, reading, usable) if len(a) else np.empty(0)
@@ -220,7 +221,8 @@ def list_pairs(
     a, b = np.minimum(one, other), np.maximum(one, other)
     cosine = neighbours.cosine[row, rank]
     order = np.lexsort((-cosine, b, a))
-    a, b, cosine, nearest = a[order], b[order], cosine[order], rank[order] == 0
+    first_rank = np.argmax(neighbours.index >= 0, axis=1)[row] if len(row) else rank
+    a, b, cosine, nearest = a[order], b[order], cosine[order], (rank == first_rank)[order]
     first = np.ones(len(a), bool)  # of the two that name a pair
     first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
     nearest[:-1] |= nearest[1:] & ~first[1:]
@@ -271,11 +273,11 @@ def _pair_identical(
     return lowest[later], rows[later]
 
 
-def _are_identical(
-    content_hash: NDArray[np.uint64], a: NDArray[np.int64], b: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    same: NDArray[np.bool_] = (content_hash[a] == content_hash[b]) & (content_hash[a] != 0)
-    return same
+def _drop_identical(neighbours: Neighbours, content_hash: NDArray[np.uint64]) -> Neighbours:
+    """Leave out neighbours whose files have the same bytes: the next one is the nearest then."""
+    own = content_hash[neighbours.rows][:, None]
+    same = (content_hash[neighbours.index] == own) & (own != 0)
+    return replace(neighbours, index=np.where(same, -1, neighbours.index))
 
 
 # --- pixels --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dtl.features.network.classifiers.formats import EXTRA_NAME, About
 
 _MOST_LETTERS = 120
 _MOST_CLASSES = 10
-_SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$@:#])")
 """Characters with a meaning within a line of Markdown; no name begins a line."""
 
 

@@ -31,9 +31,9 @@ from dtl.storage.places import base_name, filesystem, join
 from dtl.storage.retries import ask, naming_full
 
 __all__ = [
-    "TooLargeError", "asynchronous", "check_writable", "empty_folder", "exists", "is_file",
-    "local_copy", "modified", "open_at", "put", "read_bytes", "read_start", "remove",
-    "replaces_atomically", "sha256", "size", "write_bytes",
+    "TooLargeError", "asynchronous", "check_place", "check_writable", "empty_folder", "exists",
+    "find_type", "is_file", "local_copy", "modified", "open_at", "put", "read_bytes", "read_start",
+    "remove", "replaces_atomically", "sha256", "size", "write_bytes",
 ]  # fmt: skip
 
 _BLOCK_BYTES = 1 << 22
@@ -324,6 +324,13 @@ def check_writable(url: str, option: str = "`out`") -> None:
             f"Cannot write to {url}: {str(error).rstrip('.')}. Choose another {option}, or ask for "
             "write permission."
         ) from error
+
+
+def check_place(url: str, option: str = "`out`") -> None:
+    """Raise `PermissionError` if a file cannot be written at a URL; nothing is asked of a root."""
+    folder = url.rpartition("/")[0]
+    if not folder.rstrip("/").endswith(":"):
+        check_writable(folder or "/", option)
 
 
 # --- removing ------------------------------------------------------------------------------------

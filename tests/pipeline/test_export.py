@@ -15,11 +15,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import COLOURS, CUT, THREADS, Run, command, contents, draw
+from PIL import Image, ImageOps
 
+from dtl import storage
 from dtl.features.network.classifiers import formats, keras_classifier
+from dtl.features.network.classifiers.formats import About
 from dtl.head.model import Head
+from dtl.images.decoding.formats import decode
 from dtl.pipeline import command_line
-from dtl.report.model_card import escape
+from dtl.report.model_card import CardInput, escape, render_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -162,7 +166,14 @@ def test_what_is_refused_leaves_nothing(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     said = export("--out", tmp_path / "mine", "--format", "saved_model", "--overwrite")
-    assert "holds other files, and no SavedModel" in said
+    assert "holds other files than a SavedModel, such as thesis.tex" in said
+    said = export(
+        "--out", tmp_path / "mine" / "thesis.tex", "--format", "saved_model", "--overwrite"
+    )
+    assert "thesis.tex is a file, and no saved_model classifier" in said
+    (tmp_path / "e.keras").mkdir()
+    said = export("--out", tmp_path / "e.keras", "--overwrite")
+    assert "e.keras is a directory, and no keras classifier" in said
     shutil.copytree(pictures, tmp_path / "changed")
     for path in (tmp_path / "changed").rglob("*.jpg"):
         path.write_bytes((pictures / "green" / "0.jpg").read_bytes())
@@ -182,7 +193,12 @@ def test_what_is_refused_leaves_nothing(
         r"is not the run's: on 72 stored images .* differ by up to 0\.0003 \(.*, and", said
     )
     assert "Nothing was written" in said
-    assert {path.name for path in tmp_path.iterdir()} == {"c.keras.md", "mine", "changed"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "c.keras.md",
+        "mine",
+        "changed",
+        "e.keras",
+    }
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
@@ -199,10 +215,57 @@ def test_unchecked_and_overwritten(run: tuple[Path, Path, Path], tmp_path: Path,
     card = (tmp_path / "c.md").read_text()
     assert "It was **not** compared with the run" in card
     assert "It was not evaluated." in card
-    (tmp_path / "c" / "left").write_text("from before")
     before = contents(tmp_path / "c")
     done = here("export", *options, "--overwrite")
     assert done.returncode == 0, done.stderr
     after = contents(tmp_path / "c")
-    assert before.keys() - after.keys() == {"left"} or "left" not in {*map(str, after)}
+    assert {*after} == {*before}
     assert json.loads((tmp_path / "c.json").read_text())["check"]["stored"]["n_images"] == 72
+
+
+@pytest.mark.slow
+def test_two_layers_in_memory_without_validation(
+    run: tuple[Path, Path, Path], here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head without a temperature, on the first of two layers; the place is no folder of ours."""
+    pictures, _, _ = run
+    options = (
+        *CUT, "--features.layers", "block1_conv1,block1_pool", "--split.validation", "0",
+        "--features.precision", "float32", *THREADS,
+    )  # fmt: skip
+    done = here("run", "--images", pictures, "--out", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    for name, more in (("c.keras", ()), ("d", ("--format", "saved_model"))):
+        done = here("export", "--model", tmp_path / "out", "--out", f"memory://{name}", *more)
+        assert done.returncode == 0, done.stderr
+        card = storage.read_bytes(f"memory://{name}.md").decode()
+        assert "VGG16 up to block1\\_conv1, frozen," in " ".join(card.split())
+        assert "which was not calibrated" in card
+    assert storage.exists("memory://d/saved_model.pb")
+    model = keras_classifier.keras.models.load_model
+    (tmp_path / "c.keras").write_bytes(storage.read_bytes("memory://c.keras"))
+    # The layers behind the head's are not in it.
+    assert model(tmp_path / "c.keras").count_params() < 64 * 27 + 64 + 65 * 3 + 10
+    assert not Path("memory:").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "resize"), [("RGB", "crop"), ("RGBA", "stretch"), ("P", "stretch"), ("L", "crop")]
+)
+def test_a_card_reads_pictures_as_dtl_does(tmp_path: Path, mode: str, resize: str) -> None:
+    about = About(("a",), {"image": (64, 48)}, resize, 1.0, "", "", {})
+    card = render_card(CardInput("c.onnx", "onnx", about, None, None))
+    [code] = re.findall(r"```python\n(.*?)```", card, re.S)
+    start = code.index("def read("), code.index("sizes = ")
+    found: dict[str, object] = {"Image": Image, "ImageOps": ImageOps, "np": np}
+    exec(code[slice(*start)], found)
+    rng = np.random.default_rng(0)
+    for size in ((90, 40), (30, 200), (64, 48), (500, 700)):
+        pixels = rng.integers(0, 256, (*size, 4), np.uint8)
+        image = Image.fromarray(pixels).convert(mode)
+        image.save(tmp_path / "a.png")
+        wanted = decode((tmp_path / "a.png").read_bytes(), (64, 48), resize=resize)
+        np.testing.assert_array_equal(found["read"](tmp_path / "a.png", 64, 48), wanted)
+    Image.fromarray(rng.integers(0, 65536, (9, 9), np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        found["read"](tmp_path / "b.png", 64, 48)

@@ -60,13 +60,14 @@ def _describe_layers(model: keras.Model) -> tuple[Layer, ...]:
             count_flop(operation, calls[operation.name]),
             tuple(
                 dict.fromkeys(
-                    numbers[taken._keras_history.operation.name]
+                    number
                     for call in calls[operation.name]
                     for taken in call.input_tensors
+                    if (number := numbers[taken._keras_history.operation.name]) < k
                 )
             ),
         )
-        for operation in model.operations
+        for k, operation in enumerate(model.operations)
     )
 
 

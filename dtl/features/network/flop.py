@@ -67,6 +67,7 @@ def _count_products(layer: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -
     weights = layer.weights if isinstance(layer, keras.Layer) else []
     n_kernel: int = sum(math.prod(w.shape) for w in weights if sum(n > 1 for n in w.shape) > 1)
     if isinstance(layer, (*_KERNELS, *_TRANSPOSED)):
+        n_kernel = sum(math.prod(w.shape) for w in weights if len(w.shape) > 1)
         (image,) = inputs if isinstance(layer, _TRANSPOSED) else outputs
         first = getattr(layer, "data_format", None) == "channels_first"
         return int(n_kernel * math.prod(image.shape[1:]) // image.shape[1 if first else -1])
@@ -78,10 +79,14 @@ def _count_products(layer: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -
     if isinstance(layer, keras.layers.MultiHeadAttention):
         return _count_attention(layer, inputs)
     if type(layer) is keras.layers.Attention:
+        if len(inputs) not in (2, 3) or any(len(tensor.shape) != 3 for tensor in inputs):
+            return None  # masks, or several dimensions of positions
         query, value, *rest = (tensor.shape for tensor in inputs)
         key = rest[0] if rest else value
         return int(query[1] * value[1] * (key[2] + value[2]))
     if type(layer).__name__ == "Matmul":
+        if len(inputs) != 2:
+            return None  # one is a constant
         return int(math.prod(outputs[0].shape[1:]) * inputs[0].shape[-1])
     is_known = not n_kernel or isinstance(layer, _NO_PRODUCTS)
     return 0 if is_known and type(layer).__name__ not in _NOT_COUNTED else None
@@ -93,14 +98,14 @@ def _count_model(model: keras.Model, inputs: Sequence[Any]) -> int | None:
         return None
     inner = keras.Model(model.inputs, model.outputs)
     calls = find_calls(inner)
-    twice = add_up(count_flop(layer, calls[layer.name]) for layer in inner.operations)
+    twice = add_up(count_flop(layer, calls.get(layer.name, [])) for layer in inner.operations)
     return None if twice is None else twice // 2
 
 
 def _count_attention(layer: Any, inputs: Sequence[Any]) -> int | None:
     """Count four projections, and for each head scores and weighted means of all pairs."""
     query, value = inputs[0].shape, inputs[min(1, len(inputs) - 1)].shape
-    if len(query) != 3 or len(value) != 3:
+    if len(inputs) > 2 or len(query) != 3 or len(value) != 3:
         return None
     n_queries, n_values = query[1], value[1]
     projections = sum(

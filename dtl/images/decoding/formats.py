@@ -156,12 +156,20 @@ def _fit(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
             left = max((image.width - ratio * image.height) * 0.5, 0)
         else:
             top = max((image.height - image.width / ratio) * 0.5, 0)
-    # Across, then down: from version 13 on Pillow chooses the order by the shape, and the rounding
-    # between both moves pixels by one level.
-    across = (left, 0, image.width - left, image.height)
-    down = (0, top, width, image.height - top)
-    image = image.resize((width, image.height), Image.Resampling.BILINEAR, across)
-    return image.resize((width, height), Image.Resampling.BILINEAR, down)
+
+    def across(image: Image.Image) -> Image.Image:
+        box = (left, 0, image.width - left, image.height)
+        return image.resize((width, image.height), Image.Resampling.BILINEAR, box)
+
+    def down(image: Image.Image) -> Image.Image:
+        box = (0, top, image.width, image.height - top)
+        return image.resize((image.width, height), Image.Resampling.BILINEAR, box)
+
+    # In an order of our own, by which less lies between: versions of Pillow have other orders, and
+    # what is rounded between both moves pixels by one level.
+    if width * image.height <= image.width * height:
+        return down(across(image))
+    return across(down(image))
 
 
 def thumbnail(data: bytes, side: int, *, max_pixels: int = 100_000_000) -> bytes:

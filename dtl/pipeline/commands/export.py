@@ -32,6 +32,8 @@ from dtl.report.model_card import CardInput, render_card
 
 _MARK = "saved_model.pb"
 """File that a folder is a SavedModel by."""
+_NAMES = {_MARK, "fingerprint.pb", "variables", "assets", "assets.extra"}
+"""Everything in the folder of one."""
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,9 +75,10 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
             scores = None
         said = {"format": kind, "check": check, "classifier": asdict(about)}
         card = CardInput(storage.base_name(out), kind, about, scores, check)
+        storage.remove(out)  # or it would be there with the card, or the weights, of the next one
         storage.write_bytes(f"{out}.json", (json.dumps(said, indent=1) + "\n").encode())
         storage.write_bytes(f"{out}.md", render_card(card).encode())
-        _put(path, out)  # last, so that a classifier always has its own
+        _put(path, out)  # last, so that a classifier always has its own card
     print_line(f"Classifier of {len(head.class_names)} classes: {out}")
     print_line(export_check.describe(check))
     print_line(f"How to use it, and what it is worth: {out}.md")
@@ -92,15 +95,22 @@ def _check_engine(kind: str, spec: ExtractionSpec, out: str) -> None:
 
 
 def _check_free(kind: str, out: str, *, overwrite: bool) -> None:
-    """Refuse to replace files, unless told to, and a folder that is no SavedModel in any case."""
-    if kind == "saved_model" and storage.list_names(out) and _MARK not in storage.list_names(out):
-        raise UserError(f"{out} holds other files, and no SavedModel. Choose another `out`.")
+    """Refuse to replace files, unless told to, and what is no classifier in any case."""
+    there = storage.find_type(out)
+    if there not in (None, "directory" if kind == "saved_model" else "file"):
+        raise UserError(f"{out} is a {there}, and no {kind} classifier. Choose another `out`.")
+    if kind == "saved_model" and (others := {*storage.list_names(out)} - _NAMES):
+        raise UserError(
+            f"{out} holds other files than a SavedModel, such as {min(others)}. Choose another "
+            "`out`."
+        )
     files = [out, f"{out}.json", f"{out}.md"]
     if kind == "openvino":
         files.append(_name_weights(out))
-    there = [url for url in files if storage.exists(url)]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} is there already. Choose another `out`, or set `overwrite`.")
+    taken = [url for url in files if storage.exists(url)]
+    if taken and not overwrite:
+        raise UserError(f"{taken[0]} is there already. Choose another `out`, or set `overwrite`.")
+    storage.check_place(out)
 
 
 class _Opened(NamedTuple):
@@ -156,7 +166,6 @@ def _name_weights(out: str) -> str:
 def _put(path: Path, url: str) -> None:
     """Copy a classifier to its place; what a folder is known by comes last."""
     if path.is_dir():
-        storage.remove(url)
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         for file in sorted(files, key=lambda file: file.name == _MARK):
             storage.put(str(file), storage.join(url, file.relative_to(path).as_posix()))

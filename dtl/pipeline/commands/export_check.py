@@ -32,6 +32,9 @@ N_IMAGES = 256
 
 BATCH_IMAGES = 16
 
+_LEAST_SAME = 0.9
+"""Share of the images whose class is the stored one's, whatever precision that is of."""
+
 _JPEG = b"\xff\xd8"
 
 
@@ -68,12 +71,12 @@ def read_sample(run: Run, store: FeatureStore, head: Head, about: About) -> Samp
     stored_hash = store.read("content_hash")[rows]
     same = [image.content_hash == stored for image, stored in zip(read, stored_hash, strict=True)]
     kept = [k for k, image in enumerate(read) if image.pixels and same[k]]
-    if len(kept) < len(rows) / 2:
+    if not kept or len(kept) < len(rows) / 2:
         raise UserError(
             f"The classifier is to be checked on {len(rows)} images of the run, and "
             f"{len(rows) - len(kept)} of them are gone, or others, below {root}, such as "
-            f"{paths[next(k for k in range(len(rows)) if k not in {*kept})]}. Say where they are "
-            "now (`images.url`), or export it unchecked (--unchecked)."
+            f"{next((p for k, p in enumerate(paths) if k not in {*kept}), 'none')}. Say where they "
+            "are now (`images.url`), or export it unchecked (--unchecked)."
         )
     if len(kept) < len(rows):
         log.warning(
@@ -127,26 +130,36 @@ def check(
     *_, decisive = wanted
     result: dict[str, Any] = {
         "limit": agreement.LIMIT, "decisive": decisive, "stored_precision": sample.precision,
+        "precision": original.precision,
         **{name: asdict(agreement.compare(found, each)) for name, each in wanted.items()},
     }  # fmt: skip
-    differences = [agreement.measure(found, wanted[decisive])]
-    if load_jpeg := getattr(writer, "load_jpeg", None):
-        of_jpegs = _measure_jpegs(sample, found, load_jpeg(path))
-        taken = of_jpegs[np.isfinite(of_jpegs)]
-        result["jpeg"] = {
-            "n_images": len(taken), "n_refused": int(np.isinf(of_jpegs).sum()),
-            "max_difference": float(taken.max(initial=0)),
-        }  # fmt: skip
-        differences.append(np.where(np.isfinite(of_jpegs), of_jpegs, 0))
-    largest = np.max(differences, axis=0)
-    if largest.max() > agreement.LIMIT:
+    _refuse(agreement.measure(found, wanted[decisive]), sample, "")
+    same = result["stored"]["n_same_class"] / len(found)
+    if same < _LEAST_SAME:
         raise UserError(
-            f"The exported classifier is not the run's: on {len(found)} stored images its "
-            f"probabilities differ by up to {largest.max():.2g} "
-            f"({sample.paths[largest.argmax()]}), and {agreement.LIMIT:g} is allowed. Nothing was "
-            "written. Export it on a machine like the workers', or in another format."
+            f"The exported classifier is not the run's: of {len(found)} stored images only "
+            f"{same:.0%} get the class that they have from the stored features, which were "
+            f"computed in {sample.precision}. Nothing was written. Compute the features again."
         )
+    if load_jpeg := getattr(writer, "load_jpeg", None):
+        differences = _measure_jpegs(sample, found, load_jpeg(path))
+        taken = np.isfinite(differences)
+        _refuse(np.where(taken, differences, 0), sample, " from the bytes of JPEG files")
+        result["jpeg"] = {
+            "n_images": int(taken.sum()), "n_refused": int(np.isinf(differences).sum()),
+            "max_difference": float(differences[taken].max(initial=0)),
+        }  # fmt: skip
     return result | {"images": _list_images(sample, found, head)}
+
+
+def _refuse(differences: NDArray[np.float64], sample: Sample, how: str) -> None:
+    if (worst := differences.max()) > agreement.LIMIT:
+        raise UserError(
+            f"The exported classifier is not the run's: on {len(differences)} stored images its "
+            f"probabilities{how} differ by up to {worst:.2g} "
+            f"({sample.paths[differences.argmax()]}), and {agreement.LIMIT:g} is allowed. Nothing "
+            "was written. Export it in another format, or on a machine like the workers'."
+        )
 
 
 def _recompute(sample: Sample, network: Network, head: Head, views: Views) -> NDArray[np.float64]:
@@ -207,12 +220,15 @@ def describe(check: Mapping[str, Any] | None) -> str:
     if check["decisive"] != "stored":
         text = (
             f"On {stored['n_images']} stored images its probabilities are those of the network in "
-            f"float32, to {check['recomputed']['max_difference']:.1e}. The run computed in "
-            f"{check['stored_precision']}: its own differ by up to {stored['max_difference']:.1e}, "
-            f"and {stored['n_same_class']} images have the same class."
+            f"{check['precision']}, to {check['recomputed']['max_difference']:.1e}. The run "
+            f"computed in {check['stored_precision']}: its own differ by up to "
+            f"{stored['max_difference']:.1e}, and {stored['n_same_class']} images have the same "
+            "class."
         )
-    if jpeg := check.get("jpeg"):
+    jpeg = check.get("jpeg", {"n_images": 0, "n_refused": 0})
+    if jpeg["n_images"]:
         text += f" From {jpeg['n_images']} JPEG files they are the same, to "
-        text += f"{jpeg['max_difference']:.1e}"
-        text += f"; {jpeg['n_refused']} files are refused." if jpeg["n_refused"] else "."
+        text += f"{jpeg['max_difference']:.1e}."
+    if jpeg["n_refused"]:
+        text += f" It refuses {jpeg['n_refused']} JPEG files that dtl reads."
     return text

@@ -105,7 +105,7 @@ def add_summary_arguments(parser: argparse.ArgumentParser) -> None:
 
 def summarize(run: Run, arguments: argparse.Namespace) -> None:
     """Print the network, its cut, what is frozen, and what an image costs; draw it, if wanted."""
-    f, plot = run.options.features, arguments.plot
+    f, plot = run.options.features, arguments.plot and storage.absolute(arguments.plot)
     if plot:
         _check_plot(plot, overwrite=run.options.overwrite)
     views, network = Views.of(f), find_network(f.network)
@@ -149,7 +149,7 @@ def _check_plot(url: str, *, overwrite: bool) -> None:
         raise UserError(f"--plot must end in .svg. Received: {url!r}.")
     if storage.exists(url) and not overwrite:
         raise UserError(f"{url} is there already. Choose another --plot, or set `overwrite`.")
-    storage.check_writable(storage.absolute(url).rpartition("/")[0], "--plot")
+    storage.check_place(url, "--plot")
 
 
 def _describe_costs(found: Description) -> str:

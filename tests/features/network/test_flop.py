@@ -99,6 +99,19 @@ def test_what_is_not_known_is_no_number() -> None:
     assert None in count(keras.Model(anything, keras.layers.Conv2D(4, 3)(anything))).values()
 
 
+def test_narrow_kernels_masks_and_constants() -> None:
+    image = keras.Input((4, 4, 3))
+    assert sum(count(keras.Model(image, keras.layers.Conv2D(1, 1)(image))).values()) == 2 * 16 * 3
+    row = keras.Input((4,))
+    assert sum(count(keras.Model(row, keras.layers.Dense(1)(row))).values()) == 2 * 4
+    maps = keras.Input((2, 3, 8))
+    attended = keras.layers.Attention()([maps, maps])
+    assert None in count(keras.Model(maps, attended)).values()
+    constant = keras.ops.ones((7, 5))
+    tokens = keras.Input((5, 4))
+    assert None in count(keras.Model(tokens, keras.ops.matmul(constant, tokens))).values()
+
+
 def test_a_layer_that_is_called_twice_counts_twice() -> None:
     one, other = keras.Input((8,)), keras.Input((8,))
     dense = keras.layers.Dense(4)

@@ -103,6 +103,19 @@ def test_blocks_that_are_no_exif_or_damaged(block: bytes) -> None:
     check(plain[:2] + segment + plain[2:], "stretch", 1)
 
 
+def test_orientations_that_few_cameras_write() -> None:
+    plain, block = draw(60, 40, 0), exif(6, "MM")
+    at = block.index(b"\x01\x12\x00\x03")
+    as_long = block[:at] + b"\x01\x12\x00\x04" + block[at + 4 : at + 8] + b"\0\0\0\x06" + bytes(4)
+    segments = [b"\xff\xe1" + (len(b) + 2).to_bytes(2, "big") + b for b in (block, as_long)]
+    filled = b"\xff\xff\xff" + segments[0]
+    late = 4 * (b"\xff\xe2\xff\xfe" + bytes(65532)) + segments[0]
+    for segment in (*segments, filled, late):
+        data = plain[:2] + segment + plain[2:]
+        assert Image.open(io.BytesIO(data)).getexif().get(ORIENTATION) == 6
+        check(data, "stretch", 1)
+
+
 def test_real_photographs(data: Path) -> None:
     files = sorted((data / "caltech256").glob("*/*.jpg"))[::80]
     assert len(files) > 15

@@ -14,11 +14,12 @@ from dtl.features.network.classifiers.quiet_tensorflow import tf
 _PRECISION_BITS = 22
 """Of Pillow's weights, which are whole numbers."""
 
-_HEAD_BYTES = 1 << 17
-"""EXIF lies in one of the first segments, each of less than 64 KiB."""
+_HEAD_BYTES = 1 << 22
+"""EXIF lies in one of the first segments, each of less than 64 KiB; cameras may write many."""
 
 _APP1, _SCAN = 0xE1, 0xDA
 _ORIENTATION = 0x112
+_LONG = 4
 
 
 def read_jpeg(data: Any, sizes: Sequence[tuple[int, int]], resize: str) -> list[Any]:
@@ -92,7 +93,11 @@ def _find_orientation(data: Any) -> Any:
         at = tf.minimum(at, n_bytes - 1)
         return is_segment & (head[at + 1] != _SCAN) & ~is_exif(at)
 
-    (at,) = tf.while_loop(goes_on, lambda at: [at + 2 + read(at + 2, 2)], [2])
+    def skip(at: Any) -> list[Any]:
+        is_filled = head[at + 1] == 0xFF  # any number of such bytes may come before a marker
+        return [at + tf.where(is_filled, 1, 2 + read(at + 2, 2))]
+
+    (at,) = tf.while_loop(goes_on, skip, [2])
 
     def read_tag() -> Any:
         tiff = at + 10
@@ -105,7 +110,9 @@ def _find_orientation(data: Any) -> Any:
         def step(k: Any, found: Any) -> tuple[Any, Any]:
             entry = first + 2 + 12 * k
             is_it = read(entry, 2, little) == _ORIENTATION
-            return k + 1, tf.where(is_it, read(entry + 8, 2, little), found)
+            is_long = read(entry + 2, 2, little) == _LONG
+            value = tf.where(is_long, read(entry + 8, 4, little), read(entry + 8, 2, little))
+            return k + 1, tf.where(is_it, value, found)
 
         _, found = tf.while_loop(
             lambda k, _: (k < n_tags) & (first + 14 + 12 * k < n_bytes), step, [0, 1]
@@ -127,9 +134,19 @@ def _fit(image: Any, size: tuple[int, int], resize: str) -> Any:
     # Pillow keeps them in single precision.
     starts, ends = tf.cast(margins, tf.float32), tf.cast(sides - margins, tf.float32)
     rows, columns = (_weigh(shape[k], starts[k], ends[k], size[k]) for k in (0, 1))
-    # Across and rounded, then down; all products and sums are exact.
-    across = _round(tf.einsum("rxc,ox->roc", image, columns))
-    fitted = _round(tf.einsum("yoc,ry->roc", across, rows))
+
+    def across(pixels: Any) -> Any:
+        return _round(tf.einsum("yxc,ox->yoc", pixels, columns))
+
+    def down(pixels: Any) -> Any:
+        return _round(tf.einsum("yxc,oy->oxc", pixels, rows))
+
+    # In the order of `dtl.images.decoding.formats`; all products and sums are exact.
+    fitted = tf.cond(
+        size[1] * shape[0] <= size[0] * shape[1],
+        lambda: down(across(image)),
+        lambda: across(down(image)),
+    )
     return tf.ensure_shape(tf.cast(fitted, tf.float32), (*size, 3))
 
 

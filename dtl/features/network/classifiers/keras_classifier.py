@@ -76,11 +76,11 @@ def _combine_views(network: Network, layer: str, views: Views) -> tuple[list[Any
     images = [keras.Input((*size, 3), name=name) for name, size in inputs.items()]
     # One model for all sizes: a file would hold the weights of each once more.
     one_size = [*inputs.values()] == [own_size]
-    model = network.model if one_size else resize(network.model, (None, None))
+    used = keras.Model(network.model.inputs, network.model.outputs[spec.layers.index(layer)])
+    model = used if one_size else resize(used, (None, None))
 
     def compute(image: Any) -> Any:
-        outputs = model(find_preprocessing(spec.name, spec.preprocess)(image))
-        return outputs[spec.layers.index(layer)] if len(spec.layers) > 1 else outputs
+        return model(find_preprocessing(spec.name, spec.preprocess)(image))
 
     of_sizes = [
         _average([compute(image), compute(image[:, :, ::-1])] if views.mirror else [compute(image)])

@@ -29,6 +29,8 @@ def count_flop(op: Any) -> int | None:
     if any(port.get_partial_shape().is_dynamic for port in ports):
         return None
     shapes: list[tuple[int, ...]] = [tuple(port.get_shape()) for port in ports]
+    if len(shapes) < 3:
+        return None  # an Einsum of one operand
     first, second, *_, result = shapes
     if kind == "MatMul":
         is_transposed = op.get_attributes()["transpose_a"] and len(first) > 1
