@@ -166,12 +166,8 @@ def local_cluster(n_workers: int = 1, threads: int = 1, *, processes: bool = Fal
 
 
 @contextmanager
-def a_worker_is_killed(once: str) -> Iterator[Client]:
-    """A client of two worker processes, of which one is killed while the block runs.
-
-    As soon as the result of a task is there whose name begins so.
-    """
-    ended, killed = threading.Event(), threading.Event()
+def two_worker_processes() -> Iterator[Client]:
+    """A client of two worker processes, which say nothing when they are killed."""
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
@@ -179,12 +175,23 @@ def a_worker_is_killed(once: str) -> Iterator[Client]:
         ) as local,
         Client(local) as client,
     ):  # fmt: skip
+        yield client
+
+
+@contextmanager
+def a_worker_is_killed(once: str) -> Iterator[Client]:
+    """A client of two worker processes, of which one is killed while the block runs.
+
+    As soon as the result of a task is there whose name begins so.
+    """
+    ended, killed = threading.Event(), threading.Event()
+    with two_worker_processes() as client:
 
         def kill() -> None:
             while not any(key.startswith(once) for key in client.who_has()):
                 if ended.wait(0.01):
                     return
-            os.kill(local.workers[0].pid, signal.SIGKILL)
+            os.kill(client.cluster.workers[0].pid, signal.SIGKILL)
             killed.set()
 
         killer = threading.Thread(target=kill)

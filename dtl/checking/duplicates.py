@@ -117,8 +117,7 @@ class Duplicates:
             f"most alike features on, down to a cosine of {cosine:.2f}: of the last {n:,}, "
             f"{n_twins:,} were twins. Each image was compared with its nearest, too, if that is "
             f"alike at all: that is {self.compared_nearest[0]:,} pairs more, of which "
-            f"{self.compared_nearest[1]:,} "
-            "were."
+            f"{self.compared_nearest[1]:,} were."
         )
 
     def find_leaks(self, split: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -168,8 +167,9 @@ def find_duplicates(
     rows = neighbours.rows
     usable = np.zeros(store.n_images, bool)
     usable[rows] = True
-    same_a, same_b = _pair_identical(store.read("content_hash"), rows)
-    a, b, cosine, nearest = list_pairs(_drop_identical(neighbours, store.read("content_hash")))
+    content_hash = store.read("content_hash")
+    same_a, same_b = _pair_identical(content_hash, rows)
+    a, b, cosine, nearest = list_pairs(_drop_identical(neighbours, content_hash))
     keep = cosine >= _LEAST_COSINE
     a, b, cosine, nearest = a[keep], b[keep], cosine[keep], nearest[keep]
     reading = replace(images, resize="stretch")

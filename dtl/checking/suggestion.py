@@ -21,7 +21,7 @@ from dtl.head.scaling import Scaling
 from dtl.head.softmax import log_softmax
 from dtl.images import split
 from dtl.images.values import UNLABELLED
-from dtl.neighbours.search import fit_scaling, scale_to_unit
+from dtl.neighbours.search import fit_scaling, read_units
 from dtl.neighbours.selection import select_covering
 
 log = logging.getLogger(__name__)
@@ -153,16 +153,6 @@ def measure_margin(logits: NDArray[np.float64]) -> _Guesses:
 
 
 def _choose(task: _Task, *, store: FeatureStore, layer: str, scaling: Scaling) -> NDArray[np.intp]:
-    units = [_read_units(store, layer, rows, scaling) for rows in (task.candidates, task.labelled)]
+    units = [read_units(store, layer, rows, scaling) for rows in (task.candidates, task.labelled)]
     with blas.one_blas_thread():  # the last bits of a product depend on the number of threads
         return select_covering(units[0], task.n, units[1], task.weight)
-
-
-def _read_units(
-    store: FeatureStore, layer: str, rows: NDArray[np.int64], scaling: Scaling
-) -> NDArray[np.float32]:
-    unit = np.empty((len(rows), store.n_features(layer)), np.float32)
-    for chunk, at, within in store.by_chunk(rows):
-        what = f"rows of chunk {chunk} of {store.url}"
-        unit[at] = scale_to_unit(store.read(layer, chunk)[within], scaling, what)
-    return unit

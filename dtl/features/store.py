@@ -248,6 +248,13 @@ class FeatureStore(StoredSplit):
         """
         return self._read(name, None if chunk is None else self.rows(chunk))
 
+    def read_rows(self, layer: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Read features (n, n_features) of some rows (n,), in their order; see `read`."""
+        features = np.empty((len(rows), self.n_features(layer)), np.float32)
+        for chunk, at, within in self.by_chunk(rows):
+            features[at] = self.read(layer, chunk)[within]
+        return features
+
     def read_usable(self) -> NDArray[np.bool_]:
         """Return which rows have features of an image that is there, with a label or without."""
         usable: NDArray[np.bool_] = (self.read("status") == DONE) & (self.read("label") != REMOVED)

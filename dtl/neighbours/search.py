@@ -182,6 +182,17 @@ def scale_to_unit(
     return unit
 
 
+def read_units(
+    store: FeatureStore, layer: str, rows: NDArray[np.int64], scaling: Scaling
+) -> NDArray[np.float32]:
+    """Read features (n, n_features) of rows (n,) as `scale_to_unit` makes them, chunk by chunk."""
+    unit = np.empty((len(rows), store.n_features(layer)), np.float32)
+    for chunk, at, within in store.by_chunk(rows):
+        what = f"rows of chunk {chunk} of {store.url}"
+        unit[at] = scale_to_unit(store.read(layer, chunk)[within], scaling, what)
+    return unit
+
+
 def _chunk_moments(
     chunk: int, store: FeatureStore, layer: str, rows: NDArray[np.bool_], normalize: str
 ) -> Moments:
@@ -208,12 +219,7 @@ class _Source(NamedTuple):
 
     def read(self, rows: NDArray[np.int64], least: NDArray[np.float32]) -> Block:
         """Read rows, which rise, as a block."""
-        store = self.store
-        unit = np.empty((len(rows), store.n_features(self.layer)), np.float32)
-        for chunk, at, within in store.by_chunk(rows):
-            what = f"rows of chunk {chunk} of {store.url}"
-            unit[at] = scale_to_unit(store.read(self.layer, chunk)[within], self.scaling, what)
-        return Block(unit, rows, least)
+        return Block(read_units(self.store, self.layer, rows, self.scaling), rows, least)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

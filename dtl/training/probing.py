@@ -338,9 +338,7 @@ def _fit(features: NDArray[Any], labels: NDArray[np.int32], n_classes: int, work
 
 
 def _read_rows(store: FeatureStore, layer: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    features = np.empty((len(rows), store.n_features(layer)), np.float32)
-    for chunk, at, within in store.by_chunk(rows):
-        features[at] = store.read(layer, chunk)[within]
+    features = store.read_rows(layer, rows)
     if not np.isfinite(features).all():
         raise UserError(f"Features of {store.url} must be finite. Received: NaN or infinity.")
     return features

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.comm import CommClosedError
-from helpers import wait_until
+from helpers import two_worker_processes, wait_until
 
 from dtl.cluster import live
 from dtl.cluster.chunks import map_chunks
@@ -68,13 +68,7 @@ def killed_at_work(folder: Path) -> Iterator[tuple[Client, list[float]]]:
         killed.extend([pid, time.time()])
 
     killer = threading.Thread(target=kill)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-            silence_logs=50,
-        ) as local,
-        Client(local) as client,
-    ):  # fmt: skip
+    with two_worker_processes() as client:
         killer.start()
         yield client, killed
         killer.join()

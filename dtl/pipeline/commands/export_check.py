@@ -84,14 +84,12 @@ def read_sample(run: Run, store: FeatureStore, head: Head, about: About) -> Samp
             len(rows) - len(kept), len(rows),
         )  # fmt: skip
     layer = head.provenance["layer"]
-    features = np.empty((len(rows), store.n_features(layer)), np.float32)
-    for chunk, at, within in store.by_chunk(rows):
-        features[at] = store.read(layer, chunk)[within]
+    features = store.read_rows(layer, rows[kept])
     by_size = [np.stack([read[k].pixels[at] for k in kept]) for at in range(len(sizes))]
     dtype, precision = store.dtype(layer).name, str(store.fingerprint["precision"])
     return Sample(
         [paths[k] for k in kept], [files[k] for k in kept],
-        dict(zip(about.inputs, by_size, strict=True)), _classify(head, features[kept]),
+        dict(zip(about.inputs, by_size, strict=True)), _classify(head, features),
         precision if dtype == "float32" else dtype,
     )  # fmt: skip
 
@@ -141,8 +139,8 @@ def check(
             f"{same:.0%} get the class that they have from the stored features, which were "
             f"computed in {sample.precision}. Nothing was written. Compute the features again."
         )
-    if load_jpeg := getattr(writer, "load_jpeg", None):
-        differences = _measure_jpegs(sample, found, load_jpeg(path))
+    if classify_jpeg := getattr(classify, "classify_jpeg", None):
+        differences = _measure_jpegs(sample, found, classify_jpeg)
         taken = np.isfinite(differences)
         _refuse(np.where(taken, differences, 0), sample, " from the bytes of JPEG files")
         result["jpeg"] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,34 +41,35 @@ def write(model: keras.Model, path: Path, about: About) -> None:
     (extra / EXTRA_NAME).write_text(about.to_json())
 
 
-def load(path: Path) -> Callable[[Mapping[str, NDArray[np.uint8]]], NDArray[np.float32]]:
-    """Return a function from images (n, height, width, 3) by input to probabilities."""
-    loaded = tf.saved_model.load(path)
+class SavedModel:
+    """A classifier that was read: it is called with images, `classify_jpeg` with a file."""
 
-    def run(images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def __init__(self, path: Path) -> None:
+        self._loaded = tf.saved_model.load(path)  # it lives as long as its signatures
+
+    def __call__(self, images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return probabilities (n, n_classes) of images (n, height, width, 3) by input."""
         floats = {name: tf.constant(each, tf.float32) for name, each in images.items()}
-        found: NDArray[np.float32] = _take(loaded.signatures["serving_default"](**floats))
-        return found
+        return _take(self._loaded.signatures["serving_default"](**floats))
 
-    return run
+    def classify_jpeg(self, data: bytes) -> NDArray[np.float32]:
+        """Return probabilities (n_classes,) of a JPEG's bytes.
 
-
-def load_jpeg(path: Path) -> Callable[[bytes], NDArray[np.float32]]:
-    """Return a function from the bytes of a JPEG to probabilities (n_classes,).
-
-    What it cannot read is a `ValueError`.
-    """
-    loaded = tf.saved_model.load(path)
-
-    def run(data: bytes) -> NDArray[np.float32]:
+        What it cannot read is a `ValueError`.
+        """
         try:
-            found: NDArray[np.float32] = _take(loaded.signatures[JPEG](jpeg=tf.constant([data])))[0]
+            (found,) = _take(self._loaded.signatures[JPEG](jpeg=tf.constant([data])))
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(str(error)) from error
-        return found
+        one: NDArray[np.float32] = found
+        return one
 
-    return run
+
+def load(path: Path) -> SavedModel:
+    """Read a classifier."""
+    return SavedModel(path)
 
 
-def _take(outputs: Mapping[str, Any]) -> Any:
-    return outputs["probabilities"].numpy()
+def _take(outputs: Mapping[str, Any]) -> NDArray[np.float32]:
+    probabilities: NDArray[np.float32] = outputs["probabilities"].numpy()
+    return probabilities
